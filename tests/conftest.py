@@ -1,0 +1,46 @@
+"""What every test can rely on: no network, a cache of its own, fixed threads and seeds."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Read by the libraries when they are imported, so set before any test module is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["OMP_NUM_THREADS"] = "2"
+os.environ["MKL_NUM_THREADS"] = "2"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+
+settings.register_profile("limner", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("limner")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Point LIMNER_CACHE to a folder that lives as long as the session."""
+    folder = tmp_path_factory.mktemp("limner-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMNER_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Begin every test from the same global seed, where it uses torch or NumPy at all."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Return the root of the repository."""
+    return Path(__file__).resolve().parents[1]
