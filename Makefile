@@ -40,7 +40,7 @@ format: setup  ## mend what ruff can mend
 	$(BIN)/ruff format .
 
 docs: setup  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: setup  ## side by side with the peers
 	$(BIN)/python -m benchmarks

@@ -31,7 +31,7 @@ class Source:
 
 @cache
 def sources(*folders: str) -> tuple[Source, ...]:
-    """Read every Python file under the given folders of the repository, in order of path; no file at all is an error."""
+    """Read every Python file under the given folders, in order of path; no file at all is an error."""
     found = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
     if not found:
         raise FileNotFoundError(f"no Python file under {', '.join(folders)} of {ROOT}")

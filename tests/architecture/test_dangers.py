@@ -68,11 +68,11 @@ def test_the_search_lets_pass(code: str) -> None:
 
 
 def test_no_open_ends() -> None:
-    marks = ("TO" + "DO", "FIX" + "ME", "XX" + "X")
+    marks = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "raise NotImplemented" + "Error")
     found = [
         f"{source.name}:{number}"
         for source in sources("src", "tests", "pretraining")
         for number, line in enumerate(source.lines, start=1)
-        if any(mark in line for mark in marks) or "raise NotImplementedError" in line and "architecture" not in source.name
+        if any(mark in line for mark in marks)
     ]
     assert not found, f"finish it or leave it out: {found}"

@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "numpy", "scipy", "matplotlib", "diffusers", "transformers", "peft", "accelerate", "PIL", "gradio", "ray"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "PIL",
+    "gradio",
+    "ray",
+}
 """Libraries that a command line which only answers `--help` must not pay for."""
 
 

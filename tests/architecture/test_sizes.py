@@ -11,7 +11,9 @@ FUNCTION_LINES = 60
 
 
 def test_files_stay_within_their_budget() -> None:
-    long = [f"{s.name}: {len(s.lines)} lines" for s in sources("src", "tests", "pretraining") if len(s.lines) > FILE_LINES]
+    long = [
+        f"{s.name}: {len(s.lines)} lines" for s in sources("src", "tests", "pretraining") if len(s.lines) > FILE_LINES
+    ]
     assert not long, f"more than {FILE_LINES} lines, split them: {long}"
 
 
