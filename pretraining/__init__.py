@@ -1,0 +1,1 @@
+"""Everything that made the embedded base `tiny`: data set, encoders, VAE, UNet, judges, results."""

@@ -1,0 +1,209 @@
+"""Stage `unet`: cache latents and text embeddings, then train the v-prediction UNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
+
+from pretraining import dataset
+from pretraining.progress import Clock, device, set_rate, set_threads, warm_cosine
+from pretraining.text import tokenize
+
+BATCH, PEAK_RATE, EMPTY_CAPTIONS, SNR_LIMIT = 32, 8e-4, 0.1, 5.0
+
+
+def build() -> UNet2DConditionModel:
+    """Return the untrained UNet: SD 1.5's class, three levels, heads of 32 channels."""
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 96, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(2, 3, 6),  # diffusers reads these as numbers of heads
+        cross_attention_dim=256,
+    )
+    if device().type == "cpu":
+        unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def scheduler() -> DDIMScheduler:
+    """Return SD 1.5's schedule with v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        clip_sample=False,
+        prediction_type="v_prediction",
+    )
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What the UNet trains on: latent means, their one posterior deviation, caption embeddings."""
+
+    latents: Tensor  # (2, n, 4, 16, 16), second half of mirrored pictures
+    deviation: Tensor  # (4,)
+    embeddings: Tensor  # (captions, 32, 256), the empty caption first
+    which: Tensor  # (n, variants), rows of `embeddings`
+
+
+@torch.no_grad()
+def _cache_latents(work: Path, pictures: dataset.Pictures) -> None:
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(device())
+    sides: list[Tensor] = []
+    for mirrored in (False, True):
+        means = []
+        for start in range(0, len(pictures), 128):
+            pixels = pictures.batch(range(start, min(start + 128, len(pictures)))).to(device())
+            posterior = vae.encode(pixels.flip(-1) if mirrored else pixels).latent_dist
+            means.append(posterior.mean.half().cpu())
+        sides.append(torch.cat(means))
+    deviation = posterior.std[0, :, 0, 0].cpu()
+    torch.save({"latents": torch.stack(sides), "deviation": deviation}, work / "latents.pt")
+
+
+@torch.no_grad()
+def _cache_captions(work: Path, pictures: dataset.Pictures) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    text = CLIPModel.from_pretrained(work / "image_text_encoder").text_model.to(device())
+    random = Random(2)
+    rows: dict[str, int] = {"": 0}
+    which = []
+    for record in pictures.records:
+        variants = dataset.caption_variants(record, random)
+        which.append([rows.setdefault(caption, len(rows)) for caption in variants])
+    captions = list(rows)
+    embeddings = torch.empty(len(captions), 32, 256, dtype=torch.bfloat16)
+    for start in range(0, len(captions), 256):
+        ids = tokenize(tokenizer, captions[start : start + 256]).to(device())
+        embeddings[start : start + 256] = text(ids).last_hidden_state.bfloat16().cpu()
+    torch.save({"embeddings": embeddings, "which": torch.tensor(which)}, work / "captions.pt")
+
+
+def load_cache(work: Path, pictures: dataset.Pictures) -> Cache:
+    """Return the cached inputs, computing what is missing.
+
+    After a change of the VAE or the text encoder, delete latents.pt or captions.pt.
+    """
+    if not (work / "latents.pt").exists():
+        _cache_latents(work, pictures)
+    if not (work / "captions.pt").exists():
+        _cache_captions(work, pictures)
+    latents = torch.load(work / "latents.pt", weights_only=True)
+    captions = torch.load(work / "captions.pt", weights_only=True, mmap=True)
+    return Cache(latents["latents"], latents["deviation"], captions["embeddings"], captions["which"])
+
+
+def draw_batch(cache: Cache) -> tuple[Tensor, Tensor]:
+    """Return x_0 (batch, 4, 16, 16), sampled from the posterior, and caption embeddings."""
+    chosen = torch.randint(cache.latents.shape[1], (BATCH,))
+    side = torch.randint(2, (BATCH,))
+    mean = cache.latents[side, chosen].float()
+    x_0 = mean + cache.deviation[:, None, None] * torch.randn_like(mean)
+    rows = cache.which[chosen, torch.randint(cache.which.shape[1], (BATCH,))]
+    rows[torch.rand(BATCH) < EMPTY_CAPTIONS] = 0
+    return x_0.to(device()), cache.embeddings[rows].to(device())
+
+
+def v_loss(unet: UNet2DConditionModel, x_0: Tensor, embeddings: Tensor, alphas: Tensor) -> Tensor:
+    """Return the weighted v-prediction error; `alphas` are the cumulative products."""
+    t = torch.randint(len(alphas), (len(x_0),), device=x_0.device)
+    noise = torch.randn_like(x_0)
+    signal, spread = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
+    x_t, v = signal * x_0 + spread * noise, signal * noise - spread * x_0
+    made = unet(x_t.bfloat16(), t, embeddings).sample.float()
+    snr = alphas[t] / (1 - alphas[t])
+    # arXiv:2303.09556 Eq. 5; for v-prediction the weight is min(snr, gamma) / (snr + 1)
+    weight = snr.clamp(max=SNR_LIMIT) / (snr + 1)
+    return (weight * (made - v).square().mean((1, 2, 3))).mean()
+
+
+class Master:
+    """The float32 weights behind a bfloat16 model, their moving average and their optimizer."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self.fast = list(unet.parameters())
+        self.weights = [p.detach().float().clone() for p in self.fast]
+        self.average = [w.clone() for w in self.weights]
+        self.names = [name for name, _ in unet.named_parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.weights, PEAK_RATE, (0.9, 0.99), weight_decay=0.01, fused=True
+        )
+
+    def step(self, rate: float, decay: float) -> None:
+        """Apply the gradients of the bfloat16 model to the float32 weights, copy them back."""
+        set_rate(self.optimizer, rate)
+        for weight, fast in zip(self.weights, self.fast, strict=True):
+            weight.grad = fast.grad.float()
+            fast.grad = None
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(self.fast, self.weights)
+            torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+
+    def state(self) -> dict[str, object]:
+        """Return what a checkpoint needs."""
+        return {
+            "weights": dict(zip(self.names, self.weights, strict=True)),
+            "ema": dict(zip(self.names, self.average, strict=True)),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Continue from a checkpoint, or from bare weights without an optimizer."""
+        for name, weight, average in zip(self.names, self.weights, self.average, strict=True):
+            weight.data.copy_(state["weights"][name])
+            average.copy_(state["ema"][name])
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+        with torch.no_grad():
+            torch._foreach_copy_(self.fast, self.weights)
+
+
+def _continue_from_assets(work: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the weights that stage `resume` placed in the working folder, if any."""
+    folder = work / "unet_start"
+    if not folder.exists():
+        return {}
+    weights = UNet2DConditionModel.from_pretrained(folder).float().state_dict()
+    return {"weights": weights, "ema": weights}
+
+
+def run(work: Path, minutes: float = 70) -> None:
+    """Train for `minutes` in all; every checkpoint holds the moving average that is exported."""
+    set_threads()
+    cache = load_cache(work, dataset.load(work, "train"))
+    torch.manual_seed(0)
+    unet = build().to(device(), torch.bfloat16).train()
+    master = Master(unet)
+    clock = Clock(work / "unet.pt", minutes)
+    start = clock.state or _continue_from_assets(work)
+    if start:
+        master.load(start)
+    torch.manual_seed(clock.step)
+    alphas = scheduler().alphas_cumprod.to(device())
+    losses: list[float] = []
+    while not clock.over:
+        loss = v_loss(unet, *draw_batch(cache), alphas)
+        loss.backward()
+        decay = min(0.999, (10 + clock.step) / (100 + clock.step))
+        master.step(warm_cosine(clock, PEAK_RATE, floor=0.05), decay)
+        losses.append(loss.item())
+        if clock.tick(BATCH):
+            clock.save(master.state())
+            clock.log(loss=float(np.mean(losses)))
+            losses.clear()
