@@ -1,0 +1,1 @@
+"""Examples on disk: decoding, captions, shapes, and the cache."""

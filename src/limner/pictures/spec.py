@@ -1,0 +1,98 @@
+"""Settings `pictures.*` and `prior.*` of a recipe: what is read from the folders, and what goes with it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from PIL import ImageColor
+from pydantic import Field, field_validator
+
+from limner.errors import UserError
+from limner.spec import Spec
+
+
+class Pictures(Spec):
+    """How the pictures of the subject or style become examples."""
+
+    token: str = "sks"
+    """The rare word that stands for the subject in captions and prompts."""
+
+    class_noun: str | None = None
+    """What the subject is an instance of: "dog", "teapot". Used in captions and class prompts."""
+
+    caption: str = "a photo of {token} {class_noun}"
+    """Caption of a picture that has none of its own; {token} and {class_noun} are filled in."""
+
+    prefix: str = ""
+    """Put in front of every caption that was read from a file, e.g. "sks, "; {token} and {class_noun} are filled in."""
+
+    missing_captions: Literal["error", "template", "empty"] = "error"
+    """What to do when some pictures have a caption of their own and others have none."""
+
+    caption_ext: str | None = None
+    """Read captions only from files with this ending, e.g. ".txt"; by default .txt and .caption are looked for."""
+
+    caption_dropout: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the rows, in [0, 1], whose caption is replaced by the empty one."""
+
+    skip_bad: bool = False
+    """Leave out files that cannot be used, and record them, instead of stopping."""
+
+    alpha: str = "white"
+    """Colour behind transparent parts: a name or #rrggbb."""
+
+    max_megapixels: float = Field(200.0, gt=0)
+    """Pictures with more pixels than this (in millions) are refused: they would fill the memory."""
+
+    max_upscale: float = Field(4.0, ge=1.0)
+    """Pictures that would have to be enlarged by more than this factor are left out, and listed."""
+
+    flip: bool = False
+    """Show each picture mirrored half of the time. Off by default: it destroys asymmetric subjects."""
+
+    repeats: int = Field(1, ge=1)
+    """How often each picture is seen in one epoch."""
+
+    @field_validator("alpha")
+    @classmethod
+    def _colour(cls, value: str) -> str:
+        try:
+            ImageColor.getrgb(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is not a colour; write a name such as 'white' or '#rrggbb'") from None
+        return value
+
+    def fill(self, template: str) -> str:
+        """Return a caption template with the token and the class noun filled in, and single blanks."""
+        filled = template.replace("{token}", self.token).replace("{class_noun}", self.class_noun or "")
+        return " ".join(filled.split())
+
+
+class Prior(Spec):
+    """Prior preservation: class pictures that keep the class from turning into the subject."""
+
+    enabled: bool = False
+    """Train on class pictures beside the subject's, as many class rows as instance rows a step."""
+
+    weight: float = Field(1.0, ge=0.0)
+    """Weight of a class picture's loss; an instance picture has 1."""
+
+    count: int = Field(32, ge=1)
+    """How many class pictures are made by the base when no folder of them is given."""
+
+    prompt: str = "a photo of a {class_noun}"
+    """Prompt and caption of the class pictures; {class_noun} is filled in."""
+
+    def caption(self, pictures: Pictures) -> str:
+        """Return the class pictures' prompt with the class noun filled in; the token may not be in it."""
+        if "{class_noun}" in self.prompt and not pictures.class_noun:
+            raise UserError(
+                "prior.enabled=true needs to know the class, and pictures.class_noun is not set.",
+                "Set e.g. pictures.class_noun=dog, or write prior.prompt out.",
+            )
+        prompt = pictures.fill(self.prompt)
+        if pictures.token in prompt.split():
+            raise UserError(
+                f"prior.prompt {prompt!r} contains the trigger {pictures.token!r}.", "Class pictures must not name it."
+            )
+        return prompt

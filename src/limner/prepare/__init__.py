@@ -1,0 +1,1 @@
+"""From folders of pictures to checked examples, cached moments and text."""

@@ -1,0 +1,170 @@
+"""Prepared examples: batches as a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limner.errors import UserError
+from limner.pictures.cache import Cache
+from limner.pictures.fit import Fit
+from limner.prepare.order import Order, permutation, uniform
+from limner.types import Batch, Conditioning
+
+Shape = tuple[int, int]
+"""Width and height of a bucket, in pixels."""
+
+
+class Tensors:
+    """Cache entries: kept in memory while they are small together, read from disk after that."""
+
+    def __init__(self, cache: Cache, memory_bytes: int = 512 * 2**20) -> None:
+        self._cache = cache
+        self._kept: dict[str, Mapping[str, Tensor]] = {}
+        self._room = memory_bytes
+
+    def find(self, key: str) -> Mapping[str, Tensor] | None:
+        """Return an entry, or None when it must be made."""
+        if key in self._kept:
+            return self._kept[key]
+        entry = self._cache.load(key)
+        if entry is not None:
+            self._keep(key, entry)
+        return entry
+
+    def add(self, key: str, entry: Mapping[str, Tensor]) -> None:
+        """Store a new entry."""
+        self._cache.store(key, entry)
+        self._keep(key, entry)
+
+    def __getitem__(self, key: str) -> Mapping[str, Tensor]:
+        entry = self.find(key)
+        if entry is None:
+            raise UserError(
+                f"{self._cache.path(key)}: the cache entry is gone or damaged.", "Resume the run: it is made again."
+            )
+        return entry
+
+    def _keep(self, key: str, entry: Mapping[str, Tensor]) -> None:
+        size = sum(tensor.nbytes for tensor in entry.values())
+        if size <= self._room:
+            self._room -= size
+            self._kept[key] = entry
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: what a row of a batch is drawn from."""
+
+    name: str
+    caption: str
+    sha256: str
+    size: Shape
+    """Of the picture as it was given."""
+    fits: Mapping[Shape, Fit]
+    keys: Mapping[Shape, tuple[str, ...]]
+    """Cache keys of the moments by shape: as it is and, with flips, mirrored."""
+    weight: float = 1.0
+
+
+class Prepared:
+    """Examples in the cache. `batch` depends on (seed, step) only, so exact resume needs no state of it."""
+
+    def __init__(
+        self,
+        *,
+        rows: Sequence[Row],
+        prior_rows: Sequence[Row],
+        order: Order,
+        tensors: Tensors,
+        text_keys: Mapping[str, str],
+        caption_dropout: float,
+        notes: tuple[str, ...],
+    ) -> None:
+        self._rows = rows
+        self._prior_rows = prior_rows
+        self._order = order
+        self._tensors = tensors
+        self._text_keys = text_keys
+        self._caption_dropout = caption_dropout
+        self.notes = notes
+        """Lines to print: what was reused and rebuilt."""
+        self.num_examples = len(rows)
+        """How many pictures of the subject there are; class pictures and repeats not counted."""
+        self.num_prior_examples = len(prior_rows)
+        self.steps_per_epoch = order.steps_per_epoch()
+        self.fingerprint = self._fingerprint()
+        """SHA-256 of everything that decides what the batches hold; equal fingerprints, equal batches."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Return the SHA-256 of every picture by name; class pictures begin with "prior/"."""
+        own = {row.name: row.sha256 for row in self._rows}
+        return own | {f"prior/{row.name}": row.sha256 for row in self._prior_rows}
+
+    def batch(self, step: int, *, seed: int) -> Batch:
+        """Return the batch of a step: instance rows, then as many class rows when there is a prior."""
+        indices, before = self._order.rows(step, seed)
+        chosen = [self._rows[i] for i in indices]
+        (shape,) = chosen[0].keys
+        chosen += [self._prior_row(before + i, seed) for i in range(len(indices) if self._prior_rows else 0)]
+        moments, conditionings, captions = [], [], []
+        for place, row in enumerate(chosen):
+            variants = row.keys[shape]
+            turned = len(variants) > 1 and uniform(seed, "flip", step, place) < 0.5
+            moments.append(self._tensors[variants[turned]]["moments"])
+            dropped = uniform(seed, "dropout", step, place) < self._caption_dropout
+            captions.append("" if dropped else row.caption)
+            conditionings.append(self._conditioning(captions[-1], row, shape))
+        return Batch(
+            ids=tuple(row.name for row in chosen),
+            moments=torch.stack(moments),
+            conditioning=Conditioning.cat(conditionings),
+            weight=torch.tensor([row.weight for row in chosen]),
+            is_prior=tuple(place >= len(indices) for place in range(len(chosen))),
+            captions=tuple(captions),
+        )
+
+    def _prior_row(self, place: int, seed: int) -> Row:
+        turn, index = divmod(place, len(self._prior_rows))
+        return self._prior_rows[permutation(len(self._prior_rows), seed, "prior", turn)[index]]
+
+    def _conditioning(self, caption: str, row: Row, shape: Shape) -> Conditioning:
+        entry = self._tensors[self._text_keys[caption]]
+        time_ids = entry.get("time_ids")
+        if time_ids is not None:
+            time_ids = _own_time_ids(time_ids, row.size, row.fits[shape])
+        return Conditioning(entry["hidden"], entry.get("pooled"), time_ids)
+
+    def _fingerprint(self) -> str:
+        def facts(row: Row) -> list[object]:
+            return [row.name, row.caption, row.weight, sorted(row.keys.items())]
+
+        everything = {
+            "rows": [facts(row) for row in self._rows],
+            "prior": [facts(row) for row in self._prior_rows],
+            "groups": [[group.members, group.per_epoch] for group in self._order.groups],
+            "batch": self._order.batch,
+            "caption_dropout": self._caption_dropout,
+            "text": sorted(self._text_keys.items()),
+        }
+        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _own_time_ids(time_ids: Tensor, size: Shape, fit: Fit) -> Tensor:
+    """Return SDXL's size conditioning with the picture's own values: size, crop and, for the base, target.
+
+    Columns: original height and width, top and left of the crop, then target height and width (the base) or
+    the aesthetic score (the refiner), which is kept. arXiv:2307.01952 section 2.2.
+    """
+    own = [size[1], size[0], fit.top, fit.left]
+    if time_ids.shape[1] == 6:
+        own += [fit.size[1], fit.size[0]]
+    time_ids = time_ids.clone()
+    time_ids[:, : len(own)] = torch.tensor(own, dtype=time_ids.dtype)
+    return time_ids
