@@ -1,0 +1,34 @@
+"""Teach Stable Diffusion a subject or a style from a handful of pictures, and prove what changed."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limner.run import check, demo, evaluate, generate, report, resume, train
+
+__all__ = ["check", "demo", "evaluate", "generate", "report", "resume", "train"]
+
+
+def _verb(name: str) -> property:
+    def get(_module: types.ModuleType) -> Any:
+        from limner import run
+
+        return getattr(run, name)
+
+    return property(get, lambda _module, _value: None)
+
+
+class _Limner(types.ModuleType):
+    """This module, with its verbs as properties.
+
+    `import limner` alone then loads neither torch nor diffusers, and the folders `train/`, `generate/` ... do not take
+    the place of the functions of the same name when Python sets an imported submodule as an attribute.
+    """
+
+
+for _name in __all__:
+    setattr(_Limner, _name, _verb(_name))
+sys.modules[__name__].__class__ = _Limner

@@ -1,0 +1,87 @@
+"""What every adapter offers once it is attached to a base."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SlotSettings:
+    """What may differ between the slots of one stacked adapter before training."""
+
+    seed: int
+    """Seed of the slot's initial weights."""
+    rank: int | None = None
+    """Rank of this slot; None takes the adapter's."""
+    alpha: float | None = None
+    """Alpha of this slot; None takes the adapter's."""
+
+
+class Attached(ABC):
+    """Parameters that learn, attached to a frozen base and removable without a trace.
+
+    Rows of a batch belong to slots: with N slots the batch is laid out `[N, b]`, row block i for slot i.
+    """
+
+    slots: int
+
+    @abstractmethod
+    def slot_parameters(self, slot: int) -> dict[str, Tensor]:
+        """Return the slot's own parameters by name: views into the stacked storage whose `.grad` is set.
+
+        An optimizer over these views trains this slot and no other.
+        """
+
+    @abstractmethod
+    def zero_grad(self) -> None:
+        """Set every gradient to zero in place."""
+
+    @abstractmethod
+    def state_dict(self, slot: int = 0) -> dict[str, Tensor]:
+        """Return a copy of the slot's tensors under canonical names, ready for an exporter."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
+        """Set the slot's tensors; keys or shapes that do not fit are a UserError that names them."""
+
+    @abstractmethod
+    def route(self, slot_of_row: Sequence[int] | None) -> None:
+        """Say which slot each row of the coming batches belongs to; None means equal blocks in order."""
+
+    @abstractmethod
+    def set_strength(self, strength: float) -> None:
+        """Scale what the adapter adds: 0 is the base, 1 the adapter as trained."""
+
+    @abstractmethod
+    def enable(self, enabled: bool) -> None:
+        """Switch the adapter on or off without detaching it."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Remove the adapter; the base is bit for bit what it was before."""
+
+    @abstractmethod
+    def merge(self, slot: int = 0) -> None:
+        """Fold the slot into the base's weights (computed in float32, cast once) and stop adding it on the fly."""
+
+    @abstractmethod
+    def unmerge(self) -> None:
+        """Undo `merge`: the base's weights are restored bit for bit."""
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within this block the model is the base."""
+        self.enable(False)
+        try:
+            yield
+        finally:
+            self.enable(True)
+
+    def trainable_parameters(self, slot: int = 0) -> int:
+        """Return how many numbers the slot trains."""
+        return sum(p.numel() for p in self.slot_parameters(slot).values())

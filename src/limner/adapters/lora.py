@@ -1,0 +1,299 @@
+"""LoRA as stacked adapters: N low-rank slots on one frozen layer, trained in one batch (arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from limner.adapters.adapter import Attached, SlotSettings
+from limner.errors import UserError
+from limner.seeds import generator
+from limner.spec import Spec
+
+ATTENTION = ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0")
+FEED_FORWARD = ("*.ff.net.0.proj", "*.ff.net.2", "*.proj_in", "*.proj_out")
+CONVOLUTION = ("*.conv1", "*.conv2", "*.conv_shortcut", "*.time_emb_proj", "*.downsamplers.0.conv", "*.upsamplers.0.conv")
+TARGETS = {
+    "attention": ATTENTION,
+    "transformer": ATTENTION + FEED_FORWARD,
+    "all": ATTENTION + FEED_FORWARD + CONVOLUTION,
+}
+DENSE_RANKS = 64
+"""Up to this many stacked ranks one dense convolution beats a grouped one."""
+
+
+class LoRA(Spec):
+    """Low-rank adapters: each chosen layer W gets W + alpha / rank * B A, and only A and B learn."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=8, ge=1)
+    """Width of the low-rank update. More rank learns more, in a larger file: 4 to 16 for a subject, up to 64 for a style."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Strength of the update is alpha / rank. Left out, alpha = rank."""
+    targets: str | tuple[str, ...] = "transformer"
+    """Which layers learn: "attention", "transformer" (attention, feed-forward, projections), "all" (also convolutions),
+    or a list of patterns such as ["*.attn2.to_k", "*.attn2.to_v"]."""
+
+    def attach(self, modules: Mapping[str, nn.Module], slots: Sequence[SlotSettings]) -> StackedLoRA:
+        """Attach one slot per entry of `slots` to the matching layers of `modules` ({"unet": ...}); output unchanged."""
+        found = self.find_targets(modules)
+        ranks = [slot.rank or self.rank for slot in slots]
+        alphas = [slot.alpha or self.alpha or float(rank) for slot, rank in zip(slots, ranks, strict=True)]
+        layers = {name: LoRALayer(layer, ranks, alphas) for name, layer in found.items()}
+        for index, slot in enumerate(slots):
+            draws = generator(slot.seed, "lora")
+            for layer in layers.values():
+                layer.initialise(index, draws)
+        return StackedLoRA(layers, found)
+
+    def find_targets(self, modules: Mapping[str, nn.Module]) -> dict[str, nn.Linear | nn.Conv2d]:
+        """Return the layers that the patterns choose, by their path from the base's root."""
+        patterns = TARGETS.get(self.targets) if isinstance(self.targets, str) else self.targets
+        if patterns is None:
+            patterns = (str(self.targets),)
+        layers = {
+            f"{root}.{path}": layer
+            for root, module in modules.items()
+            for path, layer in module.named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d)
+        }
+        found = {n: layer for n, layer in layers.items() if any(fnmatch.fnmatchcase(n, p) for p in patterns)}
+        for pattern in patterns if isinstance(self.targets, tuple) or self.targets not in TARGETS else ():
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in layers):
+                raise UserError(
+                    f"adapter.targets: {pattern!r} matches none of the base's {len(layers)} layers.",
+                    f"Use one of {', '.join(TARGETS)}, or patterns of names such as {next(iter(layers))}.",
+                )
+        return found
+
+
+def attach_lora(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> StackedLoRA:
+    """Attach a trained LoRA given by its `state_dict`, whatever its layers and ranks; one slot.
+
+    Raises:
+        UserError: a layer is not in the base, or has another shape there.
+    """
+    known = {f"{root}.{path}": layer for root, m in modules.items() for path, layer in m.named_modules()}
+    names = sorted({key.rpartition(".")[0] for key in state})
+    unknown = [name for name in names if not isinstance(known.get(name), nn.Linear | nn.Conv2d)]
+    if unknown or not names:
+        raise UserError(
+            f"the LoRA does not fit this base: {len(names) - len(unknown)} of {len(names)} layers are in it"
+            + (f" (first that is not: {unknown[0]})." if unknown else "."),
+            "Use the base that it was trained on.",
+        )
+    targets: dict[str, nn.Linear | nn.Conv2d] = {name: known[name] for name in names}  # type: ignore[misc]
+    layers = {}
+    for name, target in targets.items():
+        A, B = state[f"{name}.lora_A"], state[f"{name}.lora_B"]
+        if A.shape[1:] != target.weight.shape[1:] or B.shape[0] != target.weight.shape[0]:
+            raise UserError(
+                f"the LoRA does not fit this base: {name} is {tuple(target.weight.shape)} there, and the LoRA's "
+                f"A is {tuple(A.shape)}, its B {tuple(B.shape)}.",
+                "Use the base that it was trained on.",
+            )
+        layers[name] = LoRALayer(target, [A.shape[0]], [float(state[f"{name}.alpha"])])
+    attached = StackedLoRA(layers, targets)
+    attached.load_state_dict(state)
+    return attached
+
+
+class LoRALayer(nn.Module):
+    """N slots of A and B beside one frozen linear or convolutional layer.
+
+    A smaller rank than the largest is padded with zeros in A and B: both factors' gradients are then zero there, so
+    padding stays zero and needs no mask.
+    """
+
+    A: Float[Tensor, "slots rank ..."]
+    B: Float[Tensor, "slots out rank"]
+    scale: Float[Tensor, " slots"]
+
+    def __init__(self, target: nn.Linear | nn.Conv2d, ranks: Sequence[int], alphas: Sequence[float]) -> None:
+        super().__init__()
+        if isinstance(target, nn.Conv2d) and (target.groups != 1 or target.padding_mode != "zeros"):
+            raise ValueError(f"LoRA on a convolution with groups={target.groups}, padding_mode={target.padding_mode}")
+        self.ranks, self.alphas = tuple(ranks), tuple(alphas)
+        device, slots, rank = target.weight.device, len(ranks), max(ranks)
+        inputs = target.weight.shape[1:]
+        self.A = nn.Parameter(torch.zeros(slots, rank, *inputs, device=device))
+        self.B = nn.Parameter(torch.zeros(slots, target.weight.shape[0], rank, device=device))
+        scale = [alpha / rank for alpha, rank in zip(alphas, ranks, strict=True)]
+        self.register_buffer("scale", torch.tensor(scale, device=device))
+        self.stride = target.stride if isinstance(target, nn.Conv2d) else None
+        self.padding = target.padding if isinstance(target, nn.Conv2d) else None
+        self.dilation = target.dilation if isinstance(target, nn.Conv2d) else None
+
+    def initialise(self, slot: int, draws: torch.Generator) -> None:
+        """Draw A uniformly in +-1/sqrt(fan_in), as peft does, and leave B zero: the layer adds nothing yet."""
+        rank, shape = self.ranks[slot], self.A.shape[2:]
+        bound = 1 / math.sqrt(math.prod(shape))
+        with torch.no_grad():
+            self.A[slot, :rank] = torch.empty(rank, *shape).uniform_(-bound, bound, generator=draws)
+            self.B[slot].zero_()
+
+    def views(self, slot: int) -> dict[str, Tensor]:
+        """Return the slot's A and B at their own rank, as leaves that share storage and gradient with the stack."""
+        rank = self.ranks[slot]
+        views = {}
+        for name, stacked, index in (("A", self.A, (slot, slice(rank))), ("B", self.B, (slot, slice(None), slice(rank)))):
+            if stacked.grad is None:
+                stacked.grad = torch.zeros_like(stacked)
+            view = stacked.detach()[index]
+            view.grad = stacked.grad[index]
+            views[name] = view
+        return views
+
+    def forward(self, x: Tensor, strength: float, slot_of_row: Tensor | None) -> Tensor:
+        """Return what the slots add to the layer's output for rows `x`, in the dtype of `x`."""
+        A, B, scale = self.A, self.B, self.scale * strength
+        if slot_of_row is not None:
+            A, B, scale = A[slot_of_row], B[slot_of_row], scale[slot_of_row]
+        slots = A.shape[0]
+        if x.shape[0] % slots:
+            raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {slots} slots")
+        A, B = A.to(x.dtype), (B * scale.view(-1, 1, 1)).to(x.dtype)
+        if self.stride is None:
+            return self._linear(x, A, B)
+        return self._convolve(x, A, B)
+
+    def _linear(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        if A.shape[0] == 1:
+            return F.linear(F.linear(x, A[0]), B[0])
+        rows = x.reshape(A.shape[0], -1, x.shape[-1])
+        added = torch.bmm(torch.bmm(rows, A.transpose(1, 2)), B.transpose(1, 2))
+        return added.view(*x.shape[:-1], B.shape[1])
+
+    def _convolve(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        slots, rank = A.shape[:2]
+        if slots == 1:
+            hidden = F.conv2d(x, A[0], None, self.stride, self.padding, self.dilation)
+            return F.conv2d(hidden, B[0, :, :, None, None])
+        dense = slots * rank <= DENSE_RANKS
+        hidden = self._dense(x, A) if dense else self._grouped(x, A)
+        height, width = hidden.shape[-2:]
+        added = torch.matmul(B[:, None], hidden.flatten(3))
+        return added.reshape(x.shape[0], B.shape[1], height, width)
+
+    def _dense(self, x: Tensor, A: Tensor) -> Float[Tensor, "slots rows rank height width"]:
+        """Convolve every row with every slot's A at once, then keep each row's own slot."""
+        slots, rank = A.shape[:2]
+        every = F.conv2d(x, A.flatten(0, 1), None, self.stride, self.padding, self.dilation)
+        every = every.view(slots, -1, slots, rank, *every.shape[-2:])
+        own = torch.arange(slots, device=x.device)
+        return every[own, :, own]
+
+    def _grouped(self, x: Tensor, A: Tensor) -> Float[Tensor, "slots rows rank height width"]:
+        """Convolve each slot's rows with its own A, as groups of one convolution."""
+        slots, rank = A.shape[:2]
+        rows = x.shape[0] // slots
+        side_by_side = x.view(slots, rows, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        out = F.conv2d(side_by_side, A.flatten(0, 1), None, self.stride, self.padding, self.dilation, groups=slots)
+        return out.view(rows, slots, rank, *out.shape[-2:]).transpose(0, 1)
+
+    def delta_weight(self, slot: int) -> Tensor:
+        """Return alpha / rank * B A in float32, shaped like the layer's weight."""
+        A, B = self.A[slot].float(), self.B[slot].float()
+        return (B @ A.flatten(1) * self.scale[slot]).view(B.shape[0], *A.shape[1:])
+
+
+class StackedLoRA(Attached):
+    """LoRA layers attached by forward hooks: the base's modules, names and weights stay as they are."""
+
+    def __init__(self, layers: Mapping[str, LoRALayer], targets: Mapping[str, nn.Module]) -> None:
+        self.layers, self._targets = dict(layers), dict(targets)
+        self.slots = len(next(iter(self.layers.values())).ranks)
+        self._enabled, self._strength = True, 1.0
+        self._slot_of_row: Tensor | None = None
+        self._pristine: dict[str, Tensor] = {}
+        self._handles = [self._hook(self._targets[name], layer) for name, layer in self.layers.items()]
+
+    def _hook(self, target: nn.Module, layer: LoRALayer):
+        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not self._enabled or self._strength == 0:
+                return output
+            return output + layer(inputs[0], self._strength, self._slot_of_row)
+
+        return target.register_forward_hook(add)
+
+    def slot_parameters(self, slot: int) -> dict[str, Tensor]:
+        return {f"{name}.{k}": v for name, layer in self.layers.items() for k, v in layer.views(slot).items()}
+
+    def zero_grad(self) -> None:
+        for layer in self.layers.values():
+            layer.zero_grad(set_to_none=False)
+
+    def state_dict(self, slot: int = 0) -> dict[str, Tensor]:
+        """Return `<path>.lora_A`, `<path>.lora_B` (float32) and `<path>.alpha` (a scalar) for each layer."""
+        state = {}
+        for name, layer in self.layers.items():
+            rank = layer.ranks[slot]
+            state[f"{name}.lora_A"] = layer.A.detach()[slot, :rank].clone()
+            state[f"{name}.lora_B"] = layer.B.detach()[slot, :, :rank].clone()
+            state[f"{name}.alpha"] = torch.tensor(layer.alphas[slot])
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
+        expected = self.state_dict(slot)
+        missing, unused = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+        wrong = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
+        if missing or unused or wrong:
+            matched = len(expected) - len(missing) - len(wrong)
+            first = next(iter([*wrong, *unused, *missing]))
+            raise UserError(
+                f"the adapter does not fit: {matched} of {len(expected)} tensors match (first that does not: {first}).",
+                "Use the base and the adapter settings that it was trained with.",
+            )
+        for name, layer in self.layers.items():
+            rank = layer.ranks[slot]
+            if float(state[f"{name}.alpha"]) != layer.alphas[slot]:
+                raise UserError(
+                    f"the adapter's alpha is {float(state[f'{name}.alpha']):g} at {name}, "
+                    f"and the settings say {layer.alphas[slot]:g}.",
+                    "Set adapter.alpha to the file's value.",
+                )
+            with torch.no_grad():
+                layer.A[slot, :rank] = state[f"{name}.lora_A"].to(layer.A)
+                layer.B[slot, :, :rank] = state[f"{name}.lora_B"].to(layer.B)
+
+    def route(self, slot_of_row: Sequence[int] | None) -> None:
+        device = next(iter(self.layers.values())).A.device
+        self._slot_of_row = None if slot_of_row is None else torch.tensor(slot_of_row, device=device)
+
+    def set_strength(self, strength: float) -> None:
+        self._strength = strength
+
+    def enable(self, enabled: bool) -> None:
+        self._enabled = enabled
+
+    def detach(self) -> None:
+        self.unmerge()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def merge(self, slot: int = 0) -> None:
+        self.unmerge()
+        for name, layer in self.layers.items():
+            weight = self._targets[name].weight
+            self._pristine[name] = weight.detach().clone()
+            with torch.no_grad():
+                weight.copy_(weight.float() + self._strength * layer.delta_weight(slot))
+        self.enable(False)
+
+    def unmerge(self) -> None:
+        if not self._pristine:
+            return
+        for name, weight in self._pristine.items():
+            with torch.no_grad():
+                self._targets[name].weight.copy_(weight)
+        self._pristine.clear()
+        self.enable(True)

@@ -1,0 +1,185 @@
+"""The verbs: parse, call run, print. No logic."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from limner.errors import UserError
+from limner.terminal import watch_for
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Teach Stable Diffusion a subject or a style from a handful of pictures, and prove what changed.\n\n"
+    "Settings are given as key=value after the verb; `limner explain` lists them all.",
+)
+
+SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder to make.", metavar="DIR")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe or a .toml file.", metavar="NAME|FILE")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, and no progress.")]
+SETTINGS_HELP = "key=value settings laid over the recipe."
+
+
+@app.command()
+def demo(
+    settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Do everything once on the embedded base: train, draw, score, report."""
+    from limner import run as runs
+
+    with watch_for(as_json) as watch:
+        folder = runs.demo(run, settings=_settings(settings or []), watch=watch)
+    _done(as_json, adapter=folder.adapter, scores=folder.scores, report=folder.report)
+
+
+@app.command()
+def check(
+    pictures: Annotated[list[str], typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")],
+    recipe: RecipeOption = "lora",
+    as_json: JsonOption = False,
+) -> None:
+    """Say every problem of pictures, captions and settings at once, before anything is loaded."""
+    from limner import run as runs
+
+    paths, settings = _paths_and_settings(pictures)
+    with watch_for(as_json) as watch:
+        runs.check(paths, recipe=recipe, settings=settings, watch=watch)
+    _done(as_json, checked=paths[0])
+
+
+@app.command()
+def train(
+    pictures: Annotated[list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")] = None,
+    recipe: RecipeOption = "lora",
+    run: RunOption = None,
+    class_pictures: Annotated[Path | None, typer.Option(help="Folder of class pictures for prior preservation.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this run instead of starting one.", metavar="RUN")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach a base the subject or style of some pictures; leaves an adapter file in the run folder."""
+    from limner import run as runs
+
+    paths, settings = _paths_and_settings(pictures or [])
+    if resume and paths:
+        raise UserError(f"--resume {resume}: takes no pictures, it goes on with its own.", f"Leave {paths[0]} out.")
+    with watch_for(as_json) as watch:
+        if resume:
+            folder = runs.resume(resume, settings=settings, watch=watch)
+        elif paths:
+            folder = runs.train(paths, recipe=recipe, settings=settings, class_pictures=class_pictures, run=run, watch=watch)
+        else:
+            raise UserError("train: no pictures were given.", "Name a folder: limner train PICTURES")
+    _done(as_json, run=folder.path, adapter=folder.adapter)
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(help="A run folder, or a base.", metavar="RUN|BASE")],
+    settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; without it, the run's comparison.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="A LoRA file to add.", metavar="FILE[:STRENGTH]")] = None,
+    seeds: Annotated[str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")] = "4",
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw pictures from a run or a base."""
+    from limner import run as runs
+
+    with watch_for(as_json) as watch:
+        folder = runs.generate(
+            source, prompt or [], adapters=[_adapter(text) for text in adapter or []], seeds=_seeds(seeds), out=out,
+            settings=_settings(settings or []), watch=watch,
+        )  # fmt: skip
+    _done(as_json, images=folder)
+
+
+@app.command()
+def evaluate(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: JsonOption = False) -> None:
+    """Score a run: base against tuned, with intervals; writes scores.json."""
+    from limner import run as runs
+
+    with watch_for(as_json) as watch:
+        scores = runs.evaluate(run, watch=watch)
+    _done(as_json, scores=scores)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: JsonOption = False) -> None:
+    """Write the run's report.html: one file with pictures, curves, scores and costs."""
+    from limner import run as runs
+
+    with watch_for(as_json) as watch:
+        page = runs.report(run, watch=watch)
+    _done(as_json, report=page)
+
+
+@app.command()
+def explain(key: Annotated[str | None, typer.Argument(help="A setting or section; all without it.")] = None) -> None:
+    """Say what a setting is, what it may be, and its default."""
+    from limner import recipe
+
+    print(recipe.explain(key) if key else recipe.outline())
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 2 the user can mend it, 3 stopped by a guard, 130 stopped by the user, 1 a bug."""
+    try:
+        app()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("Stopped. What the run folder holds so far is complete and can be used.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _paths_and_settings(words: list[str]) -> tuple[list[Path], dict[str, Any]]:
+    """Sort arguments into paths and key=value settings; a path that exists is a path whatever its name."""
+    paths = [w for w in words if not SETTING.match(w) or Path(w).exists()]
+    return [Path(p) for p in paths], _settings([w for w in words if w not in paths])
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    from limner.recipe import parse_settings
+
+    return parse_settings(words)
+
+
+def _adapter(text: str) -> tuple[Path, float]:
+    path, colon, strength = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    return Path(path), _number(strength, f"--adapter {text}", float)
+
+
+def _seeds(text: str) -> list[int]:
+    numbers = [_number(part, f"--seeds {text}", int) for part in text.split(",")]
+    return numbers if "," in text else list(range(numbers[0]))
+
+
+def _number(text: str, where: str, kind: Callable[[str], Any]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"{where}: {text!r} is not a number.", "See: limner generate --help") from None
+
+
+def _done(as_json: bool, **made: Path) -> None:
+    """Print the paths of what was made: the last line is the one to open."""
+    if as_json:
+        print(json.dumps({name: str(path) for name, path in made.items()}))
+        return
+    for name, path in made.items():
+        print(f"{name}: {path}" if len(made) > 1 else path)

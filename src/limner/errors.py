@@ -1,0 +1,27 @@
+"""The three ways in which a verb can end early, each with its exit code."""
+
+
+class UserError(Exception):
+    """Something that the user can mend: one line that says where, what was found, what is allowed, what to do.
+
+    Exit code 2, no traceback, nothing half-written.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(f"{message} {hint}".strip())
+
+
+class Guarded(UserError):
+    """A guard stopped the run (loss not finite, weights destroyed); the last good checkpoint is kept. Exit code 3."""
+
+    exit_code = 3
+
+
+class Interrupted(UserError):
+    """The user stopped the run; a checkpoint is saved. Exit code 130."""
+
+    exit_code = 130

@@ -1,0 +1,84 @@
+"""What a model family must offer to the stages; `sd15.py` and `sdxl.py` are its members."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from limner.schedule import Schedule
+from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
+
+
+class Family(ABC):
+    """A loaded base: frozen weights with the four things that a stage may ask of them.
+
+    Every module is frozen and in eval mode when the family is loaded; adapters add what learns.
+    """
+
+    kind: ClassVar[str]
+    name: str
+    """What the user called it: "tiny", a hub name, a path."""
+    unet: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+    vae: nn.Module
+    schedule: Schedule
+    scheduler_config: dict[str, Any]
+    """The base's own scheduler settings (betas, prediction type), from which any diffusers scheduler is made."""
+    native_resolution_px: int
+    identity: dict[str, str]
+    """SHA-256 (16 hex digits) of the weights of "unet", "vae", "text": keys of caches and provenance."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that adapters attach to, by the name they carry in adapter files."""
+        return {"unet": self.unet}
+
+    @property
+    @abstractmethod
+    def pixels_per_latent(self) -> int:
+        """Side of the square of pixels behind one latent: 8 for SD, 4 for the embedded base."""
+
+    @abstractmethod
+    def encode_pixels(self, pixels: Pixels) -> Moments:
+        """Return mean and standard deviation of the VAE's posterior, float32, on the CPU; `pixels` in [-1, 1]."""
+
+    @abstractmethod
+    def scale_latents(self, latents: Latents) -> Latents:
+        """Return a draw from the moments brought to the UNet's scale (about unit variance)."""
+
+    @abstractmethod
+    def decode(self, latents: Latents) -> Pixels:
+        """Return pictures in [-1, 1], float32, of latents at the UNet's scale."""
+
+    @abstractmethod
+    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the conditioning of each prompt, on the base's device."""
+
+    @abstractmethod
+    def predict(self, x_t: Latents, t: Timesteps, conditioning: Conditioning) -> Tensor:
+        """Return the UNet's prediction for noisy latents at training timesteps `t`."""
+
+    @abstractmethod
+    def pipeline(self, scheduler: Any) -> Any:
+        """Return the stock diffusers text-to-image pipeline over these very modules."""
+
+    @abstractmethod
+    def token_count(self, prompt: str) -> int:
+        """Return how many tokens the tokenizer makes of a prompt, start and end tokens not counted."""
+
+    @property
+    @abstractmethod
+    def max_tokens(self) -> int:
+        """How many tokens of a prompt fit into one window, start and end tokens not counted: 75 for SD."""

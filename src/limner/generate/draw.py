@@ -1,0 +1,152 @@
+"""Draw pictures for prompts with the stock diffusers pipeline, one seed per picture, into a folder with a manifest."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from limner.errors import UserError
+from limner.families.family import Family
+from limner.rundir import read_json, write_atomically, write_json
+from limner.seeds import seed_of
+from limner.spec import Spec
+
+MANIFEST, SETTINGS = "manifest.json", "settings.json"
+SCHEDULERS = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
+
+
+class Sampling(Spec):
+    """How pictures are drawn: class pictures, previews and both sides of every comparison."""
+
+    scheduler: Literal["ddim", "dpm++", "euler"] = "ddim"
+    """The sampler: "ddim", "dpm++" (good in fewer steps) or "euler"."""
+    num_inference_steps: int = Field(default=25, ge=1, le=1000)
+    """Denoising steps per picture."""
+    guidance_scale: float = Field(default=5.0, ge=1)
+    """Classifier-free guidance (arXiv:2207.12598): how strongly the prompt is followed; 1 is off."""
+    negative_prompt: str = ""
+    """What the pictures should not show."""
+    batch: int = Field(default=8, ge=1)
+    """Pictures drawn at a time; changes memory and speed, not the pictures' seeds."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture to draw."""
+
+    set: str
+    """Which group of prompts it belongs to: "subject", "class", "other", or "free" for the user's own."""
+    prompt: str
+    plain_prompt: str
+    """The prompt with the token dropped: what prompt following is scored against."""
+    prompt_index: int
+    image_index: int
+    seed: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.set}-{self.prompt_index:02d}-{self.image_index:02d}.png"
+
+
+def requests_for(set_name: str, prompts: Sequence[tuple[str, str]], images: int, first_seed: int = 0) -> list[Request]:
+    """Return `images` requests per (prompt, plain prompt); a picture's seed follows from its prompt and index alone."""
+    return [
+        Request(set_name, prompt, plain, p, i, seed_of(prompt, first_seed + i))
+        for p, (prompt, plain) in enumerate(prompts)
+        for i in range(images)
+    ]
+
+
+def draw(
+    family: Family,
+    requests: Sequence[Request],
+    out: Path,
+    *,
+    sampling: Sampling,
+    resolution_px: int,
+    about: dict[str, Any],
+    progress: Callable[[int, int], None],
+) -> Path:
+    """Draw every request into `out` and write its manifest last; return the manifest's path.
+
+    The same requests drawn again are not redone, and a broken-off folder is continued. `about` goes into the manifest
+    (arm, base, adapter, strength). `progress` gets (denoising steps done, in all).
+    """
+    settings = {**about, **sampling.model_dump(), "resolution_px": resolution_px,
+                "requests": [asdict(r) for r in requests]}  # fmt: skip
+    if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
+        _clear(out)
+    if (out / MANIFEST).is_file():
+        return out / MANIFEST
+    write_json(out / SETTINGS, settings)
+    todo = [r for r in requests if not (out / r.file).is_file()]
+    pipe = family.pipeline(_scheduler(family, sampling.scheduler))
+    total, done = len(todo) * sampling.num_inference_steps, 0
+    for start in range(0, len(todo), sampling.batch):
+        chunk = todo[start : start + sampling.batch]
+
+        def tick(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any], *, n: int = len(chunk), base: int = done) -> dict[str, Any]:
+            progress(base + n * (step + 1), total)
+            return kwargs
+
+        for request, image in zip(chunk, _images(pipe, family, chunk, sampling, resolution_px, tick), strict=True):
+            data = io.BytesIO()
+            image.save(data, "PNG")
+            write_atomically(out / request.file, data.getvalue())
+        done += len(chunk) * sampling.num_inference_steps
+    images = [{"file": r.file, **asdict(r)} for r in requests]
+    write_json(out / MANIFEST, {**{k: v for k, v in settings.items() if k != "requests"}, "images": images})
+    return out / MANIFEST
+
+
+@torch.no_grad()
+def _images(pipe: Any, family: Family, chunk: Sequence[Request], sampling: Sampling, resolution_px: int, tick: Any):
+    """Run the pipeline once; each row starts from its own seed's noise, so the batch size cannot change a picture."""
+    side = resolution_px // family.pixels_per_latent
+    shape = (family.unet.config.in_channels, side, side)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk]
+    texts = family.encode_text([r.prompt for r in chunk] + [sampling.negative_prompt])
+    prompts, negative = texts.hidden[:-1], texts.hidden[-1:].expand(len(chunk), -1, -1)
+    return pipe(
+        prompt_embeds=prompts,
+        negative_prompt_embeds=negative,
+        latents=torch.stack(noise).to(family.device, family.dtype),
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        callback_on_step_end=tick,
+    ).images
+
+
+def _scheduler(family: Family, name: str) -> Any:
+    """Return a diffusers scheduler with the base's own betas and prediction type."""
+    import diffusers
+
+    return getattr(diffusers, SCHEDULERS[name]).from_config(family.scheduler_config)
+
+
+def check_resolution(family: Family, resolution_px: int) -> int:
+    """Return the resolution, or the base's own for 0; one that the UNet cannot halve often enough is a UserError."""
+    if resolution_px == 0:
+        return family.native_resolution_px
+    multiple = family.pixels_per_latent * 2 ** (len(family.unet.config.block_out_channels) - 1)
+    if resolution_px % multiple:
+        below = resolution_px // multiple * multiple
+        raise UserError(
+            f"resolution={resolution_px}: this base needs a multiple of {multiple}.",
+            f"Use {below} or {below + multiple}; 0 takes the base's own {family.native_resolution_px}.",
+        )
+    return resolution_px
+
+
+def _clear(out: Path) -> None:
+    """Remove the pictures of other settings from a folder that `draw` made."""
+    (out / MANIFEST).unlink(missing_ok=True)
+    for request in read_json(out / SETTINGS)["requests"]:
+        (out / Request(**request).file).unlink(missing_ok=True)
+    (out / SETTINGS).unlink()

@@ -1,0 +1,48 @@
+"""The prompts of the comparison: with the token, with the class noun alone, and about other things."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from limner.errors import UserError
+from limner.generate.draw import Request, requests_for
+from limner.spec import Spec
+
+SCENES = (
+    "in the jungle", "in the snow", "on the beach", "on a cobblestone street", "on top of pink fabric",
+    "on top of a wooden floor", "with a city in the background", "with a mountain in the background",
+    "with a blue house in the background", "on top of a purple rug in a forest",
+)  # fmt: skip
+"""The ten scenes that DreamBooth's protocol asks of living subjects and of objects alike (arXiv:2208.12242)."""
+
+
+class Evaluation(Spec):
+    """What is drawn for the comparison of base and tuned, and how many pictures of each."""
+
+    prompts: tuple[str, ...] = tuple(f"a {{subject}} {scene}" for scene in SCENES)
+    """Prompts with "{subject}", which becomes the token and the class noun: fidelity and prompt following."""
+    class_prompts: tuple[str, ...] = ("a photo of a {class_noun}",)
+    """Prompts with "{class_noun}" alone: does another member of the class stay itself?"""
+    other_prompts: tuple[str, ...] = ("a photo of a house", "a photo of a bowl of fruit", "a city street at night", "a portrait of a woman")
+    """Prompts about other things: what changed that should not have?"""
+    images_per_prompt: int = Field(default=4, ge=1)
+    """Pictures for each of `prompts`, per side."""
+    images_per_class_prompt: int = Field(default=8, ge=1)
+    """Pictures for each of `class_prompts` and `other_prompts`, per side."""
+
+    def requests(self, token: str, class_noun: str) -> list[Request]:
+        """Return every picture to draw for one side."""
+        subject = [(_fill(p, f"{token} {class_noun}", class_noun), _fill(p, class_noun, class_noun)) for p in self.prompts]
+        for template in self.prompts:
+            if "{subject}" not in template:
+                raise UserError(f"evaluation.prompts: {template!r} has no {{subject}}.", "Write {subject} where the subject belongs.")
+        kept = [_fill(p, class_noun, class_noun) for p in self.class_prompts]
+        return [
+            *requests_for("subject", subject, self.images_per_prompt),
+            *requests_for("class", [(p, p) for p in kept], self.images_per_class_prompt),
+            *requests_for("other", [(p, p) for p in self.other_prompts], self.images_per_class_prompt),
+        ]
+
+
+def _fill(template: str, subject: str, class_noun: str) -> str:
+    return template.replace("{subject}", subject).replace("{class_noun}", class_noun)

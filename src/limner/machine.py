@@ -1,0 +1,59 @@
+"""What this machine is: versions, processor, memory, and the device and precision to use."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import sys
+from typing import Any, Literal
+
+import torch
+
+from limner.errors import UserError
+
+PACKAGES = ("limner", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that can change a result."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def hardware() -> dict[str, Any]:
+    """Return processor, cores, memory and GPU."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(), "memory_gib": round(memory, 1), "gpu": gpu}  # fmt: skip
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Return the most memory used so far, in GiB: the allocator's on a GPU, else the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" takes a GPU where there is one."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device='cuda': torch finds no CUDA GPU.", "Use device=auto or device=cpu.")
+    return torch.device(name)
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the dtype of the frozen base: "auto" is bfloat16 on a GPU that computes in it, else float32."""
+    if precision != "auto":
+        if precision == "float16" and device.type == "cpu":
+            raise UserError("precision='float16': the CPU has no fast float16.", "Use float32 or bfloat16.")
+        return getattr(torch, precision)
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if bf16 else torch.float32

@@ -1,0 +1,407 @@
+"""The composition root: recipe -> objects -> stages; the only module that knows them all."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from limner import machine
+from limner.adapters.adapter import Attached, SlotSettings
+from limner.adapters.lora import attach_lora
+from limner.errors import Interrupted, UserError
+from limner.export.diffusers_lora import has_effect, read_lora, write_lora
+from limner.families.family import Family
+from limner.families.load import load
+from limner.generate.draw import Request, check_resolution, draw, requests_for
+from limner.pictures.cache import default_cache
+from limner.prepare.check import Checked, check_pictures
+from limner.prepare.encode import prepare
+from limner.prepare.prepared import Prepared
+from limner.prepare.save import save_pictures
+from limner.recipe import Recipe, load_recipe, save_recipe
+from limner.rundir import RunDir, read_json
+from limner.seeds import seed_of
+from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from limner.train.loop import Slot, SlotStep, Training
+from limner.watch import Watch
+
+Settings = Mapping[str, Any]
+
+
+def train(
+    pictures: Path | Sequence[Path],
+    *,
+    recipe: str | Path | Recipe = "lora",
+    settings: Settings | None = None,
+    class_pictures: Path | None = None,
+    run: Path | None = None,
+    watch: Watch | None = None,
+) -> RunDir:
+    """Teach the recipe's base the subject of `pictures`; return the run folder with the adapter file in it.
+
+    `settings` are laid over the recipe ("adapter.rank": 4). `class_pictures` is a folder for prior preservation; without
+    it the base draws them.
+
+    Raises:
+        UserError: something that the user can mend, found before the first step.
+        Interrupted: Ctrl-C; the checkpoint and the adapter of that step are saved.
+        Guarded: the loss was not finite again and again.
+    """
+    watch = watch or Watch()
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
+    paths = [pictures] if isinstance(pictures, Path | str) else list(pictures)
+    paths = [Path(p) for p in paths]
+    _check_words(resolved)
+    family_at = _Device.of(resolved)
+    folder = RunDir.create(run, name=f"{_recipe_name(recipe)}-{paths[0].resolve().name}")
+    try:
+        with _phase(folder, watch, "check", family_at.device):
+            checked = _check(paths, resolved, family_at, watch)
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    save_recipe(resolved, folder.recipe)
+    folder.update_provenance(
+        command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
+        hardware=machine.hardware(), pictures=[str(p.resolve()) for p in paths],
+        class_pictures=str(class_pictures.resolve()) if class_pictures else None,
+    )  # fmt: skip
+    return _train(folder, resolved, checked, class_pictures, watch)
+
+
+def check(
+    pictures: Path | Sequence[Path], *, recipe: str | Path | Recipe = "lora", settings: Settings | None = None,
+    watch: Watch | None = None,
+) -> Checked:
+    """Find every problem of pictures, captions and settings, before anything is loaded."""
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
+    _check_words(resolved)
+    paths = [pictures] if isinstance(pictures, Path | str) else list(pictures)
+    return _check([Path(p) for p in paths], resolved, _Device.of(resolved), watch or Watch())
+
+
+def resume(run: Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
+    """Continue a run that was stopped, from its newest complete checkpoint; the result is that of an unbroken run.
+
+    Only `steps`, `checkpoint.*`, `preview.*`, `generation.*` and `evaluation.*` may be changed by `settings`.
+    """
+    watch = watch or Watch()
+    folder = RunDir.open(run)
+    for key in settings or {}:
+        if key != "steps" and key.partition(".")[0] not in ("checkpoint", "preview", "generation", "evaluation"):
+            raise UserError(f"{key}: cannot change when a run is resumed.", "Leave it out, or start a new run.")
+    recipe = load_recipe(folder.recipe, settings)
+    known = read_json(folder.provenance)
+    checked = _check([Path(p) for p in known["pictures"]], recipe, _Device.of(recipe), watch)
+    save_recipe(recipe, folder.recipe)
+    class_pictures = Path(known["class_pictures"]) if known["class_pictures"] else None
+    return _train(folder, recipe, checked, class_pictures, watch)
+
+
+def generate(
+    source: str | Path,
+    prompts: Sequence[str] = (),
+    *,
+    adapters: Sequence[tuple[Path, float]] = (),
+    seeds: Sequence[int] = (0, 1, 2, 3),
+    out: Path | None = None,
+    settings: Settings | None = None,
+    watch: Watch | None = None,
+) -> Path:
+    """Draw pictures from a run or a base; return the folder.
+
+    With prompts: one picture per prompt and seed, with the run's adapter and any further `adapters` (file, strength).
+    Without: the run's comparison pictures, `images/base` and `images/tuned`, for the same prompts and seeds.
+    """
+    watch = watch or Watch()
+    folder = RunDir.open(Path(source)) if (Path(source) / "recipe.toml").is_file() else None
+    if folder is None and Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
+        RunDir.open(Path(source))  # says what is wrong with it
+    recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, {"base": str(source), **(settings or {})})
+    if not prompts:
+        if folder is None:
+            raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
+        _draw_comparison(folder, recipe, watch)
+        return folder.images
+    at = _Device.of(recipe)
+    attach = [(folder.adapter, 1.0)] if folder else []
+    family = _load(recipe, at, watch)
+    attached = [_attach_file(family, path, strength) for path, strength in (*attach, *adapters)]
+    out = out or (folder.path / "drawn" if folder else Path("drawn"))
+    requests = [
+        Request("free", prompt, prompt, p, i, seed_of(prompt, seed))
+        for p, prompt in enumerate(prompts)
+        for i, seed in enumerate(seeds)
+    ]
+    about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in (*attach, *adapters)]}
+    with _phase(None, watch, "draw", at.device):
+        draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
+             resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+    for one in attached:
+        one.detach()
+    return out
+
+
+def evaluate(run: Path, *, watch: Watch | None = None) -> Path:
+    """Score a run: draw its comparison pictures where they are missing, measure them, write scores.json."""
+    from limner.evaluate.evaluate import evaluate as score
+
+    watch = watch or Watch()
+    folder = RunDir.open(run)
+    recipe = load_recipe(folder.recipe)
+    _draw_comparison(folder, recipe, watch)
+    with _phase(folder, watch, "evaluate", torch.device("cpu")):
+        score(folder, progress=watch.progress)
+    return folder.scores
+
+
+def report(run: Path, *, watch: Watch | None = None) -> Path:
+    """Write the run's report.html from what is in its folder."""
+    from limner.report.report import report as write
+
+    with _phase(None, watch or Watch(), "report", torch.device("cpu")):
+        return write(RunDir.open(run))
+
+
+def demo(run: Path | None = None, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
+    """Do the main job once on the embedded base and five shipped pictures: train, draw, score, report."""
+    from limner.families.load import ASSETS
+
+    recipe = load_recipe("demo", settings)
+    folder = train(ASSETS / "demo" / "critter", recipe=recipe, run=run, watch=watch)
+    evaluate(folder.path, watch=watch)
+    report(folder.path, watch=watch)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Device:
+    """Where a run computes, and in which dtype its base is held."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(recipe: Recipe) -> _Device:
+        device = machine.choose_device(recipe.device)
+        return _Device(device, machine.choose_dtype(recipe.precision, device))
+
+
+def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Path | None, watch: Watch) -> RunDir:
+    """Load, cache, train and save: the part that a new and a resumed run share."""
+    at = _Device.of(recipe)
+    family = _load(recipe, at, watch, folder)
+    resolution_px = check_resolution(family, recipe.resolution)
+    prior = _class_pictures(folder, recipe, family, class_pictures, resolution_px, watch) if recipe.prior.enabled else None
+    with _phase(folder, watch, "prepare", at.device):
+        prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
+                           prior_weight=recipe.prior.weight, batch=recipe.batch, progress=watch.progress)  # fmt: skip
+        save_pictures(checked, recipe.pictures, folder.pictures)
+    for note in prepared.notes:
+        watch.say(note)
+    adapter = recipe.adapter.attach(family.modules, [SlotSettings(seed=recipe.seed)])
+    slot = Slot("subject", prepared, recipe.seed, recipe.steps, recipe.learning_rate)
+    training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer)
+    _continue(folder, training, prepared)
+    _save_adapter(folder, recipe, family, adapter)  # the last write of the run is tried before its first step
+    with _phase(folder, watch, "train", at.device):
+        _steps(folder, recipe, family, training, watch)
+    _save_adapter(folder, recipe, family, adapter)
+    if not has_effect(adapter.state_dict()):
+        raise UserError(f"{folder.adapter}: has no effect, every B is zero.", "Raise steps or learning_rate.")
+    return folder
+
+
+def _continue(folder: RunDir, training: Training, prepared: Prepared) -> None:
+    """Load the newest complete checkpoint, if there is one, after checking that the pictures are the same."""
+    checkpoints = complete_checkpoints(folder.checkpoints)
+    if not checkpoints:
+        folder.update_provenance(data_fingerprint=prepared.fingerprint)
+        return
+    if read_json(folder.provenance).get("data_fingerprint") != prepared.fingerprint:
+        raise UserError(
+            f"{folder.path}: the pictures or captions changed since the checkpoint, so the run cannot go on exactly.",
+            "Put them back, or start a new run.",
+        )
+    load_checkpoint(training, checkpoints[-1])
+    if training.index >= training.steps:
+        raise UserError(f"{folder.path}: is already finished: {training.index} of {training.steps} steps.",
+                        "Raise steps to continue: limner train --resume RUN steps=N")  # fmt: skip
+
+
+def _steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, watch: Watch) -> None:
+    """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand."""
+    every = recipe.checkpoint.every_steps
+    with _stop_signal() as stopped:
+        for step in training:
+            one = step.slots[0]
+            folder.append_log("step", step=step.index, seconds=step.seconds, **_logged(one))
+            watch.progress(step.index, training.steps, f"loss {one.loss:.3f}")
+            last = step.index == training.steps
+            if stopped or last or (every and step.index % every == 0):
+                path = save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
+            if stopped and not last:
+                _save_adapter(folder, recipe, family, training.adapter)
+                raise Interrupted(
+                    f"Stopped at step {step.index} of {training.steps}: checkpoint {path} and {folder.adapter} are saved.",
+                    f"Continue with: limner train --resume {folder.path}",
+                )
+            if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
+                _preview(folder, recipe, family, step.index)
+
+
+def _logged(step: SlotStep) -> dict[str, Any]:
+    return {
+        "loss": step.loss, "instance_loss": step.instance_loss, "prior_loss": step.prior_loss,
+        "lr": step.learning_rate, "grad_norm": step.grad_norm, "skipped": step.skipped,
+    }  # fmt: skip
+
+
+def _preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> None:
+    subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
+    prompt = recipe.preview.prompt.replace("{subject}", subject)
+    draw(family, requests_for("free", [(prompt, prompt)], recipe.preview.images), folder.previews / f"step-{step:06d}",
+         sampling=recipe.generation, resolution_px=check_resolution(family, recipe.resolution),
+         about={"base": recipe.base, "step": step}, progress=lambda done, total: None)  # fmt: skip
+
+
+def _draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
+    """Draw the evaluation's prompts with the base and with the adapter: same prompts, same seeds, same settings."""
+    if not folder.adapter.is_file():
+        raise UserError(f"{folder.path}: has no adapter yet.", f"Train it first: limner train --resume {folder.path}")
+    at = _Device.of(recipe)
+    family = _load(recipe, at, watch)
+    resolution_px = check_resolution(family, recipe.resolution)
+    requests = recipe.evaluation.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
+    for arm in ("base", "tuned"):
+        adapter = _attach_file(family, folder.adapter, 1.0) if arm == "tuned" else None
+        about = {"arm": arm, "base": recipe.base, "identity": family.identity, "strength": 1.0,
+                 "adapter": folder.adapter.name if adapter else None}  # fmt: skip
+        with _phase(folder, watch, f"draw {arm}", at.device):
+            draw(family, requests, folder.images / arm, sampling=recipe.generation, resolution_px=resolution_px,
+                 about=about, progress=watch.progress)  # fmt: skip
+        if adapter:
+            adapter.detach()
+
+
+def _class_pictures(
+    folder: RunDir, recipe: Recipe, family: Family, given: Path | None, resolution_px: int, watch: Watch
+) -> Checked:
+    """Return the class pictures for prior preservation: the user's folder, or drawn by the base and kept in the cache."""
+    prompt = recipe.prior.prompt.replace("{class_noun}", recipe.pictures.class_noun or "")
+    spec = recipe.pictures.model_copy(update={"caption": prompt, "prefix": "", "missing_captions": "template"})
+    if given is None:
+        key = f"{seed_of(*family.identity.values(), prompt, resolution_px, recipe.generation.model_dump_json()):016x}"
+        given = default_cache() / "class-pictures" / key
+        requests = requests_for("class", [(prompt, prompt)], recipe.prior.count)
+        with _phase(folder, watch, "class pictures", family.device):
+            draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px,
+                 about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip
+        shutil.copytree(given, folder.path / "class_pictures", dirs_exist_ok=True)
+    return check_pictures([given], spec, resolution_px=resolution_px)
+
+
+def _check(paths: Sequence[Path], recipe: Recipe, at: _Device, watch: Watch) -> Checked:
+    """Check the pictures at the resolution of the base, before its weights are loaded."""
+    from limner.families.load import native_resolution
+
+    resolution_px = recipe.resolution or native_resolution(recipe.base)
+    checked = check_pictures(paths, recipe.pictures, resolution_px=resolution_px, progress=watch.progress)
+    for note in checked.notes:
+        watch.say(note)
+    return checked
+
+
+def _check_words(recipe: Recipe) -> None:
+    """Refuse token, class noun and prior prompt that cannot work together."""
+    pictures, prior = recipe.pictures, recipe.prior
+    needs_noun = "{class_noun}" in pictures.caption or prior.enabled
+    if needs_noun and not pictures.class_noun:
+        raise UserError(
+            "pictures.class_noun: is not set, and the captions need to say what the subject is.",
+            'Add one word for it, such as pictures.class_noun=dog (or give a caption of your own: pictures.caption="...").',
+        )
+    prompt = prior.prompt.replace("{class_noun}", pictures.class_noun or "")
+    if prior.enabled and pictures.token in prompt.split():
+        raise UserError(f"prior.prompt {prompt!r}: contains the token {pictures.token!r}.", "Class pictures must not show the subject: leave the token out.")
+
+
+def _attach_file(family: Family, path: Path, strength: float) -> Attached:
+    state, about = read_lora(path)
+    adapter = attach_lora(family.modules, state)
+    adapter.set_strength(strength)
+    return adapter
+
+
+def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
+    """Write adapter.safetensors, verified, and count what it trains."""
+    state = adapter.state_dict()
+    about = {
+        "family": family.kind, "base": recipe.base, "identity": family.identity, "token": recipe.pictures.token,
+        "class_noun": recipe.pictures.class_noun, "recipe": recipe.model_dump(mode="json", exclude_none=True),
+    }  # fmt: skip
+    write_lora(state, folder.adapter, about)
+    trained = adapter.trainable_parameters()
+    in_base = sum(p.numel() for p in family.unet.parameters())
+    folder.update_provenance(
+        base={"name": recipe.base, "family": family.kind, "identity": family.identity},
+        adapter={"kind": recipe.adapter.kind, "trainable_parameters": trained, "base_parameters": in_base,
+                 "times_fewer": in_base / trained, "file_bytes": folder.adapter.stat().st_size},
+    )  # fmt: skip
+
+
+def _load(recipe: Recipe, at: _Device, watch: Watch, folder: RunDir | None = None) -> Family:
+    with _phase(folder, watch, "load", at.device):
+        return load(recipe.base, dtype=at.dtype, device=at.device)
+
+
+def _recipe_name(recipe: str | Path | Recipe) -> str:
+    return "run" if isinstance(recipe, Recipe) else Path(recipe).stem
+
+
+@contextmanager
+def _phase(folder: RunDir | None, watch: Watch, name: str, device: torch.device) -> Iterator[None]:
+    """Time a phase, show it, and note its seconds and peak memory in the run's log."""
+    started = time.perf_counter()
+    watch.begin(name)
+    try:
+        yield
+    finally:
+        watch.end()
+        if folder and folder.path.is_dir():
+            folder.append_log("phase", name=name, seconds=round(time.perf_counter() - started, 3),
+                              peak_memory_gib=round(machine.peak_memory_gib(device), 3))  # fmt: skip
+
+
+@contextmanager
+def _stop_signal() -> Iterator[list[int]]:
+    """Within this block the first Ctrl-C or SIGTERM is noted in the yielded list, and a second one acts at once."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        for signal_number, handler in previous.items():
+            signal.signal(signal_number, handler)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: whoever runs us there stops us by leaving the iterator
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

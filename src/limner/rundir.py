@@ -1,0 +1,112 @@
+"""The run folder: where each stage finds what the stage before it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limner.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside one run's folder; the only place where their names are written."""
+
+    path: Path
+
+    recipe = property(lambda self: self.path / "recipe.toml")
+    provenance = property(lambda self: self.path / "provenance.json")
+    log = property(lambda self: self.path / "log.jsonl")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    adapter = property(lambda self: self.path / "adapter.safetensors")
+    pictures = property(lambda self: self.path / "pictures")
+    class_pictures = property(lambda self: self.path / "class_pictures")
+    images = property(lambda self: self.path / "images")
+    previews = property(lambda self: self.path / "previews")
+    scores = property(lambda self: self.path / "scores.json")
+    report = property(lambda self: self.path / "report.html")
+
+    @staticmethod
+    def create(path: Path | None, *, name: str, root: Path = Path("runs")) -> RunDir:
+        """Make a new run folder: `path` if given (it must be new or empty), else `runs/<name>-<n>`."""
+        if path is None:
+            n = 1
+            while (root / f"{name}-{n}").exists():
+                n += 1
+            path = root / f"{name}-{n}"
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"{path}: is not empty, and a new run would mix with what is in it.",
+                "Name another folder with --run, or continue that run with --resume.",
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be made ({error.strerror}).", "Name another folder with --run.") from error
+        return RunDir(path)
+
+    @staticmethod
+    def open(path: Path) -> RunDir:
+        """Open a run folder that exists and holds a recipe."""
+        run = RunDir(path)
+        if not run.recipe.is_file():
+            found = "there is no such folder" if not path.exists() else "it holds no recipe.toml"
+            raise UserError(f"{path}: is not a run folder ({found}).", "Make one with: limner train PICTURES --run DIR")
+        return run
+
+    def append_log(self, event: str, **fields: Any) -> None:
+        """Append one line to log.jsonl: `event` says which kind."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+
+    def read_log(self, event: str) -> list[dict[str, Any]]:
+        """Return the log's lines of one kind, in order; a last line cut short by a kill is left out."""
+        if not self.log.is_file():
+            return []
+        rows = []
+        for line in self.log.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return [row for row in rows if row["event"] == event]
+
+    def update_provenance(self, **fields: Any) -> None:
+        """Merge `fields` into provenance.json."""
+        known = read_json(self.provenance) if self.provenance.is_file() else {}
+        write_json(self.provenance, {**known, **fields})
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either the old or the new one, whenever the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or damaged one is a UserError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing.", "Run the stage that makes it first.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is damaged (line {error.lineno}).", "Delete it and run its stage again.") from error

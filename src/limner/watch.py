@@ -1,0 +1,19 @@
+"""How long work is watched: a phase with a bar, lines said in between. The plain Watch is silent."""
+
+from __future__ import annotations
+
+
+class Watch:
+    """Sees a run go by and says nothing; the terminal and the line mode of the command line are its louder members."""
+
+    def begin(self, phase: str) -> None:
+        """A phase begins: "prepare", "train" ..."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """So much of the phase is done; `note` is what to show beside the bar."""
+
+    def end(self) -> None:
+        """The phase has ended."""
+
+    def say(self, text: str) -> None:
+        """A line that the user should read."""
