@@ -1,0 +1,1 @@
+"""Which parameters learn, and how they are attached, detached and saved."""

@@ -1,0 +1,1 @@
+"""Which weights, encoders and conditioning, and how each is loaded."""

@@ -1,0 +1,1 @@
+"""Stage: the loop, an iterator of steps; optimizer, checkpoint and resume."""

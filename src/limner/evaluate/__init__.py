@@ -1,0 +1,1 @@
+"""Stage: folders of images become scores.json: metrics, protocol, statistics."""

@@ -1,0 +1,1 @@
+"""Stage: a run folder becomes report.html, one file that needs no network."""
