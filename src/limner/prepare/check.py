@@ -53,6 +53,8 @@ class Checked:
     exclusions: tuple[Exclusion, ...]
     notes: tuple[str, ...]
     """Lines to print, the summary first."""
+    resolution_px: int
+    """Side of the training square that the shapes were chosen for."""
 
     @property
     def given(self) -> int:
@@ -115,7 +117,7 @@ def check_pictures(
         lines = "".join(f"\n  {e.name}  {e.reason}" for e in exclusions)
         raise UserError(f"None of {len(looks)} pictures can be used:{lines}\n", "Add pictures that are large enough.")
     notes = (_summary(exclusions, len(looks)), *found.notes, *caption_notes, *_picture_notes(looks, spec))
-    return Checked(tuple(examples), tuple(exclusions), notes)
+    return Checked(tuple(examples), tuple(exclusions), notes, resolution_px)
 
 
 def check_class_pictures(

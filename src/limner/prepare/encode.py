@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,17 +57,18 @@ def prepare(
     that the subject's pictures have, so that each step finds class pictures of its own shape.
     """
     store = Cache(cache)
-    encoder = _Encoder(family, spec, store)
+    class_examples = () if prior is None else prior.examples
+    captions = {example.caption for example in (*checked.examples, *class_examples)}
+    captions |= {""} if spec.caption_dropout else set()
+    encoder = _Encoder(family, spec, store, captions)
     shapes = checked.shapes
     rows = [encoder.row(example, {example.fit.size: example.fit}) for example in checked.examples]
-    class_examples = () if prior is None else prior.examples
     prior_rows = [
         replace(encoder.row(example, {shape: fit_to(example.size, shape) for shape in shapes}), weight=prior_weight)
         for example in class_examples
     ]
     every_row = rows + prior_rows
     tensors = Tensors(store)
-    captions = {row.caption for row in every_row} | ({""} if spec.caption_dropout else set())
     counts = encoder.encode_missing(
         [*checked.examples, *class_examples], every_row, sorted(captions), tensors, progress
     )
@@ -85,15 +86,24 @@ def prepare(
 class _Encoder:
     """Makes cache keys and entries with one family's encoders."""
 
-    def __init__(self, family: Family, spec: Pictures, store: Cache) -> None:
+    def __init__(self, family: Family, spec: Pictures, store: Cache, captions: Collection[str]) -> None:
         self.family = family
+        self.longest = max(captions, key=family.token_count)
+        self.windows = max(1, -(-family.token_count(self.longest) // family.max_tokens))
         self.spec = spec
         self.store = store
         self.vae = f"{family.identity['vae']} {next(family.vae.parameters()).dtype}"
         self.text = f"{family.identity['text']} {family.dtype}"
 
     def text_key(self, caption: str) -> str:
-        return key_of(kind="text", caption=caption, encoder=self.text)
+        return key_of(kind="text", caption=caption, windows=self.windows, encoder=self.text)
+
+    def _encode_text(self, caption: str) -> dict[str, Tensor]:
+        """Encode one caption to as many windows as the longest of the set has, so that rows can be stacked."""
+        company = [self.longest] if self.windows > 1 else []
+        conditioning = self.family.encode_text([caption, *company])
+        fields = {"hidden": conditioning.hidden, "pooled": conditioning.pooled, "time_ids": conditioning.time_ids}
+        return {name: value[:1].float().cpu() for name, value in fields.items() if value is not None}
 
     def row(self, example: Example, fits: dict[tuple[int, int], Fit]) -> Row:
         """Return the row of an example, with the keys of its entries for each shape."""
@@ -120,9 +130,7 @@ class _Encoder:
         missing = {variant.key for _, variants in jobs for variant in variants}
         done, total = 0, len(missing) + len(texts)
         for caption in texts:
-            conditioning = self.family.encode_text([caption])
-            fields = {"hidden": conditioning.hidden, "pooled": conditioning.pooled, "time_ids": conditioning.time_ids}
-            tensors.add(self.text_key(caption), {k: v.float().cpu() for k, v in fields.items() if v is not None})
+            tensors.add(self.text_key(caption), self._encode_text(caption))
             done += 1
             if progress:
                 progress(done, total)

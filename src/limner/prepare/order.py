@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
+from limner.seeds import seed_of
+
 
 def uniform(seed: int, *counters: int | str) -> float:
     """Return a number in [0, 1) that depends on the seed and the counters only."""
-    return int.from_bytes(_digest(seed, *counters), "little") / 2**64
+    return seed_of(seed, *counters) / 2**63
 
 
 @functools.lru_cache(maxsize=8)
 def permutation(n: int, seed: int, *counters: int | str) -> tuple[int, ...]:
     """Return the numbers 0 ... n - 1 in an order that depends on the seed and the counters only."""
-    return tuple(sorted(range(n), key=lambda i: _digest(seed, *counters, i)))
-
-
-def _digest(seed: int, *counters: int | str) -> bytes:
-    return hashlib.blake2b(repr((seed, *counters)).encode(), digest_size=8).digest()
+    return tuple(sorted(range(n), key=lambda i: seed_of(seed, *counters, i)))
 
 
 @dataclass(frozen=True)

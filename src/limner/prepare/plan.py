@@ -42,8 +42,8 @@ def plan_length(
     *,
     batch: int,
     steps: int | None = None,
-    epochs: float | None = None,
-    exposures: float | None = None,
+    epochs: float | int | None = None,
+    exposures: float | int | None = None,
     num_prior_examples: int = 0,
 ) -> Plan:
     """Return the plan of a run from exactly one of `steps`, `epochs` and `exposures` (per picture, on average).

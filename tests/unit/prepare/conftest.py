@@ -22,7 +22,7 @@ WINDOW = 12
 
 
 class SmallFamily(Family):
-    """Random weights: 4 pixels per latent, one token per word."""
+    """Random weights: 4 pixels per latent, one token per word, long prompts in several windows."""
 
     kind = "small"
     native_resolution_px = 32
@@ -44,6 +44,8 @@ class SmallFamily(Family):
             num_hidden_layers=1,
             num_attention_heads=2,
             max_position_embeddings=WINDOW + 2,
+            bos_token_id=510,
+            eos_token_id=511,
         )
         self.text_encoders = (CLIPTextModel(config).eval(),)
         self.unet = UNet2DConditionModel(
@@ -56,6 +58,7 @@ class SmallFamily(Family):
             attention_head_dim=4,
         ).eval()
         self.schedule = Schedule(torch.linspace(0.99, 0.01, 1000), "epsilon")
+        self.scheduler_config = {}
         self.identity = {"unet": f"unet{seed}", "vae": f"vae{seed}", "text": f"text{seed}"}
         self.pixels_encoded = 0
         self.prompts_encoded: list[str] = []
@@ -79,12 +82,16 @@ class SmallFamily(Family):
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Conditioning:
         self.prompts_encoded += prompts
-        ids = torch.full((len(prompts), WINDOW + 2), 511)
-        for row, prompt in enumerate(prompts):
-            words = prompt.split()[:WINDOW]
-            for place, word in enumerate(words):
-                ids[row, place + 1] = sum(map(ord, word)) % 500
-        return Conditioning(self.text_encoders[0](ids)[0])
+        words = [prompt.split() for prompt in prompts]
+        windows = max(1, *(-(-len(w) // WINDOW) for w in words))
+        hidden = []
+        for window in range(windows):
+            ids = torch.full((len(prompts), WINDOW + 2), 511)
+            for row, all_words in enumerate(words):
+                for place, word in enumerate(all_words[window * WINDOW : (window + 1) * WINDOW]):
+                    ids[row, place + 1] = sum(map(ord, word)) % 500
+            hidden.append(self.text_encoders[0](ids)[0])
+        return Conditioning(torch.cat(hidden, dim=1))
 
     def predict(self, x_t: Latents, t: Timesteps, conditioning: Conditioning) -> Tensor:
         return self.unet(x_t, t, encoder_hidden_states=conditioning.hidden).sample
