@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import typing
 from typing import Any
 
-import tomli_w
 from pydantic.fields import FieldInfo
 
 from limner.recipe import Recipe, setting_names
@@ -36,11 +36,11 @@ def heading(section: str) -> list[str]:
 
 
 def default(field: FieldInfo) -> str:
-    """Return the default as it would stand in a recipe."""
+    """Return the default as it may stand in a recipe: JSON is also TOML, for text, numbers, true, false and lists."""
     if field.is_required():
         return "none: must be given"
     value = field.get_default(call_default_factory=True)
-    return "nothing" if value is None else f"`{tomli_w.dumps({'v': value}).removeprefix('v = ').strip()}`"
+    return "nothing" if value is None else f"`{json.dumps(value)}`"
 
 
 def kind(annotation: Any) -> str:
