@@ -1,0 +1,127 @@
+"""Every metric, on every encoder that needs no download: perfect for itself, blind to order, deterministic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from limner.metrics.colour_histogram import ColourHistogram
+from limner.metrics.diversity import Diversity
+from limner.metrics.encoder import ImageEncoder
+from limner.metrics.forgetting import ClassDrift, OtherDrift
+from limner.metrics.lite0 import Lite0
+from limner.metrics.metric import Metric, View
+from limner.metrics.prompt import OtherPromptsFollowed, PromptFollowing
+from limner.metrics.subject import ClassKept, Copying, SubjectFidelity
+
+METRICS = (
+    SubjectFidelity(encoder="any"),
+    PromptFollowing(encoder="any"),
+    OtherPromptsFollowed(encoder="any"),
+    ClassKept(encoder="any"),
+    ClassDrift(encoder="any"),
+    OtherDrift(encoder="any"),
+    Diversity(encoder="any"),
+    Copying(encoder="any"),
+)
+ENCODERS: dict[str, type[ImageEncoder]] = {"lite0": Lite0, "colour_histogram": ColourHistogram}
+
+every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.kind)
+every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
+
+
+def view(images: int = 6) -> View:
+    torch.manual_seed(1)
+    return View(
+        images=torch.randn(images, 8),
+        base=torch.randn(images, 8),
+        prompt=tuple(f"subject/{i // 2}" for i in range(images)),
+        subject=torch.randn(4, 8),
+        class_pictures=torch.randn(5, 8),
+        text=torch.randn(images, 8),
+    )
+
+
+def test_every_metric_of_the_package_is_tested_here() -> None:
+    assert {type(m) for m in METRICS} == {c for c in Metric.__subclasses__() if c.__module__.startswith("limner.")}
+
+
+def test_keys_are_unique_and_carry_the_encoder() -> None:
+    keys = [m.key for m in METRICS]
+    assert len(set(keys)) == len(keys)
+    assert all(key.endswith(".any") for key in keys)
+
+
+@every_metric
+def test_it_says_what_it_says(metric: Metric) -> None:
+    assert metric.title
+    assert metric.says.endswith(".")
+    assert metric.better in ("higher", "lower")
+    assert metric.sets
+
+
+@every_metric
+def test_one_value_an_image_and_the_same_twice(metric: Metric) -> None:
+    values = metric.per_image(view())
+    assert values.shape == (6,)
+    assert torch.equal(values, metric.per_image(view()))
+
+
+@every_metric
+def test_shuffled_images_have_shuffled_values(metric: Metric) -> None:
+    here, order = view(), torch.tensor([3, 0, 5, 1, 4, 2])
+    assert here.text is not None
+    shuffled = replace(
+        here,
+        images=here.images[order],
+        base=here.base[order],
+        prompt=tuple(here.prompt[i] for i in order),
+        text=here.text[order],
+        subject=here.subject.flip(0),
+    )
+    assert torch.allclose(metric.per_image(here)[order], metric.per_image(shuffled), atol=1e-12)
+
+
+@every_metric
+def test_identical_pictures_have_the_perfect_value(metric: Metric) -> None:
+    one = torch.randn(1, 8)
+    same = View(
+        images=one.repeat(6, 1),
+        base=one.repeat(6, 1),
+        prompt=("subject/0",) * 6,
+        subject=one.repeat(4, 1),
+        class_pictures=one.repeat(5, 1),
+        text=one.repeat(6, 1),
+    )
+    perfect = 0.0 if metric.kind in ("class_drift", "other_drift", "diversity") else 1.0
+    assert torch.allclose(metric.per_image(same), torch.full((6,), perfect, dtype=torch.float64), atol=1e-12)
+
+
+@every_metric
+def test_levels_are_on_the_metrics_own_scale(metric: Metric) -> None:
+    for level in metric.levels(view()):
+        assert -1 <= level.value <= 2
+        assert level.pairs > 0
+
+
+@every_encoder
+def test_an_encoder_gives_the_same_features_in_any_batch(encoder: str) -> None:
+    encode = ENCODERS[encoder]()
+    pixels = torch.rand(5, 3, 32, 40) * 2 - 1
+    together = encode(pixels)
+    alone = torch.cat([encode(p[None]) for p in pixels])
+    assert together.shape[0] == 5
+    assert together.dtype == torch.float32
+    assert torch.allclose(together, alone, atol=1e-4, rtol=1e-4)
+    assert torch.equal(together, encode(pixels))
+
+
+@every_encoder
+def test_an_encoder_says_what_it_is(encoder: str) -> None:
+    one, two = ENCODERS[encoder](), ENCODERS[encoder]()
+    assert one.name == encoder
+    assert one.about
+    assert len(one.identity) == 16
+    assert one.identity == two.identity

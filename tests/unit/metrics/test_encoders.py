@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from limner.errors import UserError
+from limner.metrics.colour_histogram import ColourHistogram
+from limner.metrics.image_text import ImageText
+from limner.metrics.lite0 import Lite0
+from limner.metrics.similarity import cosines
+
+
+def plain(colour: tuple[float, float, float], side: int = 16) -> torch.Tensor:
+    """Return a picture of one colour, channels in [-1, 1]."""
+    return torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1).expand(1, 3, side, side).contiguous()
+
+
+def test_histogram_of_one_colour_is_one_cell() -> None:
+    found = ColourHistogram()(plain((1, -1, -1)))
+    assert found.shape == (1, 64)
+    assert found.sum() == 1
+    assert found[0, 3 * 16] == 1
+
+
+def test_histograms_of_different_colours_share_nothing_and_half_and_half_is_known() -> None:
+    red, green = plain((1, -1, -1)), plain((-1, 1, -1))
+    both = torch.cat([red[..., :8], green[..., 8:]], dim=-1)
+    found = cosines(ColourHistogram()(torch.cat([red, both])), ColourHistogram()(torch.cat([red, green])))
+    half = 0.5**0.5
+    assert torch.allclose(found, torch.tensor([[1.0, 0.0], [half, half]]).double(), atol=1e-6)
+
+
+def test_histogram_does_not_know_where_a_colour_is() -> None:
+    pixels = torch.rand(2, 3, 8, 8) * 2 - 1
+    assert torch.equal(ColourHistogram()(pixels), ColourHistogram()(pixels.flip(-1)))
+
+
+def test_lite0_knows_a_picture_of_another_size_again() -> None:
+    torch.manual_seed(0)
+    small = torch.nn.functional.interpolate(torch.rand(4, 3, 6, 6) * 2 - 1, (64, 64), mode="bicubic").clamp(-1, 1)
+    large = torch.nn.functional.interpolate(small, (128, 128), mode="bicubic", antialias=True).clamp(-1, 1)
+    encode = Lite0()
+    found = cosines(encode(small), encode(large))
+    assert found.diag().min() > 0.9
+    assert torch.equal(found.argmax(1), torch.arange(4))
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a small CLIP with random weights, as people keep one on disk."""
+    folder = tmp_path_factory.mktemp("clip")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer.from_pretrained(folder, model_max_length=12).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=52,
+        eos_token_id=53,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+    CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_an_image_text_encoder_is_what_transformers_computes(clip_folder: Path) -> None:
+    encode = ImageText(clip_folder, name="clip_test")
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    pixels = torch.rand(3, 3, 32, 32) * 2 - 1
+    pictures = ((pixels + 1) * 127.5).round() / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encode.processor.image_mean, encode.processor.image_std))
+    with torch.inference_mode():
+        by_hand = model.get_image_features(pixel_values=(pictures - mean) / std).pooler_output
+        tokens = encode.tokenizer("a red cat", return_tensors="pt")
+        text = model.get_text_features(**tokens).pooler_output
+    assert torch.allclose(encode(pixels), by_hand, atol=1e-4)
+    assert torch.allclose(encode.encode_text(["a red cat", "dog"])[:1], text, atol=1e-5)
+
+
+def test_a_long_prompt_is_cut_and_prompts_do_not_touch_each_other(clip_folder: Path) -> None:
+    encode = ImageText(clip_folder)
+    prompts = ["a", "a very long prompt with many words in it", "z z"]
+    together = encode.encode_text(prompts)
+    assert torch.allclose(together, torch.cat([encode.encode_text([p]) for p in prompts]), atol=1e-6)
+
+
+def test_an_image_text_encoder_knows_its_weights(clip_folder: Path) -> None:
+    one = ImageText(clip_folder)
+    assert one.identity == ImageText(clip_folder).identity
+    assert len(one.identity) == 16
+    assert "CLIPModel" in one.about
+
+
+def test_a_folder_without_an_encoder_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded as an image-text encoder"):
+        ImageText(tmp_path)
