@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,12 +46,22 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Stack conditionings row-wise; all must have the same fields and widths."""
-        join = {name: [getattr(p, name) for p in parts] for name in ("hidden", "pooled", "time_ids")}
-        return Conditioning(**{k: None if v[0] is None else torch.cat(v) for k, v in join.items()})
+        return Conditioning(
+            torch.cat([part.hidden for part in parts]),
+            _cat_present([part.pooled for part in parts]),
+            _cat_present([part.time_ids for part in parts]),
+        )
 
-    def _map(self, change) -> Conditioning:
-        fields = (self.hidden, self.pooled, self.time_ids)
-        return Conditioning(*(None if t is None else change(t) for t in fields))
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        pooled, time_ids = (None if field is None else change(field) for field in (self.pooled, self.time_ids))
+        return Conditioning(change(self.hidden), pooled, time_ids)
+
+
+def _cat_present(fields: Sequence[Tensor | None]) -> Tensor | None:
+    present = [field for field in fields if field is not None]
+    if present and len(present) < len(fields):
+        raise ValueError(f"{len(fields) - len(present)} of {len(fields)} conditionings lack a field that others have")
+    return torch.cat(present) if present else None
 
 
 @dataclass(frozen=True)

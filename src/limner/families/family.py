@@ -22,9 +22,10 @@ class Family(ABC):
     kind: ClassVar[str]
     name: str
     """What the user called it: "tiny", a hub name, a path."""
-    unet: nn.Module
-    text_encoders: tuple[nn.Module, ...]
-    vae: nn.Module
+    unet: Any
+    """A UNet2DConditionModel. It, the encoders and the VAE are modules whose `config` has no type to be said here."""
+    text_encoders: tuple[Any, ...]
+    vae: Any
     schedule: Schedule
     scheduler_config: dict[str, Any]
     """The base's own scheduler settings (betas, prediction type), from which any diffusers scheduler is made."""
