@@ -6,13 +6,13 @@ import argparse
 import importlib
 from pathlib import Path
 
-STAGES = ("pictures", "demo", "text", "vae", "unet", "judge", "export", "results")
+STAGES = ("pictures", "demo", "text", "vae", "unet", "decoder", "judge", "export", "results", "subject")
 
 
 def main() -> None:
     """Parse the command line and run the stages in order."""
     parser = argparse.ArgumentParser(prog="python -m pretraining", description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, "all"])
+    parser.add_argument("stage", choices=[*STAGES, "adopt", "all"])
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--minutes", type=float, help="training time of this stage, in minutes")
     arguments = parser.parse_args()

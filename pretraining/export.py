@@ -8,11 +8,11 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel
 
-from pretraining import unet
+from pretraining import decoder, unet
 from pretraining.text import MEAN, STD
 from pretraining.world import COLOURS, HELD_OUT_STYLES, STYLES
 
@@ -86,7 +86,7 @@ def run(work: Path, target: Path = ASSETS, minutes: float | None = None) -> None
         size={"height": 64, "width": 64}, crop_size={"height": 64, "width": 64}, do_resize=True,
         do_center_crop=False, image_mean=MEAN, image_std=STD,
     ).save_pretrained(target / "image_text_encoder")  # fmt: skip
-    AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(target / "vae")
+    decoder.average_of(work).half().save_pretrained(target / "vae")
     saved = torch.load(work / "unet.pt", map_location="cpu", weights_only=True)
     network = unet.build()
     network.load_state_dict(saved["state"]["ema"])

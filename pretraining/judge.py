@@ -71,9 +71,7 @@ class Judge(nn.Module):
     def __init__(self, words: int) -> None:
         super().__init__()
         widths = (3, 32, 64, 128, 192)
-        self.image = nn.Sequential(
-            *(_stage(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        )
+        self.image = nn.Sequential(*(_stage(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)))
         self.pool = nn.Sequential(nn.Flatten(), nn.Linear(192 * 16, 320), nn.ReLU())
         self.image_out = nn.Linear(320, 128)
         self.heads = nn.ModuleList(nn.Linear(320, len(a)) for a in classes().values())
@@ -85,9 +83,7 @@ class Judge(nn.Module):
     def look(self, pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return unit image embeddings and the logits of each question; `pixels` in [-1, 1]."""
         features = self.pool(self.image(pixels))
-        return functional.normalize(self.image_out(features), dim=-1), [
-            head(features) for head in self.heads
-        ]
+        return functional.normalize(self.image_out(features), dim=-1), [head(features) for head in self.heads]
 
     def understand(self, rows: Tensor) -> Tensor:
         """Return unit caption embeddings."""
@@ -119,9 +115,7 @@ def _loss(judge: Judge, pixels: Tensor, rows: Tensor, right: Tensor) -> Tensor:
     logits = judge.log_scale.exp().clamp(max=60) * images.float() @ texts.T
     target = torch.arange(len(rows), device=rows.device)
     matched = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
-    questions = sum(
-        functional.cross_entropy(made.float(), right[:, i]) for i, made in enumerate(answers)
-    )
+    questions = sum(functional.cross_entropy(made.float(), right[:, i]) for i, made in enumerate(answers))
     return 0.5 * matched + questions
 
 

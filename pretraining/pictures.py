@@ -80,11 +80,7 @@ def change_face(identity: Identity, random: Random) -> Identity:
 def describe(identity: Identity, background: str, scale: float) -> dict[str, Any]:
     """Return every attribute of a picture that a caption may name."""
     spec = spec_of(identity.noun)
-    phrases = {
-        part: words[identity.variants[part]]
-        for part, words in spec.parts.items()
-        if part in identity.variants
-    }
+    phrases = {part: words[identity.variants[part]] for part, words in spec.parts.items() if part in identity.variants}
     low, high = spec.scale
     third = (high - low) / 4
     size = "small" if scale < low + third else "big" if scale > high - third else ""

@@ -97,10 +97,7 @@ def build(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPModel:
 def training_captions(pictures: dataset.Pictures) -> list[list[str]]:
     """Return five captions of every picture: four drawn ones and the full one."""
     random = Random(1)
-    return [
-        [*dataset.caption_variants(record, random), record["full_caption"]]
-        for record in pictures.records
-    ]
+    return [[*dataset.caption_variants(record, random), record["full_caption"]] for record in pictures.records]
 
 
 def shifted(pixels: Tensor, by_px: int = 4) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from pretraining import dataset
-from pretraining.progress import Clock, device, set_rate, set_threads, warm_cosine
+from pretraining.progress import Clock, autocast, device, set_rate, set_threads, warm_cosine, write_atomically
 from pretraining.text import tokenize
 
 BATCH, PEAK_RATE, EMPTY_CAPTIONS, SNR_LIMIT = 32, 8e-4, 0.1, 5.0
@@ -54,29 +54,29 @@ def scheduler() -> DDIMScheduler:
 class Cache:
     """What the UNet trains on: latent means, their one posterior deviation, caption embeddings."""
 
-    latents: Tensor  # (2, n, 4, 16, 16), second half of mirrored pictures
+    latents: Tensor  # (n, 4, 16, 16)
     deviation: Tensor  # (4,)
     embeddings: Tensor  # (captions, 32, 256), the empty caption first
     which: Tensor  # (n, variants), rows of `embeddings`
 
 
 @torch.no_grad()
-def _cache_latents(work: Path, pictures: dataset.Pictures) -> None:
+def cache_latents(work: Path, pictures: dataset.Pictures) -> None:
+    """Encode every picture once and keep the posterior means."""
     vae = AutoencoderKL.from_pretrained(work / "vae").to(device())
-    sides: list[Tensor] = []
-    for mirrored in (False, True):
-        means = []
-        for start in range(0, len(pictures), 128):
-            pixels = pictures.batch(range(start, min(start + 128, len(pictures)))).to(device())
-            posterior = vae.encode(pixels.flip(-1) if mirrored else pixels).latent_dist
-            means.append(posterior.mean.half().cpu())
-        sides.append(torch.cat(means))
-    deviation = posterior.std[0, :, 0, 0].cpu()
-    torch.save({"latents": torch.stack(sides), "deviation": deviation}, work / "latents.pt")
+    means = []
+    for start in range(0, len(pictures), 64):
+        pixels = pictures.batch(range(start, min(start + 64, len(pictures)))).to(device())
+        with autocast():
+            posterior = vae.encode(pixels).latent_dist
+        means.append(posterior.mean.half().cpu())
+    deviation = posterior.std[0, :, 0, 0].float().cpu()
+    write_atomically(work / "latents.pt", {"latents": torch.cat(means), "deviation": deviation})
 
 
 @torch.no_grad()
-def _cache_captions(work: Path, pictures: dataset.Pictures) -> None:
+def cache_captions(work: Path, pictures: dataset.Pictures) -> None:
+    """Encode every training caption, the empty one first."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     text = CLIPModel.from_pretrained(work / "image_text_encoder").text_model.to(device())
     random = Random(2)
@@ -89,8 +89,10 @@ def _cache_captions(work: Path, pictures: dataset.Pictures) -> None:
     embeddings = torch.empty(len(captions), 32, 256, dtype=torch.bfloat16)
     for start in range(0, len(captions), 256):
         ids = tokenize(tokenizer, captions[start : start + 256]).to(device())
-        embeddings[start : start + 256] = text(ids).last_hidden_state.bfloat16().cpu()
-    torch.save({"embeddings": embeddings, "which": torch.tensor(which)}, work / "captions.pt")
+        with autocast():
+            states = text(ids).last_hidden_state
+        embeddings[start : start + 256] = states.bfloat16().cpu()
+    write_atomically(work / "captions.pt", {"embeddings": embeddings, "which": torch.tensor(which)})
 
 
 def load_cache(work: Path, pictures: dataset.Pictures) -> Cache:
@@ -99,9 +101,9 @@ def load_cache(work: Path, pictures: dataset.Pictures) -> Cache:
     After a change of the VAE or the text encoder, delete latents.pt or captions.pt.
     """
     if not (work / "latents.pt").exists():
-        _cache_latents(work, pictures)
+        cache_latents(work, pictures)
     if not (work / "captions.pt").exists():
-        _cache_captions(work, pictures)
+        cache_captions(work, pictures)
     latents = torch.load(work / "latents.pt", weights_only=True)
     captions = torch.load(work / "captions.pt", weights_only=True, mmap=True)
     return Cache(latents["latents"], latents["deviation"], captions["embeddings"], captions["which"])
@@ -109,9 +111,8 @@ def load_cache(work: Path, pictures: dataset.Pictures) -> Cache:
 
 def draw_batch(cache: Cache) -> tuple[Tensor, Tensor]:
     """Return x_0 (batch, 4, 16, 16), sampled from the posterior, and caption embeddings."""
-    chosen = torch.randint(cache.latents.shape[1], (BATCH,))
-    side = torch.randint(2, (BATCH,))
-    mean = cache.latents[side, chosen].float()
+    chosen = torch.randint(len(cache.latents), (BATCH,))
+    mean = cache.latents[chosen].float()
     x_0 = mean + cache.deviation[:, None, None] * torch.randn_like(mean)
     rows = cache.which[chosen, torch.randint(cache.which.shape[1], (BATCH,))]
     rows[torch.rand(BATCH) < EMPTY_CAPTIONS] = 0
@@ -124,7 +125,7 @@ def v_loss(unet: UNet2DConditionModel, x_0: Tensor, embeddings: Tensor, alphas: 
     noise = torch.randn_like(x_0)
     signal, spread = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
     x_t, v = signal * x_0 + spread * noise, signal * noise - spread * x_0
-    made = unet(x_t.bfloat16(), t, embeddings).sample.float()
+    made = unet(x_t.to(unet.dtype), t, embeddings).sample.float()
     snr = alphas[t] / (1 - alphas[t])
     # arXiv:2303.09556 Eq. 5; for v-prediction the weight is min(snr, gamma) / (snr + 1)
     weight = snr.clamp(max=SNR_LIMIT) / (snr + 1)
@@ -139,9 +140,7 @@ class Master:
         self.weights = [p.detach().float().clone() for p in self.fast]
         self.average = [w.clone() for w in self.weights]
         self.names = [name for name, _ in unet.named_parameters()]
-        self.optimizer = torch.optim.AdamW(
-            self.weights, PEAK_RATE, (0.9, 0.99), weight_decay=0.01, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(self.weights, PEAK_RATE, (0.9, 0.99), weight_decay=0.01, fused=True)
 
     def step(self, rate: float, decay: float) -> None:
         """Apply the gradients of the bfloat16 model to the float32 weights, copy them back."""
@@ -175,7 +174,7 @@ class Master:
 
 
 def _continue_from_assets(work: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the weights that stage `resume` placed in the working folder, if any."""
+    """Return the weights that stage `adopt` placed in the working folder, if any."""
     folder = work / "unet_start"
     if not folder.exists():
         return {}
