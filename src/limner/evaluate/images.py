@@ -44,6 +44,8 @@ class Arm:
     """One arm: its images in the order of their pairs, and how they were made."""
 
     name: str
+    base: str
+    """What the user called the base."""
     settings: dict[str, Any]
     images: tuple[ArmImage, ...]
 
@@ -112,11 +114,12 @@ def _read_arm(folder: Path) -> Arm:
             for row in manifest["images"]
         ]
         settings = {name: manifest[name] for name in SETTINGS}
+        name, base = manifest["arm"], manifest["base"]
     except KeyError as error:
         raise UserError(
             f"{folder / 'manifest.json'}: {error} is missing.", "Make the images again with: limner generate RUN"
         ) from error
-    return Arm(name=manifest["arm"], settings=settings, images=tuple(sorted(rows, key=lambda row: row.pair)))
+    return Arm(name=name, base=base, settings=settings, images=tuple(sorted(rows, key=lambda row: row.pair)))
 
 
 def _check_comparable(base: Arm, arm: Arm) -> None:

@@ -14,21 +14,24 @@ from limner.types import Pixels
 
 
 class ImageText(TextImageEncoder):
-    """A two-tower model with its own tokenizer and its own picture preprocessing."""
+    """A two-tower model with its own picture preprocessing; the tokenizer may lie elsewhere."""
 
     def __init__(
         self,
         source: str | Path,
         *,
+        tokenizer: str | Path | None = None,
         name: str = "image_text",
         about: str = "",
         device: torch.device | str = "cpu",
     ) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         try:
             model = AutoModel.from_pretrained(source, use_safetensors=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or source)
             self.processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         except (OSError, ValueError) as error:
             raise UserError(

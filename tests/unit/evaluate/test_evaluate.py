@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from limner.errors import UserError
-from limner.evaluate.stage import evaluate
+from limner.evaluate.evaluate import evaluate
 from limner.metrics.colour_histogram import ColourHistogram
 from limner.metrics.lite0 import Lite0
 from limner.metrics.scores import Scores

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from limner.errors import UserError
+from limner.evaluate.encoders import default_encoders
 from limner.evaluate.images import Arm, ArmImage, read_arms, read_pictures
 from limner.evaluate.look import Progress, Seen, look
 from limner.evaluate.statistics import DRAWS, finding, interval, sign_flip_p
@@ -35,13 +36,19 @@ class Material:
 def evaluate(
     run: RunDir,
     *,
-    encoders: Sequence[ImageEncoder],
+    encoders: Sequence[ImageEncoder] | None = None,
     metrics: Sequence[Metric] | None = None,
     seed: int = 0,
     batch: int = 32,
     progress: Progress = lambda done, total, what: None,
 ) -> Scores:
-    """Score every tuned arm of a run against its base, write scores.json and return what it holds."""
+    """Score every tuned arm of a run against its base, write scores.json and return what it holds.
+
+    Without `encoders` those that need no download look; without `metrics` the standard questions are asked.
+
+    Raises:
+        UserError: images are missing, or arms were made in a way that forbids a comparison.
+    """
     material = Material(
         run=run.path,
         arms=read_arms(run),
@@ -50,6 +57,7 @@ def evaluate(
     )
     if not material.subject:
         raise UserError(f"{run.pictures}: holds no training pictures.", "Make them with: limner train PICTURES")
+    encoders = default_encoders(material.arms[0].base) if encoders is None else encoders
     every = [image for arm in material.arms for image in arm.images]
     paths = [*(image.path for image in every), *material.subject, *material.class_pictures]
     prompts = [image.plain_prompt for image in every]
