@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = ("src", "tests", "pretraining", "benchmarks", "docs")
+"""Every folder that holds Python."""
 
 
 @dataclass(frozen=True)

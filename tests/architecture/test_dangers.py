@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.architecture.sources import keyword, sources
+from tests.architecture.sources import OURS, keyword, sources
 
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"}
@@ -36,7 +36,7 @@ def dangers(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{called}() of text"
 
 
-@pytest.mark.parametrize("folder", ["src", "pretraining", "tests"])
+@pytest.mark.parametrize("folder", OURS)
 def test_no_file_runs_what_it_is_given(folder: str) -> None:
     found = [f"{source.name}:{line} {reason}" for source in sources(folder) for line, reason in dangers(source.tree)]
     assert not found
@@ -71,7 +71,7 @@ def test_no_open_ends() -> None:
     marks = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "raise NotImplemented" + "Error")
     found = [
         f"{source.name}:{number}"
-        for source in sources("src", "pretraining")
+        for source in sources("src", "pretraining", "benchmarks", "docs")
         for number, line in enumerate(source.lines, start=1)
         if any(mark in line for mark in marks)
     ]

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import ast
 
-from tests.architecture.sources import sources
+from tests.architecture.sources import OURS, sources
 
 FILE_LINES = 400
 FUNCTION_LINES = 60
 
 
 def test_files_stay_within_their_budget() -> None:
-    long = [
-        f"{s.name}: {len(s.lines)} lines" for s in sources("src", "tests", "pretraining") if len(s.lines) > FILE_LINES
-    ]
+    long = [f"{s.name}: {len(s.lines)} lines" for s in sources(*OURS) if len(s.lines) > FILE_LINES]
     assert not long, f"more than {FILE_LINES} lines, split them: {long}"
 
 
 def test_functions_stay_within_their_budget() -> None:
     long = [
         f"{source.name}:{function.lineno} {function.name}: {length(function)} lines"
-        for source in sources("src", "tests", "pretraining")
+        for source in sources(*OURS)
         for function in source.functions()
         if length(function) > FUNCTION_LINES
     ]

@@ -1,0 +1,1 @@
+"""Side by side with the peers, on the same weights and the same machine; never imported by the package."""
