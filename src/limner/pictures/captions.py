@@ -1,65 +1,74 @@
-"""Captions: where they are found, how their bytes become text, and what is wrong with them."""
+"""Captions: where they are found, and what is missing."""
 
 from __future__ import annotations
 
-import codecs
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from limner.errors import UserError
+from limner.pictures.picture import Picture
 from limner.pictures.spec import Pictures
+from limner.pictures.text import read_text
 
 SIDECAR_ENDINGS = (".txt", ".caption")
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 
 
-def read_text(path: Path) -> str:
-    """Read a text file as UTF-8 (a byte order mark is fine) or marked UTF-16/32; anything else is a UserError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).", "Check its permissions.") from error
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        what = f"byte 0x{data[error.start]:02x} at {error.start}"
-        name = "UTF-8" if encoding.startswith("utf-8") else encoding.upper()
-        raise UserError(f"{path}: is not {name} ({what}).", "Save it as UTF-8.") from error
-    if "\0" in text:
-        raise UserError(f"{path}: is not text (it holds zero bytes).", "Save it as UTF-8.")
-    return text
-
-
-def read_captions(pictures: Sequence[tuple[str, Path]], spec: Pictures) -> tuple[dict[str, str], list[str]]:
+def read_captions(pictures: Sequence[Picture], spec: Pictures) -> tuple[dict[str, str], list[str]]:
     """Return the caption of each picture by name, and lines to print about them.
 
-    All problems of all caption files are collected into one UserError.
+    A file beside the picture comes first, then what its place says (metadata, shard, folder name), then the
+    template. All problems of all caption files are collected into one UserError.
     """
     own: dict[str, str] = {}
-    endings: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
     problems: list[str] = []
-    for name, path in pictures:
+    for picture in pictures:
         try:
-            sidecar = _sidecar(path, spec)
-            if sidecar is None:
-                continue
-            text = " ".join(read_text(sidecar).split())
+            source, text = _own_caption(picture, spec)
         except UserError as error:
             problems.append(str(error))
             continue
-        endings[sidecar.suffix.lower()] += 1
-        own[name] = " ".join(f"{spec.fill(spec.prefix)} {spec.fill(text)}".split())
+        if text is None:
+            continue
+        sources[source] += 1
+        own[picture.name] = " ".join(f"{spec.fill(spec.prefix)} {spec.fill(text)}".split())
     if problems:
         raise UserError("\n".join(problems))
-    return _complete(pictures, own, endings, spec)
+    captions, notes = _complete(pictures, own, sources, spec)
+    empty = [picture.name for picture in pictures if picture.name in own and not own[picture.name]]
+    if empty:
+        notes.append(f"captions: {len(empty)} of them empty (first: {empty[0]})")
+    return captions, [*notes, *_orphans(pictures, spec)]
+
+
+def tags_shuffled(caption: str, orders: int, keep_first: int) -> tuple[str, ...]:
+    """Return a caption with its comma-separated tags in up to `orders` different orders, the first `keep_first` fixed.
+
+    The caption as written comes first; the orders depend on the caption only.
+    """
+    from limner.seeds import seed_of
+
+    tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
+    fixed, loose = tags[:keep_first], tags[keep_first:]
+    found = {caption: None}
+    for number in range(orders - 1):
+        order = sorted(range(len(loose)), key=lambda i: seed_of(caption, number, i))
+        found[", ".join([*fixed, *(loose[i] for i in order)])] = None
+    return tuple(found)
+
+
+def _own_caption(picture: Picture, spec: Pictures) -> tuple[str, str | None]:
+    """Return where a picture's own caption is from and its text, None when it has none."""
+    sidecar = None if picture.reader else _sidecar(picture.path, spec)
+    if sidecar is None:
+        return picture.caption_from, picture.caption
+    text = read_text(sidecar)
+    if picture.caption is not None and picture.caption_from.startswith("metadata") and picture.caption != text.strip():
+        raise UserError(
+            f"{picture.path}: has one caption in {sidecar.name} and another in {picture.caption_from}.", "Remove one."
+        )
+    return sidecar.suffix.lower(), text
 
 
 def _sidecar(path: Path, spec: Pictures) -> Path | None:
@@ -74,23 +83,48 @@ def _sidecar(path: Path, spec: Pictures) -> Path | None:
 
 
 def _complete(
-    pictures: Sequence[tuple[str, Path]], own: dict[str, str], endings: Counter[str], spec: Pictures
+    pictures: Sequence[Picture], own: dict[str, str], sources: Counter[str], spec: Pictures
 ) -> tuple[dict[str, str], list[str]]:
     """Give every picture a caption by the policy for missing ones."""
     template = spec.fill(spec.caption)
-    missing = [name for name, _ in pictures if name not in own]
+    missing = [picture.name for picture in pictures if picture.name not in own]
     if not own:
-        return {name: template for name, _ in pictures}, [f"caption of every picture: {template!r}"]
-    found = " and ".join(f"{n} {ending}" for ending, n in sorted(endings.items()))
-    notes = [f"captions: {len(own)} of {len(pictures)} from files ({found})"]
+        unread = _count_sidecars(pictures, SIDECAR_ENDINGS) if spec.caption_ext else 0
+        if unread:
+            raise UserError(
+                f"No picture has a {spec.caption_ext} caption, and {unread} have a .txt or .caption file.",
+                "Change or remove pictures.caption_ext.",
+            )
+        return {picture.name: template for picture in pictures}, [f"caption of every picture: {template!r}"]
+    found = " and ".join(f"{n} {source}" for source, n in sorted(sources.items()))
+    notes = [f"captions: {len(own)} of {len(pictures)} have their own ({found})"]
     if missing and spec.missing_captions == "error":
         raise UserError(
-            f"{len(missing)} of {len(pictures)} pictures have no caption (first: {missing[0]}). "
-            f"Found {found} {'file' if len(own) == 1 else 'files'}:",
+            f"{len(missing)} of {len(pictures)} pictures have no caption (first: {missing[0]}). Found {found}:",
             "set pictures.caption_ext, or pictures.missing_captions to template or empty.",
         )
     if missing:
         fallback = template if spec.missing_captions == "template" else ""
-        notes.append(f"captions: {len(missing)} missing, {fallback!r} is used for them")
-        own = own | {name: fallback for name in missing}
+        notes.append(f"captions: {len(missing)} missing (first: {missing[0]}), {fallback!r} is used for them")
+        own = own | dict.fromkeys(missing, fallback)
     return own, notes
+
+
+def _count_sidecars(pictures: Sequence[Picture], endings: Sequence[str]) -> int:
+    return sum(any(picture.path.with_suffix(e).is_file() for e in endings) for picture in pictures)
+
+
+def _orphans(pictures: Sequence[Picture], spec: Pictures) -> list[str]:
+    """Say which caption files belong to no picture."""
+    endings = SIDECAR_ENDINGS if spec.caption_ext is None else (spec.caption_ext,)
+    files = [picture.path for picture in pictures if picture.reader is None]
+    belongs = {path.with_suffix("") for path in files} | set(files)
+    orphans = sorted(
+        file
+        for folder in {path.parent for path in files}
+        for file in folder.iterdir()
+        if file.suffix.lower() in endings and not file.name.startswith(".") and file.with_suffix("") not in belongs
+    )
+    if not orphans:
+        return []
+    return [f"captions: {len(orphans)} belong to no picture (first: {orphans[0].name})"]

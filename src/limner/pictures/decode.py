@@ -7,7 +7,7 @@ import importlib.util
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,15 +62,22 @@ class Decoded:
 
 def decode(path: Path, *, background: str = "white", max_megapixels: float = 200.0) -> Image.Image:
     """Return the picture in a file as upright sRGB; raise BadPicture with the reason when that is not possible."""
+    with without_warnings():
+        return decode_bytes(read_through(path.read_bytes), background=background, max_megapixels=max_megapixels).rgb
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence the decoding libraries, which warn about pictures that they read well. Not for use inside a thread."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return decode_bytes(read_file(path), background=background, max_megapixels=max_megapixels).rgb
+        yield
 
 
-def read_file(path: Path) -> bytes:
-    """Return a picture file's bytes; raise BadPicture when it cannot be read or is empty."""
+def read_through(read: Callable[[], bytes]) -> bytes:
+    """Return the bytes that `read` gives; raise BadPicture when that fails or there are none."""
     try:
-        data = path.read_bytes()
+        data = read()
     except OSError as error:
         raise BadPicture(f"cannot be read ({error.strerror or error})") from error
     if not data:
@@ -81,7 +88,7 @@ def read_file(path: Path) -> bytes:
 def decode_bytes(data: bytes, *, background: str = "white", max_megapixels: float = 200.0) -> Decoded:
     """Decode a picture file's bytes fully; raise BadPicture with the reason when that is not possible.
 
-    Safe to call from several threads; warnings of the decoding library are the caller's to silence.
+    Safe to call from several threads, inside `without_warnings`.
     """
     image = _open(data)
     width, height = image.size

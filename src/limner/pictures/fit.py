@@ -1,22 +1,28 @@
-"""How a picture is brought to a size: resized to cover it, then cropped; nothing is squashed."""
+"""How a picture is brought to a size of the grid: resized to cover it, then cropped; nothing is squashed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+MOST_ASPECT = 2.0
+"""The longest buckets are this many times as long as they are wide."""
 
 
 @dataclass(frozen=True)
 class Fit:
     """A resize and a crop, in pixels; part of the cache's key."""
 
-    resized: tuple[int, int]
-    """Width and height after the resize."""
+    resized: Size
     left: int
     top: int
-    size: tuple[int, int]
-    """Width and height of the result."""
+    size: Size
+    """Of the result: the bucket."""
 
     def apply(self, image: Image.Image) -> Image.Image:
         """Return the resized and cropped picture (antialiased Lanczos)."""
@@ -25,18 +31,45 @@ class Fit:
         width, height = self.size
         return image.crop((self.left, self.top, self.left + width, self.top + height))
 
+    @property
     def lost_share(self) -> float:
         """Return the share of the picture that the crop takes away, in [0, 1)."""
         return 1 - (self.size[0] * self.size[1]) / (self.resized[0] * self.resized[1])
 
 
-def fit_to(size: tuple[int, int], target: tuple[int, int]) -> Fit:
-    """Return how a picture of `size` is brought to `target` (both width, height), cropped at its centre."""
+def fit_to(size: Size, target: Size, centre: tuple[float, float] = (0.5, 0.5)) -> Fit:
+    """Return how a picture of `size` is brought to `target`, cropped around `centre` (in [0, 1], from top left)."""
     scale = enlargement(size, target)
     resized = (max(target[0], round(size[0] * scale)), max(target[1], round(size[1] * scale)))
-    return Fit(resized, (resized[0] - target[0]) // 2, (resized[1] - target[1]) // 2, target)
+    left, top = (
+        min(max(round(at * whole - part / 2), 0), whole - part)
+        for at, whole, part in zip(centre, resized, target, strict=True)
+    )
+    return Fit(resized, left, top, target)
 
 
-def enlargement(size: tuple[int, int], target: tuple[int, int]) -> float:
+def enlargement(size: Size, target: Size) -> float:
     """Return the factor by which a picture is resized to cover `target`; above 1 it is enlarged."""
     return max(target[0] / size[0], target[1] / size[1])
+
+
+def buckets_for(resolution_px: int, step_px: int) -> list[Size]:
+    """Return the grid of sizes: sides are multiples of `step_px`, no area is above that of the training square."""
+    sides = range(step_px, int(resolution_px * MOST_ASPECT) + 1, step_px)
+    found: set[Size] = {(resolution_px, resolution_px)}
+    for width in sides:
+        height = resolution_px**2 // width // step_px * step_px
+        if height and max(width / height, height / width) <= MOST_ASPECT:
+            found.add((width, height))
+    return sorted(found)
+
+
+def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
+    """Return the bucket that loses least of a picture to the crop; of equal ones the largest."""
+
+    def rank(bucket: Size) -> tuple[float, int, int]:
+        covered = min(size[0] / bucket[0], size[1] / bucket[1])
+        kept = bucket[0] * bucket[1] * covered**2 / (size[0] * size[1])
+        return (-round(kept, 9), -bucket[0] * bucket[1], abs(bucket[0] - bucket[1]))
+
+    return min(buckets, key=rank)

@@ -35,11 +35,26 @@ class Pictures(Spec):
     caption_dropout: float = Field(0.0, ge=0.0, le=1.0)
     """Share of the rows, in [0, 1], whose caption is replaced by the empty one."""
 
+    shuffle_tags: int = Field(0, ge=0, le=64)
+    """Show comma-separated captions in up to this many different orders; 0 keeps them as written."""
+
+    keep_first: int = Field(1, ge=0)
+    """How many tags at the front stay where they are when tags are shuffled."""
+
     skip_bad: bool = False
     """Leave out files that cannot be used, and record them, instead of stopping."""
 
     alpha: str = "white"
-    """Colour behind transparent parts: a name or #rrggbb."""
+    """Colour behind transparent parts, a name or #rrggbb; or "mask": the loss counts only where it is opaque."""
+
+    masks: bool = True
+    """Use `NAME-mask.png` beside a picture, where there is one: the loss counts only where it is white."""
+
+    buckets: bool = True
+    """Keep the shape of pictures, as far as a grid of sizes allows; off crops every picture to a square."""
+
+    crop: Literal["centre", "subject"] = "centre"
+    """What a crop keeps in its middle; "subject" is the mask, else what stands out from its surroundings."""
 
     max_megapixels: float = Field(200.0, gt=0)
     """Pictures with more pixels than this (in millions) are refused: they would fill the memory."""
@@ -57,10 +72,15 @@ class Pictures(Spec):
     @classmethod
     def _colour(cls, value: str) -> str:
         try:
-            ImageColor.getrgb(value)
+            ImageColor.getrgb("white" if value == "mask" else value)
         except ValueError:
-            raise ValueError(f"{value!r} is not a colour; write a name such as 'white' or '#rrggbb'") from None
+            raise ValueError(f"{value!r} is not a colour; write a name such as 'white', '#rrggbb', or 'mask'") from None
         return value
+
+    @property
+    def background(self) -> str:
+        """Return the colour behind transparent parts."""
+        return "white" if self.alpha == "mask" else self.alpha
 
     def fill(self, template: str) -> str:
         """Return a caption template with the token and the class noun filled in, and single blanks."""

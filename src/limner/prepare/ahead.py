@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from limner.pictures.decode import without_warnings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,8 +21,7 @@ def work_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     """
     workers = min(16, os.cpu_count() or 1)
     waiting: deque[Future[Result]] = deque()
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("ignore")  # decoding libraries warn about pictures that they read well
+    with without_warnings(), ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))

@@ -2,39 +2,56 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from limner.errors import UserError
 from limner.pictures.captions import read_captions
-from limner.pictures.decode import BadPicture, decode_bytes, read_file
-from limner.pictures.fit import Fit, enlargement, fit_to
+from limner.pictures.fit import Fit, Size, buckets_for, enlargement, fit_to, nearest_bucket
 from limner.pictures.folder import Found, find_pictures
+from limner.pictures.picture import Picture
 from limner.pictures.spec import Pictures, Prior
 from limner.prepare.ahead import work_ahead
+from limner.prepare.likeness import similar_pairs
+from limner.prepare.look import Look, look_at
 from limner.prepare.order import Group, Order
 
 Progress = Callable[[int, int], None]
 """Called with (done, all) as work goes on."""
+
+BLURRED = 0.75
+"""Pictures whose blur measure is above this are pointed out."""
+FINEST_STEP_PX = 16
+USUAL_STEP_PX = 64
 
 
 @dataclass(frozen=True)
 class Example:
     """One picture with its caption, as training will see it."""
 
-    name: str
-    """Unique within the set: the file's name, with its folder when several were given."""
-    path: Path
+    picture: Picture
     sha256: str
     """Of the file's bytes."""
-    size: tuple[int, int]
+    size: Size
     """Width and height when upright."""
     caption: str
     fit: Fit
+    mask_sha256: str = ""
+    """Of the mask file's bytes; empty where there is none."""
+    likeness: int = 0
     repeats: int = 1
     """How often it is seen in one epoch."""
+
+    @property
+    def name(self) -> str:
+        """Return the picture's name, unique within the set."""
+        return self.picture.name
+
+    @property
+    def path(self) -> Path:
+        """Return the picture's file."""
+        return self.picture.path
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,20 @@ class Exclusion:
 
     name: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One size of the grid and the pictures in it."""
+
+    size: Size
+    count: int
+    lost_share: float
+    """Mean share of the pictures' area that their crops take away, in [0, 1)."""
+    most_lost: tuple[str, float]
+    """The picture that loses most, and how much."""
+    scales: tuple[float, float]
+    """Smallest and largest factor by which its pictures are resized."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +93,14 @@ class Checked:
         return len(self.examples) + len(self.exclusions)
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
+    def shapes(self) -> list[Size]:
         """Return the buckets in use: width and height of each."""
         return sorted({example.fit.size for example in self.examples})
+
+    @property
+    def buckets(self) -> list[Bucket]:
+        """Return the buckets in use with what is known of their pictures."""
+        return [_bucket(shape, [e for e in self.examples if e.fit.size == shape]) for shape in self.shapes]
 
     def order(self, batch: int) -> Order:
         """Return the order in which the examples are seen, `batch` of them a step."""
@@ -72,52 +108,71 @@ class Checked:
         for index, example in enumerate(self.examples):
             by_repeats.setdefault(example.repeats, []).append(index)
         groups = [Group(tuple(members), repeats * len(members)) for repeats, members in sorted(by_repeats.items())]
-        shapes = self.shapes
-        return Order(groups, [shapes.index(example.fit.size) for example in self.examples], batch)
-
-
-@dataclass
-class _Look:
-    """What decoding one file told."""
-
-    sha256: str = ""
-    size: tuple[int, int] = (0, 0)
-    notes: tuple[str, ...] = ()
-    has_alpha: bool = False
-    problem: str = ""
+        number = {shape: i for i, shape in enumerate(self.shapes)}
+        return Order(groups, [number[example.fit.size] for example in self.examples], batch)
 
 
 def check_pictures(
-    paths: Path | Sequence[Path], spec: Pictures, *, resolution_px: int, progress: Progress | None = None
+    paths: Path | Sequence[Path],
+    spec: Pictures,
+    *,
+    resolution_px: int,
+    step_px: int | None = None,
+    progress: Progress | None = None,
 ) -> Checked:
     """Decode every picture fully and decide how each is used; the user's files are only read.
 
     Files that cannot be used are collected into one UserError, or excluded with `spec.skip_bad`.
-    Pictures that would have to be enlarged too much are excluded. `resolution_px` is the training square's side.
+    Pictures that would have to be enlarged too much are excluded. `resolution_px` is the training square's side;
+    the sides of other shapes are multiples of `step_px` (64, or 16 for small bases).
     """
-    found = find_pictures(paths)
+    return check_found(find_pictures(paths), spec, resolution_px=resolution_px, step_px=step_px, progress=progress)
+
+
+def check_found(
+    found: Found,
+    spec: Pictures,
+    *,
+    resolution_px: int,
+    step_px: int | None = None,
+    progress: Progress | None = None,
+) -> Checked:
+    """Check pictures that were found already; see check_pictures."""
     looks = _look_at_all(found, spec, progress)
     _refuse_bad(looks, spec)
-    usable = [(name, path) for name, path in found.pictures if not looks[name].problem]
+    usable = [picture for picture in found.pictures if not looks[picture.name].problem]
     captions, caption_notes = read_captions(usable, spec)
     examples: list[Example] = []
     exclusions = [Exclusion(name, look.problem) for name, look in looks.items() if look.problem]
-    for name, path in usable:
-        look = looks[name]
-        target = (resolution_px, resolution_px)
+    step = step_px or (USUAL_STEP_PX if resolution_px >= 4 * USUAL_STEP_PX else FINEST_STEP_PX)
+    grid = buckets_for(resolution_px, step) if spec.buckets else [(resolution_px, resolution_px)]
+    for picture in usable:
+        look = looks[picture.name]
+        target = nearest_bucket(look.size, grid)
         factor = enlargement(look.size, target)
         if factor > spec.max_upscale:
             size = f"{look.size[0]}×{look.size[1]}"
             reason = f"{size}, needs {factor:.1f}× upscale > pictures.max_upscale={spec.max_upscale:g}"
-            exclusions.append(Exclusion(name, reason))
+            exclusions.append(Exclusion(picture.name, reason))
             continue
-        fit = fit_to(look.size, target)
-        examples.append(Example(name, path, look.sha256, look.size, captions[name], fit, spec.repeats))
+        examples.append(
+            Example(
+                picture=picture,
+                sha256=look.sha256,
+                size=look.size,
+                caption=captions[picture.name],
+                fit=fit_to(look.size, target, look.centre if spec.crop == "subject" else (0.5, 0.5)),
+                mask_sha256=look.mask_sha256,
+                likeness=look.likeness,
+                repeats=spec.repeats * picture.repeats,
+            )
+        )
     if not examples:
         lines = "".join(f"\n  {e.name}  {e.reason}" for e in exclusions)
         raise UserError(f"None of {len(looks)} pictures can be used:{lines}\n", "Add pictures that are large enough.")
     notes = (_summary(exclusions, len(looks)), *found.notes, *caption_notes, *_picture_notes(looks, spec))
-    return Checked(tuple(examples), tuple(exclusions), notes, resolution_px)
+    checked = Checked(tuple(examples), tuple(exclusions), notes, resolution_px)
+    return Checked(checked.examples, checked.exclusions, (*notes, *_bucket_notes(checked)), resolution_px)
 
 
 def check_class_pictures(
@@ -129,7 +184,7 @@ def check_class_pictures(
     instance: Path | Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> Checked:
-    """Check the class pictures of prior preservation; each has the prior's prompt as its caption.
+    """Check the class pictures of prior preservation; the prior's prompt is the caption of those without one.
 
     `instance` is where the subject's pictures lie: the two may not be inside one another.
     """
@@ -161,32 +216,17 @@ def _refuse_nesting(prior: Path, instance: Path) -> None:
             raise UserError(f"{inner}: the {line} ({outer}).", "Move it beside the other.")
 
 
-def _look_at_all(found: Found, spec: Pictures, progress: Progress | None) -> dict[str, _Look]:
-    def look_at(path: Path) -> _Look:
-        look = _Look()
-        try:
-            data = read_file(path)
-            look.sha256 = hashlib.sha256(data).hexdigest()
-            decoded = decode_bytes(data, background=spec.alpha, max_megapixels=spec.max_megapixels)
-        except BadPicture as bad:
-            look.problem = str(bad)
-            return look
-        look.size, look.notes, look.has_alpha = decoded.rgb.size, decoded.notes, decoded.alpha is not None
-        kinds = {"jpg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "tif": "TIFF", "heif": "HEIF", "heic": "HEIF"}
-        ending = path.suffix.lower().lstrip(".")
-        if kinds.get(ending, ending.upper()) != decoded.format:
-            look.notes = (f"is really a {decoded.format} (accepted)", *look.notes)
-        return look
-
-    looks: dict[str, _Look] = {}
-    for (name, _), look in zip(found.pictures, work_ahead(look_at, [p for _, p in found.pictures]), strict=True):
-        looks[name] = look
+def _look_at_all(found: Found, spec: Pictures, progress: Progress | None) -> dict[str, Look]:
+    looks: dict[str, Look] = {}
+    ahead = work_ahead(lambda picture: look_at(picture, spec), found.pictures)
+    for picture, look in zip(found.pictures, ahead, strict=True):
+        looks[picture.name] = look
         if progress:
             progress(len(looks), len(found.pictures))
     return looks
 
 
-def _refuse_bad(looks: dict[str, _Look], spec: Pictures) -> None:
+def _refuse_bad(looks: dict[str, Look], spec: Pictures) -> None:
     bad = {name: look.problem for name, look in looks.items() if look.problem}
     if not bad or (spec.skip_bad and len(bad) < len(looks)):
         return
@@ -205,10 +245,41 @@ def _summary(exclusions: list[Exclusion], given: int) -> str:
     return f"{line}, {len(exclusions)} excluded" + "".join(f"\n  {e.name}  {e.reason}" for e in exclusions)
 
 
-def _picture_notes(looks: dict[str, _Look], spec: Pictures) -> list[str]:
+def _picture_notes(looks: dict[str, Look], spec: Pictures) -> list[str]:
     notes = [f"{name}: {note}" for name, look in looks.items() for note in look.notes]
     see_through = sum(look.has_alpha for look in looks.values())
     if see_through:
-        verb = "picture has" if see_through == 1 else "pictures have"
-        notes.append(f"{see_through} {verb} transparency; composited on {spec.alpha}")
+        has = "picture has" if see_through == 1 else "pictures have"
+        use = "the loss counts only where opaque" if spec.alpha == "mask" else f"composited on {spec.alpha}"
+        notes.append(f"{see_through} {has} transparency: {use}")
+    masks = sum(bool(look.mask_sha256) for look in looks.values())
+    if masks:
+        notes.append(f"{masks} of {len(looks)} pictures have a mask: the loss counts only where it is white")
+    same: dict[str, str] = {}
+    for name, look in looks.items():
+        if look.sha256 and same.setdefault(look.sha256, name) != name:
+            notes.append(f"{name}: is the same file as {same[look.sha256]}")
+    for first, second in similar_pairs({name: look.likeness for name, look in looks.items()}):
+        if looks[first].sha256 != looks[second].sha256:
+            notes.append(f"{second}: is nearly the same picture as {first}")
+    notes += [f"{name}: looks blurred ({look.blur:.2f})" for name, look in looks.items() if look.blur > BLURRED]
     return notes
+
+
+def _bucket(shape: Size, examples: list[Example]) -> Bucket:
+    worst = max(examples, key=lambda e: e.fit.lost_share)
+    scales = [example.fit.resized[0] / example.size[0] for example in examples]
+    mean_loss = sum(example.fit.lost_share for example in examples) / len(examples)
+    return Bucket(shape, len(examples), mean_loss, (worst.name, worst.fit.lost_share), (min(scales), max(scales)))
+
+
+def _bucket_notes(checked: Checked) -> list[str]:
+    """Draw the table of buckets: nothing is squashed, and what the crops take away is said."""
+    rows = ["shape        pictures   cropped away (mean, most)        resized by"]
+    for bucket in checked.buckets:
+        name, most = bucket.most_lost
+        size = f"{bucket.size[0]}×{bucket.size[1]}"
+        loss = f"{bucket.lost_share:6.1%}  {most:6.1%} {name[:16]}"
+        low, high = bucket.scales
+        rows.append(f"{size:<12} {bucket.count:>8}   {loss:<32} ×{low:.2f} to ×{high:.2f}")
+    return ["\n".join(rows)]

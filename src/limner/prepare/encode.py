@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +15,13 @@ from torch import Tensor
 from limner.errors import UserError
 from limner.families.family import Family
 from limner.pictures.cache import Cache, key_of
-from limner.pictures.decode import BadPicture, decode_bytes, read_file
+from limner.pictures.captions import tags_shuffled
 from limner.pictures.fit import Fit, fit_to
 from limner.pictures.spec import Pictures
 from limner.prepare.ahead import work_ahead
 from limner.prepare.check import Checked, Example, Progress
+from limner.prepare.look import look_again
+from limner.prepare.memory import recall, remember, remembered_file, tell_work
 from limner.prepare.prepared import Prepared, Row, Tensors
 
 
@@ -32,11 +33,23 @@ class _Variant:
     fit: Fit
     flip: bool
 
+    def apply(self, image: Image.Image) -> Image.Image:
+        """Return the picture (or its mask) resized, cropped and, perhaps, mirrored."""
+        fitted = self.fit.apply(image)
+        return ImageOps.mirror(fitted) if self.flip else fitted
+
 
 def to_pixels(image: Image.Image) -> Float[Tensor, "1 3 height width"]:
     """Return an RGB picture as a batch of one in [-1, 1]."""
     array = np.array(image, dtype=np.float32)
     return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).div_(127.5).sub_(1)
+
+
+def to_weights(mask: Image.Image, pixels_per_latent: int) -> Float[Tensor, "1 height width"]:
+    """Return a mask (mode L) as the weight of each latent in [0, 1]: the mean of the pixels behind it."""
+    size = (mask.width // pixels_per_latent, mask.height // pixels_per_latent)
+    array = np.array(mask.resize(size, Image.Resampling.BOX), dtype=np.float32)
+    return torch.from_numpy(array).unsqueeze(0).div_(255)
 
 
 def prepare(
@@ -58,91 +71,106 @@ def prepare(
     """
     store = Cache(cache)
     class_examples = () if prior is None else prior.examples
-    captions = {example.caption for example in (*checked.examples, *class_examples)}
-    captions |= {""} if spec.caption_dropout else set()
-    encoder = _Encoder(family, spec, store, captions)
-    shapes = checked.shapes
-    rows = [encoder.row(example, {example.fit.size: example.fit}) for example in checked.examples]
+    captions = [tags_shuffled(e.caption, spec.shuffle_tags, spec.keep_first) for e in checked.examples]
+    texts = {text for orders in captions for text in orders} | {e.caption for e in class_examples}
+    texts |= {""} if spec.caption_dropout else set()
+    encoder = _Encoder(family, spec, texts)
+    rows = [encoder.row(e, c, {e.fit.size: e.fit}) for e, c in zip(checked.examples, captions, strict=True)]
     prior_rows = [
-        replace(encoder.row(example, {shape: fit_to(example.size, shape) for shape in shapes}), weight=prior_weight)
-        for example in class_examples
+        replace(encoder.row(e, (e.caption,), {s: fit_to(e.size, s) for s in checked.shapes}), weight=prior_weight)
+        for e in class_examples
     ]
-    every_row = rows + prior_rows
     tensors = Tensors(store)
-    counts = encoder.encode_missing(
-        [*checked.examples, *class_examples], every_row, sorted(captions), tensors, progress
-    )
+    pairs = zip([*checked.examples, *class_examples], rows + prior_rows, strict=True)
+    jobs = [_Job(example, encoder.missing(row, tensors)) for example, row in pairs]
+    missing_texts = sorted(text for text in texts if tensors.find(encoder.text_key(text)) is None)
+    _encode(encoder, [job for job in jobs if job.variants], missing_texts, tensors, progress)
     return Prepared(
         rows=rows,
         prior_rows=prior_rows,
         order=checked.order(batch),
         tensors=tensors,
-        text_keys={caption: encoder.text_key(caption) for caption in captions},
+        text_keys={text: encoder.text_key(text) for text in texts},
         caption_dropout=spec.caption_dropout,
-        notes=(counts,),
+        notes=(_tell(store, jobs), *_long_captions(family, checked.examples)),
     )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is missing of one picture."""
+
+    example: Example
+    variants: list[_Variant]
+
+
+def _encode(encoder: _Encoder, jobs: list[_Job], texts: list[str], tensors: Tensors, progress: Progress | None) -> None:
+    """Encode what is missing and store it, one entry after the other."""
+    done, total = 0, len(texts) + sum(len(job.variants) for job in jobs)
+    for text in texts:
+        tensors.add(encoder.text_key(text), encoder.encode_text(text))
+        done += 1
+        if progress:
+            progress(done, total)
+    for key, entry in encoder.entries(jobs):
+        tensors.add(key, entry)
+        done += 1
+        if progress:
+            progress(done, total)
+
+
+def _tell(store: Cache, jobs: list[_Job]) -> str:
+    """Return the line about what was reused and rebuilt, and remember the set for the next time."""
+    present = {job.example.name: job.example.sha256 for job in jobs}
+    file = remembered_file(store.root, {job.example.path.parent for job in jobs})
+    rebuilt = [job.example.name for job in jobs if job.variants]
+    line = tell_work(recall(file), present, rebuilt, reused=len(present) - len(rebuilt), damaged=len(store.damaged))
+    remember(file, present)
+    return line
+
+
+def _long_captions(family: Family, examples: Sequence[Example]) -> list[str]:
+    """Say which captions do not fit into one window of the text encoder."""
+    counts = {example.name: family.token_count(example.caption) for example in examples}
+    long = [name for name, count in counts.items() if count > family.max_tokens]
+    if not long:
+        return []
+    first = f"{long[0]}, {counts[long[0]]} tokens"
+    return [
+        f"captions: {len(long)} longer than {family.max_tokens} tokens (first: {first}); "
+        f"they are encoded in windows of {family.max_tokens}, nothing is cut"
+    ]
 
 
 class _Encoder:
     """Makes cache keys and entries with one family's encoders."""
 
-    def __init__(self, family: Family, spec: Pictures, store: Cache, captions: Collection[str]) -> None:
+    def __init__(self, family: Family, spec: Pictures, texts: Collection[str]) -> None:
         self.family = family
-        self.longest = max(captions, key=family.token_count)
+        self.longest = max(texts, key=family.token_count)
         self.windows = max(1, -(-family.token_count(self.longest) // family.max_tokens))
         self.spec = spec
-        self.store = store
         self.vae = f"{family.identity['vae']} {next(family.vae.parameters()).dtype}"
         self.text = f"{family.identity['text']} {family.dtype}"
 
     def text_key(self, caption: str) -> str:
         return key_of(kind="text", caption=caption, windows=self.windows, encoder=self.text)
 
-    def _encode_text(self, caption: str) -> dict[str, Tensor]:
+    def encode_text(self, caption: str) -> dict[str, Tensor]:
         """Encode one caption to as many windows as the longest of the set has, so that rows can be stacked."""
         company = [self.longest] if self.windows > 1 else []
         conditioning = self.family.encode_text([caption, *company])
         fields = {"hidden": conditioning.hidden, "pooled": conditioning.pooled, "time_ids": conditioning.time_ids}
         return {name: value[:1].float().cpu() for name, value in fields.items() if value is not None}
 
-    def row(self, example: Example, fits: dict[tuple[int, int], Fit]) -> Row:
+    def row(self, example: Example, captions: tuple[str, ...], fits: dict[tuple[int, int], Fit]) -> Row:
         """Return the row of an example, with the keys of its entries for each shape."""
         flips = (False, True) if self.spec.flip else (False,)
         keys = {shape: tuple(self._moments_key(example, fit, flip) for flip in flips) for shape, fit in fits.items()}
-        return Row(example.name, example.caption, example.sha256, example.size, fits, keys)
+        return Row(example.name, captions, example.sha256, example.size, fits, keys)
 
-    def _moments_key(self, example: Example, fit: Fit, flip: bool) -> str:
-        transform = [list(fit.resized), fit.left, fit.top, list(fit.size), flip, self.spec.alpha]
-        return key_of(kind="moments", bytes=example.sha256, transform=transform, encoder=self.vae)
-
-    def encode_missing(
-        self,
-        examples: list[Example],
-        rows: list[Row],
-        captions: list[str],
-        tensors: Tensors,
-        progress: Progress | None,
-    ) -> str:
-        """Encode what is missing and say how much was reused and rebuilt."""
-        jobs = [(example, self._missing(row, tensors)) for example, row in zip(examples, rows, strict=True)]
-        texts = [caption for caption in captions if tensors.find(self.text_key(caption)) is None]
-        entries = {key for row in rows for keys in row.keys.values() for key in keys}
-        missing = {variant.key for _, variants in jobs for variant in variants}
-        done, total = 0, len(missing) + len(texts)
-        for caption in texts:
-            tensors.add(self.text_key(caption), self._encode_text(caption))
-            done += 1
-            if progress:
-                progress(done, total)
-        for key, moments in self._moments([(example, variants) for example, variants in jobs if variants]):
-            tensors.add(key, {"moments": moments})
-            done += 1
-            if progress:
-                progress(done, total)
-        damaged = f", {len(self.store.damaged)} of them damaged" if self.store.damaged else ""
-        return f"cache: {len(entries) - len(missing)} reused, {len(missing)} rebuilt{damaged}"
-
-    def _missing(self, row: Row, tensors: Tensors) -> list[_Variant]:
+    def missing(self, row: Row, tensors: Tensors) -> list[_Variant]:
+        """Return what the cache lacks of a row."""
         return [
             _Variant(key, row.fits[shape], flip=bool(number))
             for shape, keys in row.keys.items()
@@ -150,31 +178,32 @@ class _Encoder:
             if tensors.find(key) is None
         ]
 
-    def _moments(self, jobs: list[tuple[Example, list[_Variant]]]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the moments of every missing entry; pictures are decoded ahead in threads."""
+    def _moments_key(self, example: Example, fit: Fit, flip: bool) -> str:
+        return key_of(
+            kind="moments",
+            bytes=example.sha256,
+            transform=[list(fit.resized), fit.left, fit.top, list(fit.size), flip, self.spec.background],
+            mask=[example.mask_sha256, self.spec.alpha == "mask"],
+            encoder=self.vae,
+        )
 
-        def decode(job: tuple[Example, list[_Variant]]) -> list[Float[Tensor, "1 3 height width"]]:
-            example, variants = job
-            image = self._reread(example)
-            pictures = [variant.fit.apply(image) for variant in variants]
-            turned = [ImageOps.mirror(p) if v.flip else p for p, v in zip(pictures, variants, strict=True)]
-            return [to_pixels(picture) for picture in turned]
+    def entries(self, jobs: list[_Job]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield every missing entry: moments, and the mask where there is one. Pictures are decoded ahead."""
 
-        for (example, variants), pixels in zip(jobs, work_ahead(decode, jobs), strict=True):
-            for variant, one in zip(variants, pixels, strict=True):
-                moments = self.family.encode_pixels(one)[0]
+        def decode(job: _Job) -> list[tuple[Tensor, Tensor | None]]:
+            example, cell = job.example, self.family.pixels_per_latent
+            seen = look_again(example.picture, self.spec, sha256=example.sha256, mask_sha256=example.mask_sha256)
+            return [
+                (to_pixels(v.apply(seen.rgb)), None if seen.mask is None else to_weights(v.apply(seen.mask), cell))
+                for v in job.variants
+            ]
+
+        for job, decoded in zip(jobs, work_ahead(decode, jobs), strict=True):
+            for variant, (pixels, mask) in zip(job.variants, decoded, strict=True):
+                moments = self.family.encode_pixels(pixels)[0]
                 if not moments.isfinite().all():
                     raise UserError(
-                        f"{example.path}: its latents are not finite in {self.vae.split()[-1]}.",
+                        f"{job.example.path}: its latents are not finite in {self.vae.split()[-1]}.",
                         "Set precision=fp32, or remove the picture.",
                     )
-                yield variant.key, moments
-
-    def _reread(self, example: Example) -> Image.Image:
-        try:
-            data = read_file(example.path)
-            if hashlib.sha256(data).hexdigest() != example.sha256:
-                raise BadPicture("changed while the run was being prepared")
-            return decode_bytes(data, background=self.spec.alpha, max_megapixels=self.spec.max_megapixels).rgb
-        except BadPicture as bad:
-            raise UserError(f"{example.path}: {bad}.", "Start the run again.") from bad
+                yield variant.key, {"moments": moments} | ({} if mask is None else {"mask": mask})

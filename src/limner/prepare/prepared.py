@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from limner.errors import UserError
@@ -62,7 +63,8 @@ class Row:
     """One example: what a row of a batch is drawn from."""
 
     name: str
-    caption: str
+    captions: tuple[str, ...]
+    """The caption, in several orders of its tags when they are shuffled."""
     sha256: str
     size: Shape
     """Of the picture as it was given."""
@@ -113,22 +115,26 @@ class Prepared:
         chosen = [self._rows[i] for i in indices]
         (shape,) = chosen[0].keys
         chosen += [self._prior_row(before + i, seed) for i in range(len(indices) if self._prior_rows else 0)]
-        moments, conditionings, captions = [], [], []
+        captions = [self._caption(row, seed, step, place) for place, row in enumerate(chosen)]
+        entries = []
         for place, row in enumerate(chosen):
-            variants = row.keys[shape]
-            turned = len(variants) > 1 and uniform(seed, "flip", step, place) < 0.5
-            moments.append(self._tensors[variants[turned]]["moments"])
-            dropped = uniform(seed, "dropout", step, place) < self._caption_dropout
-            captions.append("" if dropped else row.caption)
-            conditionings.append(self._conditioning(captions[-1], row, shape))
+            mirrored = uniform(seed, "flip", step, place) < 0.5
+            entries.append(self._tensors[row.keys[shape][-1 if mirrored else 0]])
+        conditionings = [self._conditioning(c, row, shape) for c, row in zip(captions, chosen, strict=True)]
         return Batch(
             ids=tuple(row.name for row in chosen),
-            moments=torch.stack(moments),
+            moments=torch.stack([entry["moments"] for entry in entries]),
             conditioning=Conditioning.cat(conditionings),
             weight=torch.tensor([row.weight for row in chosen]),
             is_prior=tuple(place >= len(indices) for place in range(len(chosen))),
+            mask=_masks(entries),
             captions=tuple(captions),
         )
+
+    def _caption(self, row: Row, seed: int, step: int, place: int) -> str:
+        if uniform(seed, "dropout", step, place) < self._caption_dropout:
+            return ""
+        return row.captions[int(uniform(seed, "tags", step, place) * len(row.captions))]
 
     def _prior_row(self, place: int, seed: int) -> Row:
         turn, index = divmod(place, len(self._prior_rows))
@@ -143,7 +149,7 @@ class Prepared:
 
     def _fingerprint(self) -> str:
         def facts(row: Row) -> list[object]:
-            return [row.name, row.caption, row.weight, sorted(row.keys.items())]
+            return [row.name, row.captions, row.weight, sorted(row.keys.items())]
 
         everything = {
             "rows": [facts(row) for row in self._rows],
@@ -154,6 +160,15 @@ class Prepared:
             "text": sorted(self._text_keys.items()),
         }
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _masks(entries: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, "batch 1 height width"] | None:
+    """Return the rows' masks, ones for those without; None when no row has one."""
+    masks = [entry.get("mask") for entry in entries]
+    if all(mask is None for mask in masks):
+        return None
+    height, width = entries[0]["moments"].shape[-2:]
+    return torch.stack([torch.ones(1, height, width) if mask is None else mask for mask in masks])
 
 
 def _own_time_ids(time_ids: Tensor, size: Shape, fit: Fit) -> Tensor:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from limner.pictures.decode import decode
+from limner.pictures.decode import without_warnings
 from limner.pictures.spec import Pictures
 from limner.prepare.check import Checked
+from limner.prepare.look import look_again
 from limner.rundir import write_json
 
 MANIFEST = "manifest.json"
 
 
-def save_pictures(checked: Checked, spec: Pictures, folder: Path) -> None:
-    """Write every example after resize and crop as PNG; the manifest is written last.
+def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, most: int = 256) -> None:
+    """Write the examples after resize and crop as PNG, evenly chosen where there are more than `most`.
 
-    Evaluation and the report then work without the user's folder.
+    The manifest is written last. Evaluation and the report then work without the user's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    digits = len(str(len(checked.examples)))
-    for number, example in enumerate(checked.examples):
-        file = f"{number:0{digits}d}.png"
-        image = decode(example.path, background=spec.alpha, max_megapixels=spec.max_megapixels)
-        example.fit.apply(image).save(folder / file)
+    number = min(most, len(checked.examples))
+    digits = len(str(number))
+    for place in range(number):
+        example = checked.examples[place * len(checked.examples) // number]
+        file = f"{place:0{digits}d}.png"
+        with without_warnings():
+            seen = look_again(example.picture, spec, sha256=example.sha256, mask_sha256=example.mask_sha256)
+        example.fit.apply(seen.rgb).save(folder / file)
         rows.append(
             {
                 "file": file,

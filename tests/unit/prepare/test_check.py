@@ -79,7 +79,7 @@ def test_too_small_pictures_are_excluded_with_the_factor(make_folder):
     Image.new("RGB", (9, 6)).save(folder / "z.png")
     checked = check_pictures(folder, SPEC, resolution_px=64)
     assert checked.notes[0].startswith("3 given: 2 used, 1 excluded")
-    assert checked.exclusions[0].reason == "9×6, needs 10.7× upscale > pictures.max_upscale=4"
+    assert checked.exclusions[0].reason == "9×6, needs 8.9× upscale > pictures.max_upscale=4"
     with pytest.raises(UserError, match="None of 1 pictures can be used"):
         check_pictures(folder / "z.png", SPEC, resolution_px=64)
 
