@@ -30,10 +30,10 @@ def hardware() -> dict[str, Any]:
             "threads": torch.get_num_threads(), "memory_gib": round(memory, 1), "gpu": gpu}  # fmt: skip
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Return the most memory used so far, in GiB: the allocator's on a GPU, else the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+def peak_memory_gib() -> float:
+    """Return the most memory used so far, in GiB: the allocator's where a GPU is used, else the process's resident set."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

@@ -22,10 +22,11 @@ from limner.adapters.lora import attach_lora
 from limner.errors import Interrupted, UserError
 from limner.export.diffusers_lora import has_effect, read_lora, write_lora
 from limner.families.family import Family
-from limner.families.load import load
+from limner.families.load import is_hub_name, load, locate
 from limner.generate.draw import Request, check_resolution, draw, requests_for
 from limner.pictures.cache import default_cache
-from limner.prepare.check import Checked, check_pictures
+from limner.pictures.folder import find_pictures
+from limner.prepare.check import Checked, check_class_pictures, check_found
 from limner.prepare.encode import prepare
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
@@ -63,11 +64,11 @@ def train(
     paths = [pictures] if isinstance(pictures, Path | str) else list(pictures)
     paths = [Path(p) for p in paths]
     _check_words(resolved)
-    family_at = _Device.of(resolved)
+    _Device.of(resolved)  # refuses a device that is not there
     folder = RunDir.create(run, name=f"{_recipe_name(recipe)}-{paths[0].resolve().name}")
     try:
-        with _phase(folder, watch, "check", family_at.device):
-            checked = _check(paths, resolved, family_at, watch)
+        with _phase(folder, watch, "check"):
+            checked = _check(paths, resolved, watch)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
@@ -88,7 +89,9 @@ def check(
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     _check_words(resolved)
     paths = [pictures] if isinstance(pictures, Path | str) else list(pictures)
-    return _check([Path(p) for p in paths], resolved, _Device.of(resolved), watch or Watch())
+    watch = watch or Watch()
+    with _phase(None, watch, "check"):
+        return _check([Path(p) for p in paths], resolved, watch)
 
 
 def resume(run: Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
@@ -103,7 +106,8 @@ def resume(run: Path, *, settings: Settings | None = None, watch: Watch | None =
             raise UserError(f"{key}: cannot change when a run is resumed.", "Leave it out, or start a new run.")
     recipe = load_recipe(folder.recipe, settings)
     known = read_json(folder.provenance)
-    checked = _check([Path(p) for p in known["pictures"]], recipe, _Device.of(recipe), watch)
+    with _phase(None, watch, "check"):
+        checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
     save_recipe(recipe, folder.recipe)
     class_pictures = Path(known["class_pictures"]) if known["class_pictures"] else None
     return _train(folder, recipe, checked, class_pictures, watch)
@@ -126,8 +130,8 @@ def generate(
     """
     watch = watch or Watch()
     folder = RunDir.open(Path(source)) if (Path(source) / "recipe.toml").is_file() else None
-    if folder is None and Path(source).is_dir() and not (Path(source) / "model_index.json").is_file():
-        RunDir.open(Path(source))  # says what is wrong with it
+    if folder is None and locate(str(source)) is None and not is_hub_name(str(source)):
+        raise UserError(f"{source}: there is no such run folder or base.", "Give the folder of a run, or a base such as tiny.")
     recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, {"base": str(source), **(settings or {})})
     if not prompts:
         if folder is None:
@@ -145,7 +149,7 @@ def generate(
         for i, seed in enumerate(seeds)
     ]
     about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in (*attach, *adapters)]}
-    with _phase(None, watch, "draw", at.device):
+    with _phase(None, watch, "draw"):
         draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
              resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
     for one in attached:
@@ -161,7 +165,7 @@ def evaluate(run: Path, *, watch: Watch | None = None) -> Path:
     folder = RunDir.open(run)
     recipe = load_recipe(folder.recipe)
     _draw_comparison(folder, recipe, watch)
-    with _phase(folder, watch, "evaluate", torch.device("cpu")):
+    with _phase(folder, watch, "evaluate"):
         score(folder, progress=watch.progress)
     return folder.scores
 
@@ -170,7 +174,7 @@ def report(run: Path, *, watch: Watch | None = None) -> Path:
     """Write the run's report.html from what is in its folder."""
     from limner.report.report import report as write
 
-    with _phase(None, watch or Watch(), "report", torch.device("cpu")):
+    with _phase(None, watch or Watch(), "report"):
         return write(RunDir.open(run))
 
 
@@ -204,7 +208,7 @@ def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Pat
     family = _load(recipe, at, watch, folder)
     resolution_px = check_resolution(family, recipe.resolution)
     prior = _class_pictures(folder, recipe, family, class_pictures, resolution_px, watch) if recipe.prior.enabled else None
-    with _phase(folder, watch, "prepare", at.device):
+    with _phase(folder, watch, "prepare"):
         prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
                            prior_weight=recipe.prior.weight, batch=recipe.batch, progress=watch.progress)  # fmt: skip
         save_pictures(checked, recipe.pictures, folder.pictures)
@@ -215,7 +219,7 @@ def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Pat
     training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer)
     _continue(folder, training, prepared)
     _save_adapter(folder, recipe, family, adapter)  # the last write of the run is tried before its first step
-    with _phase(folder, watch, "train", at.device):
+    with _phase(folder, watch, "train"):
         _steps(folder, recipe, family, training, watch)
     _save_adapter(folder, recipe, family, adapter)
     if not has_effect(adapter.state_dict()):
@@ -288,7 +292,7 @@ def _draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         adapter = _attach_file(family, folder.adapter, 1.0) if arm == "tuned" else None
         about = {"arm": arm, "base": recipe.base, "identity": family.identity, "strength": 1.0,
                  "adapter": folder.adapter.name if adapter else None}  # fmt: skip
-        with _phase(folder, watch, f"draw {arm}", at.device):
+        with _phase(folder, watch, f"draw {arm}"):
             draw(family, requests, folder.images / arm, sampling=recipe.generation, resolution_px=resolution_px,
                  about=about, progress=watch.progress)  # fmt: skip
         if adapter:
@@ -299,25 +303,28 @@ def _class_pictures(
     folder: RunDir, recipe: Recipe, family: Family, given: Path | None, resolution_px: int, watch: Watch
 ) -> Checked:
     """Return the class pictures for prior preservation: the user's folder, or drawn by the base and kept in the cache."""
-    prompt = recipe.prior.prompt.replace("{class_noun}", recipe.pictures.class_noun or "")
-    spec = recipe.pictures.model_copy(update={"caption": prompt, "prefix": "", "missing_captions": "template"})
+    known = read_json(folder.provenance)["pictures"]
     if given is None:
+        prompt = recipe.prior.caption(recipe.pictures)
         key = f"{seed_of(*family.identity.values(), prompt, resolution_px, recipe.generation.model_dump_json()):016x}"
         given = default_cache() / "class-pictures" / key
         requests = requests_for("class", [(prompt, prompt)], recipe.prior.count)
-        with _phase(folder, watch, "class pictures", family.device):
+        with _phase(folder, watch, "class pictures"):
             draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px,
                  about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip
-        shutil.copytree(given, folder.path / "class_pictures", dirs_exist_ok=True)
-    return check_pictures([given], spec, resolution_px=resolution_px)
+    checked = check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px,
+                                   instance=[Path(p) for p in known])  # fmt: skip
+    save_pictures(checked, recipe.pictures, folder.class_pictures)
+    return checked
 
 
-def _check(paths: Sequence[Path], recipe: Recipe, at: _Device, watch: Watch) -> Checked:
+def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     """Check the pictures at the resolution of the base, before its weights are loaded."""
     from limner.families.load import native_resolution
 
+    found = find_pictures(paths)
     resolution_px = recipe.resolution or native_resolution(recipe.base)
-    checked = check_pictures(paths, recipe.pictures, resolution_px=resolution_px, progress=watch.progress)
+    checked = check_found(found, recipe.pictures, resolution_px=resolution_px, progress=watch.progress)
     for note in checked.notes:
         watch.say(note)
     return checked
@@ -332,9 +339,7 @@ def _check_words(recipe: Recipe) -> None:
             "pictures.class_noun: is not set, and the captions need to say what the subject is.",
             'Add one word for it, such as pictures.class_noun=dog (or give a caption of your own: pictures.caption="...").',
         )
-    prompt = prior.prompt.replace("{class_noun}", pictures.class_noun or "")
-    if prior.enabled and pictures.token in prompt.split():
-        raise UserError(f"prior.prompt {prompt!r}: contains the token {pictures.token!r}.", "Class pictures must not show the subject: leave the token out.")
+    prior.caption(pictures)  # refuses a prompt that contains the token
 
 
 def _attach_file(family: Family, path: Path, strength: float) -> Attached:
@@ -362,7 +367,7 @@ def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attac
 
 
 def _load(recipe: Recipe, at: _Device, watch: Watch, folder: RunDir | None = None) -> Family:
-    with _phase(folder, watch, "load", at.device):
+    with _phase(folder, watch, "load"):
         return load(recipe.base, dtype=at.dtype, device=at.device)
 
 
@@ -371,7 +376,7 @@ def _recipe_name(recipe: str | Path | Recipe) -> str:
 
 
 @contextmanager
-def _phase(folder: RunDir | None, watch: Watch, name: str, device: torch.device) -> Iterator[None]:
+def _phase(folder: RunDir | None, watch: Watch, name: str) -> Iterator[None]:
     """Time a phase, show it, and note its seconds and peak memory in the run's log."""
     started = time.perf_counter()
     watch.begin(name)
@@ -381,7 +386,7 @@ def _phase(folder: RunDir | None, watch: Watch, name: str, device: torch.device)
         watch.end()
         if folder and folder.path.is_dir():
             folder.append_log("phase", name=name, seconds=round(time.perf_counter() - started, 3),
-                              peak_memory_gib=round(machine.peak_memory_gib(device), 3))  # fmt: skip
+                              peak_memory_gib=round(machine.peak_memory_gib(), 3))  # fmt: skip
 
 
 @contextmanager

@@ -64,12 +64,12 @@ def native_resolution(name: str) -> int:
 def _config(name: str, path: Path | None, part: str) -> dict[str, Any]:
     """Read one part's config.json from the folder, the hub's cache, or the hub."""
     if path is None:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
         _refuse_what_is_no_hub_name(name)
         try:
-            file = Path(hf_hub_download(name, "config.json", subfolder=part))
+            file = Path(try_to_load_from_cache(name, f"{part}/config.json") or hf_hub_download(name, f"{part}/config.json"))
         except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
             raise _unloadable(name, error) from error
     else:
@@ -108,8 +108,13 @@ def _components(name: str, dtype: torch.dtype) -> dict[str, Any]:
         raise _unloadable(name, error) from error
 
 
+def is_hub_name(name: str) -> bool:
+    """Return whether `name` looks like owner/name and not like a path."""
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not name.endswith(".safetensors")
+
+
 def _refuse_what_is_no_hub_name(name: str) -> None:
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or name.endswith(".safetensors"):
+    if not is_hub_name(name):
         raise UserError(
             f"base={name!r}: there is no such folder or file, and it is no hub name (owner/name).",
             f"Use {', '.join(EMBEDDED)}, the path of a diffusers folder or .safetensors file, or a name such as "

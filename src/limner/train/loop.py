@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from limner.adapters.adapter import Attached
@@ -23,6 +24,7 @@ MAX_SKIPPED = 5
 """So many steps in a row with a loss or gradient that is not finite stop the run."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where a slot's examples come from: a pure function of the step and the seed."""
 
@@ -106,10 +108,14 @@ class Training:
         started = time.perf_counter()
         self.adapter.zero_grad()
         batches = [slot.source.batch(self.index, seed=slot.seed) for slot in self.slots]
-        losses = self._losses(batches).view(len(self.slots), -1)
-        weight = torch.stack([b.weight for b in batches]).to(losses)
-        per_slot = (weight * losses).sum(1) / torch.tensor([b.is_prior.count(False) for b in batches]).to(losses)
-        per_slot.sum().backward()
+        losses, per_slot = self._losses(batches)
+        broken = [i for i, loss in enumerate(per_slot.tolist()) if not math.isfinite(loss)]
+        if broken and len(broken) < len(self.slots):
+            # stacked layers multiply a neighbour's zero gradients with these rows: without them it trains undisturbed
+            quiet = [_silenced(b) if i in broken else b for i, b in enumerate(batches)]
+            self._losses(quiet)[1].sum().backward()
+        elif not broken:
+            per_slot.sum().backward()
         self.index += 1
         done = [
             self._update(i, batches[i], float(per_slot[i].detach()), losses[i].detach())
@@ -118,8 +124,15 @@ class Training:
         ]
         return Step(self.index, tuple(done), time.perf_counter() - started)
 
-    def _losses(self, batches: Sequence[Batch]) -> PerExample:
-        """Return the loss of every row of every slot: latents drawn afresh from the moments, then the objective."""
+    def _losses(self, batches: Sequence[Batch]) -> tuple[Float[Tensor, "slots rows"], Float[Tensor, " slots"]]:
+        """Return the loss of every row, and each slot's: its weighted sum over the number of its instance rows."""
+        losses = self._row_losses(batches).view(len(self.slots), -1)
+        weight = torch.stack([b.weight for b in batches]).to(losses)
+        instances = torch.tensor([b.is_prior.count(False) for b in batches]).to(losses)
+        return losses, (weight * losses).sum(1) / instances
+
+    def _row_losses(self, batches: Sequence[Batch]) -> PerExample:
+        """Draw latents afresh from the moments of every row of every slot, and ask the objective."""
         device, dtype = self.family.device, self.family.dtype
         draws = [generator(slot.seed, "step", self.index) for slot in self.slots]
         latents = []
@@ -128,8 +141,8 @@ class Training:
             latents.append(mean + std * torch.randn(mean.shape, generator=draw))
         x_0 = self.family.scale_latents(torch.cat(latents)).to(device)
         conditioning = Conditioning.cat([b.conditioning for b in batches]).to(device, dtype)
-        masks = [b.mask for b in batches]
-        mask = None if any(m is None for m in masks) else torch.cat([m for m in masks if m is not None]).to(device)
+        masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
+        mask = None if all(b.mask is None for b in batches) else torch.cat(masks).to(device)
         return self.objective.losses(
             lambda x_t, t: self.family.predict(x_t.to(dtype), t, conditioning),
             x_0,
@@ -144,7 +157,7 @@ class Training:
         limit = self.optimizer.max_grad_norm or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         learning_rate = slot.learning_rate * self.optimizer.factor(self.index, slot.steps)
-        finite = math.isfinite(loss) and math.isfinite(norm)
+        finite = math.isfinite(loss) and math.isfinite(norm)  # a broken slot's gradient is zero, its loss says so
         if finite:
             self.skipped_in_a_row[i] = 0
             for group in optimizer.param_groups:
@@ -197,3 +210,9 @@ class Training:
                 state = self.optimizers[int(i)].state[parameter]
                 state[key] = tensor.clone() if tensor.ndim == 0 else torch.empty_like(parameter).copy_(tensor)
         self.index, self.skipped_in_a_row = numbers["step"], numbers["skipped_in_a_row"]
+
+
+def _silenced(batch: Batch) -> Batch:
+    """Return a batch of the same shape whose rows are all zeros."""
+    hidden = Conditioning(torch.zeros_like(batch.conditioning.hidden), batch.conditioning.pooled, batch.conditioning.time_ids)
+    return replace(batch, moments=torch.zeros_like(batch.moments), conditioning=hidden)

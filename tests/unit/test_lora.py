@@ -1,0 +1,88 @@
+"""The stacked LoRA layer: padding, both forms of its convolution, parity with peft."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from limner.adapters.adapter import SlotSettings
+from limner.adapters.lora import LoRA, LoRALayer, attach_lora
+from limner.errors import UserError
+from limner.families.family import Family
+
+
+def layer_of(target: nn.Linear | nn.Conv2d, ranks: list[int]) -> LoRALayer:
+    layer = LoRALayer(target, ranks, [float(2 * r) for r in ranks])
+    draws = torch.Generator().manual_seed(0)
+    for slot in range(len(ranks)):
+        layer.initialise(slot, draws)
+        layer.views(slot)["B"].copy_(torch.randn(layer.views(slot)["B"].shape, generator=draws))
+    return layer
+
+
+@pytest.mark.parametrize("kernel,stride", [(1, 1), (3, 1), (3, 2)])
+def test_dense_and_grouped_convolutions_agree(kernel: int, stride: int) -> None:
+    layer = layer_of(nn.Conv2d(6, 5, kernel, stride=stride, padding=kernel // 2), [2, 3, 1])
+    x = torch.randn(6, 6, 8, 8)
+    torch.testing.assert_close(layer._dense(x, layer.A), layer._grouped(x, layer.A))
+
+
+def test_many_ranks_take_the_grouped_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layer_of(nn.Conv2d(6, 5, 3, padding=1), [40, 40])
+    monkeypatch.setattr(layer, "_dense", None)
+    x = torch.randn(4, 6, 8, 8)
+    added = layer(x, 1.0, None)
+    expected = [nn.functional.conv2d(x[2 * i : 2 * i + 2], layer.delta_weight(i), padding=1) for i in range(2)]
+    torch.testing.assert_close(added, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_of_a_smaller_rank_stays_zero() -> None:
+    layer = layer_of(nn.Linear(8, 7), [2, 5])
+    views = [layer.views(i) for i in range(2)]
+    optimizers = [torch.optim.AdamW(v.values(), lr=0.1, weight_decay=0.1) for v in views]
+    for _ in range(3):
+        layer.zero_grad(set_to_none=False)
+        layer(torch.randn(4, 3, 8), 1.0, None).square().sum().backward()
+        assert not layer.A.grad[0, 2:].any()
+        assert not layer.B.grad[0, :, 2:].any()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert not layer.A[0, 2:].any()
+    assert not layer.B[0, :, 2:].any()
+
+
+def test_views_share_storage_and_gradient() -> None:
+    layer = layer_of(nn.Linear(4, 4), [2, 2])
+    view = layer.views(1)["A"]
+    view.fill_(3.0)
+    assert bool((layer.A[1] == 3).all())
+    layer(torch.ones(2, 1, 4), 1.0, None).sum().backward()
+    assert view.grad is not None
+    assert torch.equal(view.grad, layer.A.grad[1])
+
+
+def test_rows_that_cannot_be_split_are_refused() -> None:
+    layer = layer_of(nn.Linear(4, 4), [2, 2])
+    with pytest.raises(ValueError, match="3 rows cannot be split over 2 slots"):
+        layer(torch.ones(3, 4), 1.0, None)
+
+
+def test_patterns_that_match_nothing_are_named(family: Family) -> None:
+    with pytest.raises(UserError, match=r"'\*.nope' matches none"):
+        LoRA(targets=("*.to_q", "*.nope")).attach(family.modules, [SlotSettings(seed=0)])
+    with pytest.raises(UserError, match="Use one of attention, transformer, all"):
+        LoRA(targets="attn").attach(family.modules, [SlotSettings(seed=0)])
+
+
+def test_lora_for_another_base_is_refused(family: Family) -> None:
+    adapter = LoRA(rank=2).attach(family.modules, [SlotSettings(seed=0)])
+    state = adapter.state_dict()
+    adapter.detach()
+    name = next(iter(state)).rpartition(".")[0]
+    other = {k.replace(name, "unet.nowhere.to_q"): v for k, v in state.items()}
+    with pytest.raises(UserError, match=r"layers are in it \(first that is not: unet.nowhere.to_q\)"):
+        attach_lora(family.modules, other)
+    wide = {**state, f"{name}.lora_A": torch.zeros(2, 99)}
+    with pytest.raises(UserError, match=f"{name} is .* there, and the LoRA's"):
+        attach_lora(family.modules, wide)
