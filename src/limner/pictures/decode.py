@@ -168,10 +168,10 @@ def _what_it_is(data: bytes) -> str:
     for signature, name in _FOREIGN.items():
         if head.startswith(signature):
             return f"is not a picture but {name}"
+    if data.startswith(_PICTURE_MARKS) or data[4:12] in (b"ftypavif", b"ftypavis"):
+        return f"truncated after {len(data)} bytes"
     if data[4:8] == b"ftyp":
         return "is not a picture but a video"
-    if data.startswith(_PICTURE_MARKS):
-        return f"truncated after {len(data)} bytes"
     if not data.strip(b"\0"):
         return f"holds nothing but {len(data)} zero bytes"
     if b"\0" not in data[:512]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -49,15 +50,16 @@ def find_pictures(paths: Path | Sequence[Path]) -> Found:
         raise UserError("No pictures were named.", "Name a folder of pictures, or several files.")
     found: dict[str, Picture] = {}
     notes: list[str] = []
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for place in given:
         for picture in _find_in(place, notes):
-            if picture.path.resolve() in seen:
+            real = os.path.realpath(picture.path)  # unlike Path.resolve, it takes a loop of links as it is
+            if real in seen:
                 notes.append(f"{picture.path}: named twice, used once")
                 continue
-            seen.add(picture.path.resolve())
+            seen.add(real)
             name = f"{place.name}/{picture.name}" if len(given) > 1 and place.is_dir() else picture.name
-            name = next(n for n in (name, str(picture.path), str(picture.path.resolve())) if n not in found)
+            name = next(n for n in (name, str(picture.path), real) if n not in found)
             found[name] = replace(picture, name=name)
     return Found(tuple(found.values()), tuple(notes))
 

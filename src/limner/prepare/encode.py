@@ -81,8 +81,9 @@ def prepare(
         for e in class_examples
     ]
     tensors = Tensors(store)
-    pairs = zip([*checked.examples, *class_examples], rows + prior_rows, strict=True)
-    jobs = [_Job(example, encoder.missing(row, tensors)) for example, row in pairs]
+    jobs = [_Job(r.name, e, encoder.missing(r, tensors)) for e, r in zip(checked.examples, rows, strict=True)]
+    for example, row in zip(class_examples, prior_rows, strict=True):
+        jobs.append(_Job(f"prior/{row.name}", example, encoder.missing(row, tensors)))
     missing_texts = sorted(text for text in texts if tensors.find(encoder.text_key(text)) is None)
     _encode(encoder, [job for job in jobs if job.variants], missing_texts, tensors, progress)
     return Prepared(
@@ -100,6 +101,7 @@ def prepare(
 class _Job:
     """What is missing of one picture."""
 
+    name: str
     example: Example
     variants: list[_Variant]
 
@@ -121,9 +123,9 @@ def _encode(encoder: _Encoder, jobs: list[_Job], texts: list[str], tensors: Tens
 
 def _tell(store: Cache, jobs: list[_Job]) -> str:
     """Return the line about what was reused and rebuilt, and remember the set for the next time."""
-    present = {job.example.name: job.example.sha256 for job in jobs}
+    present = {job.name: job.example.sha256 for job in jobs}
     file = remembered_file(store.root, {job.example.path.parent for job in jobs})
-    rebuilt = [job.example.name for job in jobs if job.variants]
+    rebuilt = [job.name for job in jobs if job.variants]
     line = tell_work(recall(file), present, rebuilt, reused=len(present) - len(rebuilt), damaged=len(store.damaged))
     remember(file, present)
     return line

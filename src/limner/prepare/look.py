@@ -18,6 +18,10 @@ from limner.pictures.spec import Pictures
 _KINDS = {"jpg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "tif": "TIFF", "heif": "HEIF", "heic": "HEIF", "jxl": "JXL"}
 
 
+CLEARLY_BRIGHTER = 3
+"""Grey levels, of 255; what compression changes is less."""
+
+
 @dataclass(frozen=True)
 class Look:
     """The facts of one picture file; a problem when it cannot be used."""
@@ -107,11 +111,11 @@ def decode_mask(data: bytes, size: tuple[int, int], name: str) -> Image.Image:
 
 
 def likeness(image: Image.Image) -> int:
-    """Return a difference hash: 64 bits, each whether a cell of an 8 × 8 grid is darker than its right neighbour."""
+    """Return a difference hash: 64 bits, each whether a cell's right neighbour in a coarse grid is clearly brighter."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX, reducing_gap=2.0), dtype=np.int16)
     if int(grey.max()) - int(grey.min()) < 4:
         return 0
-    bits = (grey[:, 1:] > grey[:, :-1]).ravel()
+    bits = (grey[:, 1:] - grey[:, :-1] > CLEARLY_BRIGHTER).ravel()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
