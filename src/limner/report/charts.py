@@ -1,0 +1,161 @@
+"""Turns numbers into places on the page, in per cent of a plot's width and height."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from limner.metrics.scores import MetricScore
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A value on an axis and where it stands."""
+
+    value: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One arm's row: mean, interval, and a faint dot for each prompt."""
+
+    arm: str
+    is_base: bool
+    mean: float
+    low: float | None
+    high: float | None
+    at: float
+    from_: float | None
+    to: float | None
+    prompts: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A level as a vertical line through the rows."""
+
+    title: str
+    name: str
+    value: float
+    at: float
+
+
+@dataclass(frozen=True)
+class DotPlot:
+    """A metric's scores on one axis, with the levels to read them against."""
+
+    metric: MetricScore
+    rows: tuple[Dots, ...]
+    lines: tuple[Line, ...]
+    ticks: tuple[Tick, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One loss over the steps: every step faint, the smoothed line strong, both as SVG points."""
+
+    name: str
+    raw: str
+    smooth: str
+    last: float
+
+
+@dataclass(frozen=True)
+class LossPlot:
+    """The losses over the steps; the SVG's own scale is 1000 x 400."""
+
+    curves: tuple[Curve, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+def dot_plot(metric: MetricScore) -> DotPlot:
+    """Lay out one metric's scores."""
+    means = {arm: prompt_means(metric, arm) for arm in metric.arms}
+    values = [value for arm in means.values() for value in arm.values()]
+    values += [level.value for level in metric.levels]
+    for arm in metric.arms.values():
+        values += [v for v in (arm.score.mean, arm.score.low, arm.score.high) if v is not None]
+    ticks = nice_ticks(min(values), max(values))
+    low, high = ticks[0], ticks[-1]
+
+    def at(value: float) -> float:
+        return round(100 * (value - low) / (high - low), 2)
+
+    rows = tuple(
+        Dots(
+            arm=name,
+            is_base=i == 0,
+            mean=arm.score.mean,
+            low=arm.score.low,
+            high=arm.score.high,
+            at=at(arm.score.mean),
+            from_=None if arm.score.low is None else at(arm.score.low),
+            to=None if arm.score.high is None else at(arm.score.high),
+            prompts=tuple(at(value) for value in means[name].values()),
+        )
+        for i, (name, arm) in enumerate(metric.arms.items())
+    )
+    lines = tuple(Line(title=x.title, name=x.name, value=x.value, at=at(x.value)) for x in metric.levels)
+    return DotPlot(metric, rows, lines, tuple(Tick(f"{t:.10g}", at(t)) for t in ticks))
+
+
+def prompt_means(metric: MetricScore, arm: str) -> dict[str, float]:
+    """Return an arm's mean value for each prompt."""
+    values: dict[str, list[float]] = {}
+    for image in metric.arms[arm].images:
+        values.setdefault(image.prompt, []).append(image.value)
+    return {prompt: sum(v) / len(v) for prompt, v in values.items()}
+
+
+def loss_plot(steps: Sequence[dict[str, Any]]) -> LossPlot | None:
+    """Lay out the losses that the log holds; None for a run without steps."""
+    names = [("instance_loss", "the subject's pictures"), ("prior_loss", "class pictures (prior)")]
+    series = {title: [(s["step"], float(s[key])) for s in steps if s.get(key) is not None] for key, title in names}
+    if not any(series.values()):
+        series = {"loss": [(s["step"], float(s["loss"])) for s in steps if s.get("loss") is not None]}
+    series = {title: points for title, points in series.items() if len(points) > 1}
+    if not series:
+        return None
+    last_step = max(points[-1][0] for points in series.values())
+    # A few wild steps must not flatten the rest: the axis ends at the 99th percentile.
+    everything = sorted(value for points in series.values() for _, value in points)
+    y_ticks = nice_ticks(0.0, everything[min(len(everything) - 1, int(0.99 * len(everything)))])
+    top = y_ticks[-1]
+
+    def points(rows: list[tuple[int, float]]) -> str:
+        return " ".join(f"{1000 * x / last_step:.1f},{400 - 400 * min(y, top) / top:.1f}" for x, y in rows)
+
+    curves = tuple(
+        Curve(title, points(rows), points(smoothed := smooth(rows)), smoothed[-1][1]) for title, rows in series.items()
+    )
+    x_ticks = [t for t in nice_ticks(0.0, float(last_step)) if t <= last_step]
+    return LossPlot(
+        curves,
+        tuple(Tick(f"{t:.10g}", 100 * t / last_step) for t in x_ticks),
+        tuple(Tick(f"{t:.10g}", 100 * t / top) for t in y_ticks),
+    )
+
+
+def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return an exponential mean over about a twentieth of the steps, without the usual bias at the start."""
+    keep = 1 - 1 / max(1.0, len(points) / 20)
+    total = weight = 0.0
+    smoothed = []
+    for step, value in points:
+        total, weight = keep * total + value, keep * weight + 1
+        smoothed.append((step, total / weight))
+    return smoothed
+
+
+def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Return round values at equal distances that enclose [low, high]."""
+    span = max(high - low, 1e-6)
+    rough = span / (most - 1)
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]

@@ -1,0 +1,67 @@
+"""The report stage: a scored run folder in, one self-contained report.html out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from limner.report.charts import dot_plot, loss_plot
+from limner.report.costs import costs, phases
+from limner.report.embed import data_uri, is_small
+from limner.report.material import Material, gather
+from limner.report.tables import captions, facts, rows_by_prompt, score_rows
+from limner.report.verdict import headline, number, verdict, with_ends
+from limner.rundir import RunDir, write_atomically
+
+TEMPLATES = Path(__file__).parent / "page"
+IN_CHARTS = ("subject_fidelity", "class_kept", "prompt_following")
+
+
+def report(run: RunDir) -> Path:
+    """Write report.html from what the run folder holds and return its path; nothing in it points outside."""
+    page = _environment(run).get_template("report.html.j2").render(**_content(gather(run)))
+    write_atomically(run.report, page.encode())
+    return run.report
+
+
+def _content(material: Material) -> dict[str, Any]:
+    """Return everything that the template shows."""
+    scores = material.scores
+    by_set = {name: [s for s in material.shots if s.set == name] for name in ("subject", "class", "other")}
+    return {
+        "m": material,
+        "scores": scores,
+        "name": material.run.path.resolve().name,
+        "headline": headline(scores),
+        "verdicts": {arm: verdict(scores, arm) for arm in material.tuned},
+        "first": {name: [s for s in shots if s.image_index == 0] for name, shots in by_set.items()},
+        "further": {name: [s for s in shots if s.image_index > 0] for name, shots in by_set.items()},
+        "captions": captions(material),
+        "plots": [dot_plot(metric) for metric in scores.metrics if metric.kind in IN_CHARTS],
+        "losses": loss_plot(material.steps),
+        "rows": score_rows(scores),
+        "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
+        "costs": costs(material),
+        "phases": phases(material),
+        "small": bool(material.shots) and is_small(material.run.path / material.shots[0].files[material.arms[0]]),
+    }
+
+
+def _environment(run: RunDir) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    def embedded(file: str) -> str:
+        return data_uri(run.path / file)
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = embedded
+    environment.filters["facts"] = facts
+    environment.filters["number"] = number
+    environment.filters["with_ends"] = with_ends
+    return environment
