@@ -6,9 +6,13 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from safetensors import SafetensorError
@@ -28,10 +32,10 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
 
 
-def key_of(**parts: Any) -> str:
-    """Return the key (SHA-256, 64 hex digits) of what an entry is made from; parts must be plain JSON values."""
+def key_of(kind: str, **parts: Any) -> str:
+    """Return the key ("kind/" and a SHA-256) of what an entry is made from; parts must be plain JSON values."""
     text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return f"{kind}/{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 class Cache:
@@ -48,7 +52,8 @@ class Cache:
 
     def path(self, key: str) -> Path:
         """Return where an entry lies."""
-        return self.root / key[:2] / f"{key}.safetensors"
+        kind, _, digest = key.partition("/")
+        return self.root / kind / digest[:2] / f"{digest}.safetensors"
 
     def load(self, key: str) -> dict[str, Tensor] | None:
         """Return an entry's tensors, or None when it is absent or damaged (a damaged one is removed)."""
@@ -60,6 +65,8 @@ class Cache:
         body, checksum = data[:-4], data[-4:]
         try:
             if zlib.crc32(body).to_bytes(4, "little") == checksum:
+                with suppress(OSError):
+                    os.utime(path)  # the oldest use is what prune removes first
                 return load(body)
         except SafetensorError:
             pass
@@ -73,7 +80,7 @@ class Cache:
         path = self.path(key)
         temporary = ""
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
             with os.fdopen(descriptor, "wb") as file:
                 file.write(body)
@@ -83,6 +90,57 @@ class Cache:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
             raise _unwritable(self.root, error) from error
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What the cache holds of one kind."""
+
+    kind: str
+    """The folder's name: moments, text, class-pictures ..."""
+    files: int
+    bytes: int
+
+
+def list_cache(root: Path) -> list[Holding]:
+    """Return what the cache holds, by kind."""
+    if not root.is_dir():
+        return []
+    holdings = []
+    for folder in sorted(p for p in root.iterdir() if p.is_dir()):
+        sizes = [size for _, size, _ in _files(folder)]
+        holdings.append(Holding(folder.name, len(sizes), sum(sizes)))
+    loose = [p.stat().st_size for p in root.iterdir() if p.is_file()]
+    return [*holdings, Holding("(other)", len(loose), sum(loose))] if loose else holdings
+
+
+def prune_cache(root: Path, *, keep_bytes: int) -> tuple[int, int]:
+    """Remove what was not used for longest until the cache is no larger; return how many files and bytes went.
+
+    Half-written files that are older than an hour go first. A run that needs what was removed makes it again.
+    """
+    files = sorted(_files(root)) if root.is_dir() else []
+    total = sum(size for _, size, _ in files)
+    removed = freed = 0
+    hour_ago = time.time() - 3600
+    abandoned = [f for f in files if f[2].suffix == ".part" and f[0] < hour_ago]
+    for _, size, path in [*abandoned, *(f for f in files if f[2].suffix != ".part")]:
+        if total <= keep_bytes and path.suffix != ".part":
+            break
+        path.unlink(missing_ok=True)
+        total, removed, freed = total - size, removed + 1, freed + size
+    return removed, freed
+
+
+def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """Yield the time of last use, the size and the path of every file; another run may remove some meanwhile."""
+    for path in folder.rglob("*"):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        if S_ISREG(status.st_mode):
+            yield status.st_mtime, status.st_size, path
 
 
 def _unwritable(root: Path, error: OSError) -> UserError:

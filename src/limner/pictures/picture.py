@@ -23,6 +23,8 @@ class Picture:
     """How often the place says it is to be seen in one epoch."""
     mask: Path | None = None
     """A picture beside it that is white where the loss counts."""
+    subject: str = ""
+    """Whom it shows, where a set has several subjects."""
     reader: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
     """How its bytes are read, where it is not a file of its own."""
 

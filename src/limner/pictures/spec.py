@@ -20,6 +20,10 @@ class Pictures(Spec):
     class_noun: str | None = None
     """What the subject is an instance of: "dog", "teapot". Used in captions and class prompts."""
 
+    subjects: bool = False
+    """Take every sub-folder for a subject of its own, named after its token and class ("sks dog"); each subject is
+    seen equally often, however many pictures it has."""
+
     caption: str = "a photo of {token} {class_noun}"
     """Caption of a picture that has none of its own; {token} and {class_noun} are filled in."""
 

@@ -13,9 +13,11 @@ from limner.pictures.folder import Found, find_pictures
 from limner.pictures.picture import Picture
 from limner.pictures.spec import Pictures, Prior
 from limner.prepare.ahead import work_ahead
+from limner.prepare.facts import Look, Looks
 from limner.prepare.likeness import similar_pairs
-from limner.prepare.look import Look, look_at
+from limner.prepare.look import look_at
 from limner.prepare.order import Group, Order
+from limner.prepare.subjects import find_subjects, read_subject_captions, refuse_shared_pictures
 
 Progress = Callable[[int, int], None]
 """Called with (done, all) as work goes on."""
@@ -103,11 +105,16 @@ class Checked:
         return [_bucket(shape, [e for e in self.examples if e.fit.size == shape]) for shape in self.shapes]
 
     def order(self, batch: int) -> Order:
-        """Return the order in which the examples are seen, `batch` of them a step."""
-        by_repeats: dict[int, list[int]] = {}
+        """Return the order in which the examples are seen, `batch` of them a step; subjects equally often."""
+        alike: dict[tuple[str, int], list[int]] = {}
         for index, example in enumerate(self.examples):
-            by_repeats.setdefault(example.repeats, []).append(index)
-        groups = [Group(tuple(members), repeats * len(members)) for repeats, members in sorted(by_repeats.items())]
+            subject = example.picture.subject
+            alike.setdefault((subject, 0 if subject else example.repeats), []).append(index)
+        most = max(len(members) for members in alike.values()) * self.examples[0].repeats
+        groups = [
+            Group(tuple(members), most if subject else repeats * len(members))
+            for (subject, repeats), members in sorted(alike.items())
+        ]
         number = {shape: i for i, shape in enumerate(self.shapes)}
         return Order(groups, [number[example.fit.size] for example in self.examples], batch)
 
@@ -118,30 +125,29 @@ def check_pictures(
     *,
     resolution_px: int,
     step_px: int | None = None,
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Checked:
     """Decode every picture fully and decide how each is used; the user's files are only read.
 
     Files that cannot be used are collected into one UserError, or excluded with `spec.skip_bad`.
     Pictures that would have to be enlarged too much are excluded. `resolution_px` is the training square's side;
-    the sides of other shapes are multiples of `step_px` (64, or 16 for small bases).
+    the sides of other shapes are multiples of `step_px` (64, or 16 for small bases). With a `cache` folder, files
+    that were decoded once are only hashed the next time.
     """
-    return check_found(find_pictures(paths), spec, resolution_px=resolution_px, step_px=step_px, progress=progress)
+    found = find_subjects(paths) if spec.subjects else find_pictures(paths)
+    looked = look_at_all(found, spec, cache=cache, progress=progress)
+    return sort_out(looked, spec, resolution_px=resolution_px, step_px=step_px)
 
 
-def check_found(
-    found: Found,
-    spec: Pictures,
-    *,
-    resolution_px: int,
-    step_px: int | None = None,
-    progress: Progress | None = None,
-) -> Checked:
-    """Check pictures that were found already; see check_pictures."""
-    looks = _look_at_all(found, spec, progress)
+def sort_out(looked: Looked, spec: Pictures, *, resolution_px: int, step_px: int | None = None) -> Checked:
+    """Decide how each picture that was looked at is used; see check_pictures."""
+    found, looks = looked.found, looked.looks
     _refuse_bad(looks, spec)
     usable = [picture for picture in found.pictures if not looks[picture.name].problem]
-    captions, caption_notes = read_captions(usable, spec)
+    if spec.subjects:
+        refuse_shared_pictures(usable, looks)
+    captions, caption_notes = (read_subject_captions if spec.subjects else read_captions)(usable, spec)
     examples: list[Example] = []
     exclusions = [Exclusion(name, look.problem) for name, look in looks.items() if look.problem]
     step = step_px or (USUAL_STEP_PX if resolution_px >= 4 * USUAL_STEP_PX else FINEST_STEP_PX)
@@ -216,14 +222,28 @@ def _refuse_nesting(prior: Path, instance: Path) -> None:
             raise UserError(f"{inner}: the {line} ({outer}).", "Move it beside the other.")
 
 
-def _look_at_all(found: Found, spec: Pictures, progress: Progress | None) -> dict[str, Look]:
+@dataclass(frozen=True)
+class Looked:
+    """Pictures that were found, with the facts of each by name."""
+
+    found: Found
+    looks: dict[str, Look]
+
+
+def look_at_all(found: Found, spec: Pictures, *, cache: Path | None = None, progress: Progress | None = None) -> Looked:
+    """Decode every picture, several at a time."""
+    known = None if cache is None else Looks(cache)
     looks: dict[str, Look] = {}
-    ahead = work_ahead(lambda picture: look_at(picture, spec), found.pictures)
-    for picture, look in zip(found.pictures, ahead, strict=True):
-        looks[picture.name] = look
-        if progress:
-            progress(len(looks), len(found.pictures))
-    return looks
+    try:
+        ahead = work_ahead(lambda picture: look_at(picture, spec, known), found.pictures)
+        for picture, look in zip(found.pictures, ahead, strict=True):
+            looks[picture.name] = look
+            if progress:
+                progress(len(looks), len(found.pictures))
+    finally:
+        if known is not None:
+            known.close()
+    return Looked(found, looks)
 
 
 def _refuse_bad(looks: dict[str, Look], spec: Pictures) -> None:

@@ -156,7 +156,7 @@ class _Encoder:
         self.text = f"{family.identity['text']} {family.dtype}"
 
     def text_key(self, caption: str) -> str:
-        return key_of(kind="text", caption=caption, windows=self.windows, encoder=self.text)
+        return key_of("text", caption=caption, windows=self.windows, encoder=self.text)
 
     def encode_text(self, caption: str) -> dict[str, Tensor]:
         """Encode one caption to as many windows as the longest of the set has, so that rows can be stacked."""
@@ -182,7 +182,7 @@ class _Encoder:
 
     def _moments_key(self, example: Example, fit: Fit, flip: bool) -> str:
         return key_of(
-            kind="moments",
+            "moments",
             bytes=example.sha256,
             transform=[list(fit.resized), fit.left, fit.top, list(fit.size), flip, self.spec.background],
             mask=[example.mask_sha256, self.spec.alpha == "mask"],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+
+import numpy as np
 
 MOST_BITS = 3
 """Likenesses that differ in at most this many bits belong to nearly the same picture."""
@@ -14,15 +16,17 @@ def similar_pairs(likeness: Mapping[str, int]) -> list[tuple[str, str]]:
     Two such likenesses agree in at least one of four groups of 16 bits, so only those are compared.
     """
     names = [name for name, value in likeness.items() if value]
-    place = {name: i for i, name in enumerate(names)}
+    values = np.array([likeness[name] for name in names], dtype=np.uint64)
     pairs: set[tuple[int, int]] = set()
     for shift in (0, 16, 32, 48):
-        groups: dict[int, list[str]] = {}
-        for name in names:
-            groups.setdefault(likeness[name] >> shift & 0xFFFF, []).append(name)
-        for group in groups.values():
-            for i, j in _close(group, likeness):
-                pairs.add((place[i], place[j]))
+        part = (values >> np.uint64(shift)) & np.uint64(0xFFFF)
+        order = np.argsort(part, kind="stable")
+        edges = np.flatnonzero(np.diff(part[order])) + 1
+        for group in np.split(order, edges):
+            for place, i in enumerate(group[:-1]):
+                others = group[place + 1 :]
+                close = others[np.bitwise_count(values[others] ^ values[i]) <= MOST_BITS]
+                pairs.update((min(int(i), int(j)), max(int(i), int(j))) for j in close)
     return [(names[i], names[j]) for i, j in sorted(pairs)]
 
 
@@ -36,10 +40,3 @@ def shared_pictures(train: Mapping[str, int], held_out: Mapping[str, int]) -> li
         for a, b in found
         if a.startswith("train ") and b.startswith("held-out ")
     ]
-
-
-def _close(group: list[str], likeness: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    for i, first in enumerate(group):
-        for second in group[i + 1 :]:
-            if (likeness[first] ^ likeness[second]).bit_count() <= MOST_BITS:
-                yield first, second

@@ -11,35 +11,17 @@ from PIL import Image
 from scipy import ndimage
 
 from limner.errors import UserError
+from limner.pictures.cache import key_of
 from limner.pictures.decode import BadPicture, Decoded, decode_bytes, read_through
 from limner.pictures.picture import Picture
 from limner.pictures.spec import Pictures
+from limner.prepare.facts import Look, Looks
 
 _KINDS = {"jpg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "tif": "TIFF", "heif": "HEIF", "heic": "HEIF", "jxl": "JXL"}
 
 
 CLEARLY_BRIGHTER = 3
 """Grey levels, of 255; what compression changes is less."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """The facts of one picture file; a problem when it cannot be used."""
-
-    sha256: str = ""
-    """Of the file's bytes."""
-    size: tuple[int, int] = (0, 0)
-    """Width and height when upright."""
-    notes: tuple[str, ...] = ()
-    has_alpha: bool = False
-    likeness: int = 0
-    """64 bits that hardly change when the picture is scaled or compressed again; 0 for a picture of one colour."""
-    blur: float = 0.0
-    """From 0 (sharp) to 1 (blurred): how little is lost by blurring it more."""
-    centre: tuple[float, float] = (0.5, 0.5)
-    """Where what stands out is, in [0, 1] from top left."""
-    mask_sha256: str = ""
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,29 +32,50 @@ class Seen:
     mask: Image.Image | None
 
 
-def look_at(picture: Picture, spec: Pictures) -> Look:
-    """Decode a picture fully (and its mask) and return its facts."""
-    sha256 = mask_sha256 = ""
+def look_at(picture: Picture, spec: Pictures, known: Looks | None = None) -> Look:
+    """Decode a picture fully (and its mask) and return its facts, unless they are known."""
     try:
         data = read_through(picture.read)
-        sha256 = hashlib.sha256(data).hexdigest()
+        mask_data = read_through(picture.mask.read_bytes) if picture.mask and spec.masks else None
+    except BadPicture as bad:
+        return Look(problem=str(bad))
+    sha256 = hashlib.sha256(data).hexdigest()
+    mask_sha256 = hashlib.sha256(mask_data).hexdigest() if mask_data else ""
+    if known is None:
+        return _look_at_bytes(picture, spec, data, mask_data, (sha256, mask_sha256))
+    key = key_of(
+        "look",
+        bytes=[sha256, mask_sha256],
+        ending=picture.name.rpartition(".")[2].lower(),
+        settings=[spec.background, spec.alpha == "mask", spec.max_megapixels],
+    )
+    look = known.get(key)
+    if look is None:
+        look = _look_at_bytes(picture, spec, data, mask_data, (sha256, mask_sha256))
+        if not look.problem:
+            known.put(key, look)
+    return look
+
+
+def _look_at_bytes(
+    picture: Picture, spec: Pictures, data: bytes, mask_data: bytes | None, hashes: tuple[str, str]
+) -> Look:
+    try:
         decoded = decode_bytes(data, background=spec.background, max_megapixels=spec.max_megapixels)
         mask = decoded.alpha if spec.alpha == "mask" else None
-        if picture.mask and spec.masks:
-            mask_data = read_through(picture.mask.read_bytes)
-            mask_sha256 = hashlib.sha256(mask_data).hexdigest()
+        if mask_data is not None and picture.mask is not None:
             mask = decode_mask(mask_data, decoded.rgb.size, picture.mask.name)
     except BadPicture as bad:
-        return Look(sha256, problem=str(bad))
+        return Look(hashes[0], problem=str(bad))
     return Look(
-        sha256=sha256,
+        sha256=hashes[0],
         size=decoded.rgb.size,
         notes=(*_disguise(picture, decoded), *decoded.notes),
         has_alpha=decoded.alpha is not None,
         likeness=likeness(decoded.rgb),
         blur=blur(decoded.rgb),
         centre=_centre(decoded.rgb, mask),
-        mask_sha256=mask_sha256,
+        mask_sha256=hashes[1],
     )
 
 

@@ -14,7 +14,7 @@ _NAMED = 3
 
 def remembered_file(cache: Path, folders: Collection[Path]) -> Path:
     """Return where a set is remembered; a set is known by the folders that its pictures lie in."""
-    return cache / "sets" / f"{key_of(folders=sorted(str(folder.resolve()) for folder in folders))[:32]}.json"
+    return cache / f"{key_of('sets', folders=sorted(str(folder.resolve()) for folder in folders))}.json"
 
 
 def recall(file: Path) -> dict[str, str]:

@@ -1,0 +1,83 @@
+"""Several subjects in one set: a folder of folders, each named after its token and class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+from limner.errors import UserError
+from limner.pictures.captions import read_captions
+from limner.pictures.folder import Found, entries_of, find_pictures
+from limner.pictures.picture import Picture
+from limner.pictures.spec import Pictures
+from limner.prepare.facts import Look
+from limner.prepare.likeness import similar_pairs
+
+
+def find_subjects(paths: Path | Sequence[Path]) -> Found:
+    """Find the pictures of every subject: each sub-folder is one, named "TOKEN CLASS", such as "sks dog"."""
+    places = [paths] if isinstance(paths, Path) else list(paths)
+    folders = [
+        folder
+        for place in places
+        if place.is_dir()
+        for folder in entries_of(place)
+        if folder.is_dir() and not folder.name.startswith((".", "_", "@"))
+    ]
+    if len(folders) < 2:
+        raise UserError(
+            f"{places[0] if places else 'pictures'}: has {len(folders)} sub-folders, and pictures.subjects=true "
+            "takes each for a subject.",
+            "Make one folder for each, such as 'sks dog' and 'ohwx cat', or set pictures.subjects=false.",
+        )
+    pictures: list[Picture] = []
+    notes: list[str] = []
+    for folder in folders:
+        found = find_pictures(folder)
+        named = [replace(p, name=f"{folder.name}/{p.name}", subject=folder.name) for p in found.pictures]
+        pictures += named
+        notes.append(f"subject {folder.name!r}: {len(named)} {'picture' if len(named) == 1 else 'pictures'}")
+        notes += [f"{folder.name}: {note}" for note in found.notes]
+    _refuse_colliding_tokens([folder.name for folder in folders])
+    return Found(tuple(pictures), tuple(notes))
+
+
+def spec_of(subject: str, spec: Pictures) -> Pictures:
+    """Return the settings with a subject's own token and class noun."""
+    token, _, noun = subject.partition(" ")
+    return spec.model_copy(update={"token": token, "class_noun": noun or spec.class_noun})
+
+
+def read_subject_captions(pictures: Sequence[Picture], spec: Pictures) -> tuple[dict[str, str], list[str]]:
+    """Return the caption of each picture by name, each subject's with its own words."""
+    captions: dict[str, str] = {}
+    notes: list[str] = []
+    for subject in dict.fromkeys(picture.subject for picture in pictures):
+        own, lines = read_captions([p for p in pictures if p.subject == subject], spec_of(subject, spec))
+        captions |= own
+        notes += [f"{subject}: {line}" for line in lines]
+    return captions, notes
+
+
+def refuse_shared_pictures(pictures: Sequence[Picture], looks: Mapping[str, Look]) -> None:
+    """Refuse a picture that two subjects have: each would be taught the other's look."""
+    subject = {picture.name: picture.subject for picture in pictures}
+    likeness = {name: looks[name].likeness for name in subject}
+    shared = [(a, b) for a, b in similar_pairs(likeness) if subject[a] != subject[b]]
+    if shared:
+        lines = "".join(f"\n  {a}  and  {b}" for a, b in shared)
+        raise UserError(f"{len(shared)} pictures are in two subjects:{lines}\n", "Leave each with one subject.")
+
+
+def _refuse_colliding_tokens(subjects: Sequence[str]) -> None:
+    for first, second in combinations(subjects, 2):
+        a, b = first.split()[0], second.split()[0]
+        if a == b:
+            raise UserError(f"Subjects {first!r} and {second!r}: have the same trigger {a!r}.", "Choose another.")
+        short, long = sorted((a, b), key=len)
+        if long.startswith(short):
+            raise UserError(
+                f"Subjects {first!r} and {second!r}: trigger {short!r} is a prefix of the other.", "Choose another."
+            )
