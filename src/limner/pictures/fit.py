@@ -12,6 +12,8 @@ Size = tuple[int, int]
 
 MOST_ASPECT = 2.0
 """The longest buckets are this many times as long as they are wide."""
+LEAST_AREA = 0.75
+"""The smallest buckets have this share of the training square's area."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,24 @@ def enlargement(size: Size, target: Size) -> float:
 
 
 def buckets_for(resolution_px: int, step_px: int) -> list[Size]:
-    """Return the grid of sizes: sides are multiples of `step_px`, no area is above that of the training square."""
+    """Return the grid of sizes: sides are multiples of `step_px`, areas at most the training square's, and not far less."""
+    most, least = resolution_px**2, resolution_px**2 * LEAST_AREA
     sides = range(step_px, int(resolution_px * MOST_ASPECT) + 1, step_px)
-    found: set[Size] = {(resolution_px, resolution_px)}
-    for width in sides:
-        height = resolution_px**2 // width // step_px * step_px
-        if height and max(width / height, height / width) <= MOST_ASPECT:
-            found.add((width, height))
-    return sorted(found)
+    fitting = {
+        (width, height)
+        for width in sides
+        for height in sides
+        if least <= width * height <= most and max(width / height, height / width) <= MOST_ASPECT
+    }
+    return sorted(fitting | {(resolution_px, resolution_px)})
 
 
 def nearest_bucket(size: Size, buckets: Sequence[Size]) -> Size:
-    """Return the bucket that loses least of a picture to the crop; of equal ones the largest."""
+    """Return the bucket that loses least of a picture to the crop, to a hundredth; of equal ones the largest."""
 
     def rank(bucket: Size) -> tuple[float, int, int]:
         covered = min(size[0] / bucket[0], size[1] / bucket[1])
         kept = bucket[0] * bucket[1] * covered**2 / (size[0] * size[1])
-        return (-round(kept, 9), -bucket[0] * bucket[1], abs(bucket[0] - bucket[1]))
+        return (-round(kept, 2), -bucket[0] * bucket[1], abs(bucket[0] - bucket[1]))
 
     return min(buckets, key=rank)

@@ -67,3 +67,16 @@ def plan_length(
     assert steps is not None, "one of three was given"
     rows = steps * per_step
     return Plan(steps, float(rows / per_epoch), float(rows / pictures), pictures, num_prior_examples, batch)
+
+
+def batch_notes(checked: Checked, batch: int) -> list[str]:
+    """Say which buckets do not fill a batch; none of their pictures is dropped for it."""
+    order = checked.order(batch)
+    if order.has_one_bucket:
+        return []
+    return [
+        f"Bucket {bucket.size[0]}×{bucket.size[1]} has {bucket.count} {'picture' if bucket.count == 1 else 'pictures'} "
+        f"at batch {batch}: they are seen as a batch of {bucket.count}"
+        for bucket in checked.buckets
+        if bucket.count < batch
+    ]

@@ -1,11 +1,17 @@
 """Cached moments and text: right when something changes, reused when nothing does."""
 
+import pytest
 import torch
+from PIL import Image, ImageOps
 
+from limner.errors import UserError
 from limner.pictures.decode import decode
 from limner.pictures.spec import Pictures, Prior
 from limner.prepare.check import check_class_pictures, check_pictures
 from limner.prepare.encode import prepare, to_pixels
+from limner.prepare.save import save_pictures
+from limner.rundir import read_json
+from tests.unit.prepare.conftest import SmallFamily, picture
 
 SPEC = Pictures(class_noun="dog")
 
@@ -82,3 +88,172 @@ def test_long_captions_keep_their_end(make_folder, small, tmp_path):
     prepared = prepare(checked, small, spec=SPEC, cache=tmp_path / "c", batch=2)
     hidden = prepared.batch(0, seed=0).conditioning.hidden
     assert hidden.shape[1] == 3 * (small.max_tokens + 2)
+
+
+def note(prepared) -> str:
+    return prepared.notes[0]
+
+
+def test_exactly_the_affected_entries_are_rebuilt(make_folder, small, tmp_path):
+    folder = make_folder(4)
+
+    def run(spec=SPEC, family=small, resolution_px=32) -> str:
+        checked = check_pictures(folder, spec, resolution_px=resolution_px)
+        return note(prepare(checked, family, spec=spec, cache=tmp_path / "c", batch=2))
+
+    assert run() == "cache: 0 reused, 4 rebuilt"
+    assert run() == "cache: 4 reused, 0 rebuilt"
+    picture(50).save(folder / "001.png")
+    picture(51).save(folder / "new.png")
+    assert run() == "cache: 3 reused, 2 rebuilt (001.png changed, new.png new)"
+    (folder / "new.png").unlink()
+    assert run() == "cache: 4 reused, 0 rebuilt, 1 removed"
+    (folder / "001.png").rename(folder / "renamed.png")
+    assert run() == "cache: 4 reused, 0 rebuilt, 1 removed"
+    assert run(resolution_px=16) == "cache: 0 reused, 4 rebuilt (4 with other settings or damaged)"
+    assert run(resolution_px=32) == "cache: 4 reused, 0 rebuilt"
+    assert run(spec=SPEC.model_copy(update={"flip": True})).startswith("cache: 0 reused, 4 rebuilt")
+    assert run(spec=SPEC.model_copy(update={"alpha": "black"})).startswith("cache: 0 reused, 4 rebuilt")
+    assert run(family=SmallFamily(1)).startswith("cache: 0 reused, 4 rebuilt")
+    assert run() == "cache: 4 reused, 0 rebuilt"
+
+
+def test_a_changed_caption_rebuilds_text_and_no_moments(make_folder, small, tmp_path):
+    folder = make_folder(2)
+    for spec in (SPEC, SPEC.model_copy(update={"class_noun": "cat"})):
+        before = small.pixels_encoded
+        checked = check_pictures(folder, spec, resolution_px=32)
+        prepared = prepare(checked, small, spec=spec, cache=tmp_path / "c", batch=1)
+        assert prepared.batch(0, seed=0).captions == (f"a photo of sks {spec.class_noun}",)
+    assert small.pixels_encoded == before
+    assert small.prompts_encoded[-1] == "a photo of sks cat"
+
+
+def test_a_damaged_entry_is_rebuilt_and_said(make_folder, small, tmp_path):
+    checked = check_pictures(make_folder(3), SPEC, resolution_px=32)
+    first = prepare(checked, small, spec=SPEC, cache=tmp_path / "c", batch=1).batch(0, seed=0)
+    entry = sorted((tmp_path / "c" / "moments").rglob("*.safetensors"))[0]
+    entry.write_bytes(entry.read_bytes()[:-9])
+    again = prepare(checked, small, spec=SPEC, cache=tmp_path / "c", batch=1)
+    assert note(again) == "cache: 2 reused, 1 rebuilt (1 damaged)"
+    assert torch.equal(again.batch(0, seed=0).moments, first.moments)
+
+
+def test_same_stem_two_endings_are_two_entries(make_folder, small, tmp_path):
+    folder = make_folder(1)
+    picture(9).save(folder / "000.webp", lossless=True)
+    checked = check_pictures(folder, SPEC, resolution_px=32)
+    assert note(prepare(checked, small, spec=SPEC, cache=tmp_path / "c", batch=1)) == "cache: 0 reused, 2 rebuilt"
+
+
+def test_prior_weight_changes_the_fingerprint_and_a_picture_does(make_folder, small, tmp_path):
+    own, others = make_folder(2, name="own"), make_folder(2, name="class", first=9)
+    prior = check_class_pictures(others, SPEC, Prior(enabled=True), resolution_px=32)
+
+    def fingerprint(weight=1.0, batch=2) -> str:
+        checked = check_pictures(own, SPEC, resolution_px=32)
+        settings = {"spec": SPEC, "cache": tmp_path / "c", "prior": prior, "prior_weight": weight, "batch": batch}
+        return prepare(checked, small, **settings).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first
+    assert fingerprint(weight=0.5) != first
+    assert fingerprint(batch=1) != first
+    picture(77).save(own / "000.png")
+    assert fingerprint() != first
+
+
+def test_masks_weigh_latents(make_folder, small, tmp_path):
+    folder = make_folder(2, size=(32, 32))
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 16, 32))
+    mask.save(folder / "000-mask.png")
+    checked = check_pictures(folder, SPEC, resolution_px=32)
+    prepared = prepare(checked, small, spec=SPEC, cache=tmp_path / "c", batch=2)
+    batch = prepared.batch(0, seed=0)
+    assert batch.mask is not None
+    by_name = dict(zip(batch.ids, batch.mask, strict=True))
+    expected = torch.zeros(1, 8, 8)
+    expected[..., :4] = 1
+    assert torch.equal(by_name["000.png"], expected)
+    assert torch.equal(by_name["001.png"], torch.ones(1, 8, 8))
+    off = SPEC.model_copy(update={"masks": False})
+    plain = prepare(check_pictures(folder, off, resolution_px=32), small, spec=off, cache=tmp_path / "c", batch=2)
+    assert plain.batch(0, seed=0).mask is None
+
+
+def test_alpha_as_mask(tmp_path, small):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 16, 32, 32))
+    image.save(folder / "a.png")
+    spec = SPEC.model_copy(update={"alpha": "mask"})
+    checked = check_pictures(folder, spec, resolution_px=32)
+    assert "1 picture has transparency: the loss counts only where opaque" in checked.notes
+    mask = prepare(checked, small, spec=spec, cache=tmp_path / "c", batch=1).batch(0, seed=0).mask
+    assert mask is not None
+    assert mask[0, 0].mean(dim=1).tolist() == [0.0] * 4 + [1.0] * 4
+
+
+def test_flips_mirror_pixels_and_both_ways_are_drawn(make_folder, small, tmp_path):
+    spec = SPEC.model_copy(update={"flip": True})
+    checked = check_pictures(make_folder(1, size=(32, 32)), spec, resolution_px=32)
+    prepared = prepare(checked, small, spec=spec, cache=tmp_path / "c", batch=1)
+    image = decode(checked.examples[0].path)
+    plain, mirrored = (small.encode_pixels(to_pixels(p))[0] for p in (image, ImageOps.mirror(image)))
+    drawn = [prepared.batch(step, seed=0).moments[0] for step in range(40)]
+    turned = sum(torch.equal(m, mirrored) for m in drawn)
+    assert turned + sum(torch.equal(m, plain) for m in drawn) == 40
+    assert 10 < turned < 30
+
+
+def test_class_pictures_come_in_the_shape_of_the_batch(make_folder, small, tmp_path):
+    wide, high = make_folder(2, name="wide", size=(96, 48)), make_folder(3, name="high", size=(48, 96), first=5)
+    prior = check_class_pictures(make_folder(4, name="class", first=9), SPEC, Prior(enabled=True), resolution_px=64)
+    checked = check_pictures([wide, high], SPEC, resolution_px=64)
+    assert len(checked.shapes) == 2
+    prepared = prepare(checked, small, spec=SPEC, cache=tmp_path / "c", prior=prior, batch=2)
+    used = []
+    for step in range(8):
+        batch = prepared.batch(step, seed=0)
+        is_wide = batch.ids[0].startswith("wide")
+        height, width = batch.moments.shape[-2:]
+        assert (width > height) == is_wide
+        half = len(batch.ids) // 2
+        assert batch.is_prior == (False,) * half + (True,) * half
+        used += batch.ids[half:]
+    for turn in range(len(used) // 4):
+        assert len(set(used[turn * 4 : turn * 4 + 4])) == 4
+
+
+def test_a_picture_that_changes_after_the_check_is_noticed(make_folder, small, tmp_path):
+    folder = make_folder(2)
+    checked = check_pictures(folder, SPEC, resolution_px=32)
+    picture(99).save(folder / "001.png")
+    with pytest.raises(UserError, match=r"001.png: changed since it was checked. Start the run again."):
+        prepare(checked, small, spec=SPEC, cache=tmp_path / "c", batch=2)
+
+
+def test_shuffled_tags_are_drawn_from_the_orders(make_folder, small, tmp_path):
+    folder = make_folder(1)
+    (folder / "000.txt").write_text("sks dog, red, big, old", encoding="utf-8")
+    spec = SPEC.model_copy(update={"shuffle_tags": 4})
+    prepared = prepare(check_pictures(folder, spec, resolution_px=32), small, spec=spec, cache=tmp_path / "c", batch=1)
+    captions = {prepared.batch(step, seed=0).captions[0] for step in range(60)}
+    assert 2 <= len(captions) <= 4
+    assert all(caption.startswith("sks dog, ") for caption in captions)
+
+
+def test_saved_pictures_are_those_the_model_sees(make_folder, tmp_path):
+    folder = make_folder(3, size=(50, 40))
+    checked = check_pictures(folder, SPEC, resolution_px=32)
+    save_pictures(checked, SPEC, tmp_path / "run")
+    rows = read_json(tmp_path / "run" / "manifest.json")["pictures"]
+    assert [row["name"] for row in rows] == ["000.png", "001.png", "002.png"]
+    for row, example in zip(rows, checked.examples, strict=True):
+        saved = decode(tmp_path / "run" / row["file"])
+        assert saved.tobytes() == example.fit.apply(decode(example.path)).tobytes()
+        assert row["caption"] == "a photo of sks dog"
+    save_pictures(checked, SPEC, tmp_path / "few", most=2)
+    assert [row["name"] for row in read_json(tmp_path / "few" / "manifest.json")["pictures"]] == ["000.png", "001.png"]

@@ -1,0 +1,39 @@
+"""Is the word for the subject rare? What a tokenizer makes of it, before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from limner.errors import UserError
+
+COMMON_SHARE = 0.8
+"""Byte-pair vocabularies list pieces by how early they were merged: the first 80 % are common words and parts."""
+
+
+def token_notes(
+    token: str, class_noun: str | None, *, pieces: Callable[[str], Sequence[str]], vocabulary: Mapping[str, int]
+) -> list[str]:
+    """Return lines about a subject's token: a common word already means something, and its meaning is overwritten.
+
+    `pieces` splits text as the base's tokenizer does; `vocabulary` gives the place of each piece.
+    """
+    if not token.strip() or token.split() != [token]:
+        raise UserError(f"pictures.token={token!r}: must be one word.", "Write e.g. pictures.token=sks.")
+    found = pieces(token)
+    if not found:
+        raise UserError(f"pictures.token={token!r}: the tokenizer makes nothing of it.", "Use letters, such as 'sks'.")
+    notes = []
+    if class_noun and token.lower() in class_noun.lower().split():
+        raise UserError(f"pictures.token={token!r}: is also in pictures.class_noun={class_noun!r}.", "Use a rare word.")
+    if len(found) == 1:
+        place = vocabulary[found[0]]
+        if place < COMMON_SHARE * len(vocabulary):
+            notes.append(
+                f"the token {token!r} is a common word of the base (place {place:,} of {len(vocabulary):,}): "
+                "what it meant will be overwritten; a rare one such as 'sks' or 'ohwx' is better"
+            )
+    elif len(found) > 3:
+        notes.append(
+            f"the token {token!r} is {len(found)} pieces for the base ({' '.join(found)}): shorter learns faster"
+        )
+    return notes
