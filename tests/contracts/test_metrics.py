@@ -58,7 +58,7 @@ def test_keys_are_unique_and_carry_the_encoder() -> None:
 def test_it_says_what_it_says(metric: Metric) -> None:
     assert metric.title
     assert metric.says.endswith(".")
-    assert metric.better in ("higher", "lower")
+    assert metric.better in ("higher", "lower", "neither")
     assert metric.sets
 
 

@@ -137,13 +137,13 @@ def _difference(metric: Metric, arm: str, values: np.ndarray, prompts: list[str]
     score = interval(values, prompts, seed=seed)
     found = finding(score, better=metric.better)
     tested = not metric.relative_to_base
-    if not tested and found != "no difference":
+    if not tested and values.any():
         found = "not tested"
     return Difference(
         arm=arm,
         score=score,
         p=sign_flip_p(values, prompts, seed=seed) if tested else None,
-        conclusive=tested and found in ("better", "worse"),
+        conclusive=found in ("better", "worse", "higher", "lower"),
         finding=found,
         words=difference_in_words(score, found),
     )

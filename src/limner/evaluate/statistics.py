@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from limner.metrics.scores import Finding, Interval
+from limner.metrics.scores import Better, Finding, Interval
 
 Values = Float[np.ndarray, " images"]
 Units = Int[np.ndarray, " images"]
@@ -69,7 +69,7 @@ def sign_flip_p(values: Values, prompts: Sequence[str], *, seed: int, draws: int
     return float(np.mean(flipped >= flipped[0] - 1e-12))
 
 
-def finding(difference: Interval, *, better: str) -> Finding:
+def finding(difference: Interval, *, better: Better) -> Finding:
     """Return what a paired difference allows to say."""
     if difference.mean == difference.low == difference.high == 0:
         return "no difference"
@@ -77,4 +77,6 @@ def finding(difference: Interval, *, better: str) -> Finding:
         return "not conclusive"
     if difference.low <= 0 <= difference.high:
         return "no difference"
+    if better == "neither":
+        return "higher" if difference.mean > 0 else "lower"
     return "better" if (difference.mean > 0) == (better == "higher") else "worse"

@@ -19,10 +19,10 @@ class Diversity(Metric):
     """Which question."""
     title = "Variety within a prompt"
     says = (
-        "How different the images of one prompt are from one another. A subject is one individual, so some loss is "
-        "natural; below the variety of the training pictures the model repeats itself."
+        "How different the images of one prompt are from one another. The base draws many individuals, a tuned model "
+        "one: some loss is natural. Far below the variety of the training pictures, the model repeats itself."
     )
-    better = "higher"
+    better = "neither"
     sets = ("subject",)
     least_images_per_prompt = 2
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from limner.metrics.scores import Level
+from limner.metrics.scores import Better, Level
 from limner.spec import Spec
 
 ImageSet = Literal["subject", "class", "other"]
@@ -54,7 +54,8 @@ class Metric(Spec, ABC):
     title: ClassVar[str]
     says: ClassVar[str]
     """One plain sentence: what a high or low value means."""
-    better: ClassVar[Literal["higher", "lower"]]
+    better: ClassVar[Better]
+    """Which direction is wanted; neither where a change is natural and its size has to be read against a level."""
     sets: ClassVar[tuple[ImageSet, ...]]
     needs_text: ClassVar[bool] = False
     """Whether the encoder must read text too."""

@@ -6,7 +6,8 @@ from typing import Literal
 
 from limner.spec import Spec
 
-Finding = Literal["better", "worse", "no difference", "not conclusive", "not tested"]
+Better = Literal["higher", "lower", "neither"]
+Finding = Literal["better", "worse", "higher", "lower", "no difference", "not conclusive", "not tested"]
 
 
 class Interval(Spec):
@@ -93,8 +94,8 @@ class MetricScore(Spec):
     """The question's name for a reader."""
     says: str
     """What a high or low value means."""
-    better: Literal["higher", "lower"]
-    """Which direction is wanted."""
+    better: Better
+    """Which direction is wanted; neither where a change is natural and its size has to be read against a level."""
     sets: tuple[str, ...]
     """Which sets of prompts it is taken from."""
     relative_to_base: bool

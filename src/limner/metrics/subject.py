@@ -39,10 +39,10 @@ class Copying(Metric):
     """Which question."""
     title = "Nearest training picture"
     says = (
-        "How near an image comes to any one training picture. Rising with likeness is natural; above what two "
-        "training pictures have in common an image may be a copy."
+        "How near an image comes to any one training picture. It rises with likeness; above what the two most similar "
+        "training pictures have in common, an image may be a copy."
     )
-    better = "lower"
+    better = "neither"
     sets = ("subject",)
     least_pictures = 2
 

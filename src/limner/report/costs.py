@@ -54,6 +54,19 @@ def costs(material: Material) -> list[Cost]:
     return found
 
 
+def in_one_line(material: Material) -> str:
+    """Return training time, parameters and file size as a sentence, as far as the run's folder can tell."""
+    adapter = material.provenance.get("adapter") or {}
+    trained, base = adapter.get("trainable_parameters"), adapter.get("base_parameters")
+    seconds = math.fsum(p["seconds"] for p in material.phases if p["name"] == "train")
+    parts = [f"{in_time(seconds)} of training"] if seconds else []
+    if trained and base:
+        parts.append(f"{trained:,} trained parameters, {base / trained:,.0f} times fewer than the base has")
+    if adapter.get("file_bytes"):
+        parts.append(f"a file of {in_bytes(float(adapter['file_bytes']))}")
+    return f"It took {'; '.join(parts)}." if parts else ""
+
+
 def phases(material: Material) -> list[Phase]:
     """Return the run's phases in the order of their first start, repeated ones added up."""
     order = list(dict.fromkeys(p["name"] for p in material.phases))

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from limner.metrics.scores import Difference, Interval, MetricScore, Scores
 from limner.report.charts import prompt_means
-from limner.report.material import Material
+from limner.report.material import Material, Shot
 from limner.report.verdict import number
 
 FINDINGS = {
     "better": "better",
     "worse": "worse",
+    "higher": "higher",
+    "lower": "lower",
     "no difference": "no difference found",
     "not conclusive": "not conclusive",
     "not tested": "size of the change",
@@ -98,13 +100,13 @@ def captions(material: Material) -> dict[str, str]:
     return found
 
 
-def least_alike(material: Material, arm: str, count: int = 3) -> list[str]:
-    """Return the names of an arm's shots that look least like the subject, the worst first."""
+def least_alike(material: Material, arm: str, count: int = 4) -> list[Shot]:
+    """Return an arm's shots that look least like the subject, the worst first; none where all are shown anyway."""
     metric = material.scores.find("subject_fidelity")
-    if metric is None:
+    if metric is None or len(metric.arms[arm].images) <= count:
         return []
-    names = {shot.files[arm]: shot.name for shot in material.shots}
-    return [names[i.file] for i in sorted(metric.arms[arm].images, key=lambda i: i.value)[:count]]
+    shots = {shot.files[arm]: shot for shot in material.shots}
+    return [shots[i.file] for i in sorted(metric.arms[arm].images, key=lambda i: i.value)[:count]]
 
 
 def _reach(score: Interval) -> float:

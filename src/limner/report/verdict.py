@@ -9,21 +9,23 @@ HEADLINES = {
     "worse": "It moved away from the subject.",
     "no difference": "No difference found.",
     "not conclusive": "Too few images to tell.",
-    "not tested": "Scores of this run.",
 }
 
 
 def headline(scores: Scores) -> str:
     """Return the answer in a few words: likeness to the subject, by the first encoder."""
     metric = scores.find("subject_fidelity")
-    return HEADLINES[metric.differences[0].finding] if metric else HEADLINES["not tested"]
+    return HEADLINES.get(metric.differences[0].finding, "Base against tuned.") if metric else "Base against tuned."
 
 
 def verdict(scores: Scores, arm: str) -> list[str]:
-    """Return the sentences about one tuned arm: likeness, what stayed, following the prompt, copies."""
-    sentences = [_likeness(scores, arm), _class_kept(scores, arm), _drift(scores, arm), _prompt(scores, arm)]
-    sentences.append(_copies(scores, arm))
-    return [sentence for sentence in sentences if sentence]
+    """Return the paragraphs about one tuned arm: likeness; what stayed; prompts, and what to look at with care."""
+    paragraphs = (
+        (_likeness(scores, arm),),
+        (_class_kept(scores, arm), _drift(scores, arm)),
+        (_prompt(scores, arm), _colour_alone(scores, arm), _copies(scores, arm)),
+    )
+    return [" ".join(filter(None, sentences)) for sentences in paragraphs if any(sentences)]
 
 
 def number(value: float, *, sign: bool = False) -> str:
@@ -33,10 +35,13 @@ def number(value: float, *, sign: bool = False) -> str:
 
 
 def with_ends(value: Interval, *, sign: bool = False) -> str:
-    """Return a mean with its interval in brackets."""
+    """Return a mean with its interval in brackets, all with as many digits as the mean needs."""
     if value.low is None or value.high is None:
         return number(value.mean, sign=sign)
-    return f"{number(value.mean, sign=sign)} [{number(value.low, sign=sign)}, {number(value.high, sign=sign)}]"
+    ends = (value.mean, value.low, value.high)
+    digits = 2 if abs(value.mean) >= 0.095 or not any(ends) else 3
+    mean, low, high = (f"{v:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}") for v in ends)
+    return f"{mean}\N{NO-BREAK SPACE}[{low}, {high}]"
 
 
 def of_arm(metric: MetricScore, arm: str) -> Difference:
@@ -56,11 +61,11 @@ def _likeness(scores: Scores, arm: str) -> str:
     if difference.finding == "no difference":
         return f"The {arm} model looks no more like the subject than the base does: {values}, difference {size}."
     more = "more" if difference.finding == "better" else "less"
-    text = f"With the same prompts and seeds the {arm} model looks {more} like the subject: {values}, "
+    text = f"With the same prompts and seeds the {arm} model looks {more} like the subject than the base: {values}, "
     text += f"a difference of {size}"
     level = {x.name: x.value for x in metric.levels}
     if "within" in level and "between" in level and level["within"] > level["between"]:
-        text += f"; real pictures of it reach {number(level['within'])}, others of the class {number(level['between'])}"
+        text += f". Real pictures of it reach {number(level['within'])}, others of the class {number(level['between'])}"
     return text + "."
 
 
@@ -71,9 +76,9 @@ def _class_kept(scores: Scores, arm: str) -> str:
     difference = of_arm(metric, arm)
     size = with_ends(difference.score, sign=True)
     return {
-        "no difference": f"Others of the class stayed themselves: no rise in likeness to the subject found ({size}).",
-        "better": f"Others of the class did not turn into the subject: their likeness to it fell ({size}).",
-        "worse": f"But others of the class are turning into the subject: their likeness to it rose by {size}.",
+        "no difference": f"Others of the class stayed themselves: no rise in likeness to the subject found, {size}.",
+        "better": f"Others of the class did not turn into the subject: their likeness to it fell, {size}.",
+        "worse": f"But others of the class move towards the subject: their likeness to it rose by {size}.",
     }.get(difference.finding, f"Whether others of the class stayed themselves is open. {difference.words}")
 
 
@@ -85,7 +90,7 @@ def _drift(scores: Scores, arm: str) -> str:
     text = f"Images of other things moved by {number(moved)}"
     level = next((x.value for x in metric.levels if x.name == "another_seed"), None)
     if level:
-        text += f", where another seed alone moves them by {number(level)}"
+        text += f"; another seed alone moves them by {number(level)}"
     return text + "."
 
 
@@ -96,21 +101,30 @@ def _prompt(scores: Scores, arm: str) -> str:
     difference = of_arm(metric, arm)
     size = with_ends(difference.score, sign=True)
     return {
-        "no difference": f"Prompts are followed as before: no difference found ({size}).",
-        "better": f"Prompts are followed better than before ({size}).",
-        "worse": f"Prompts are followed less well than before ({size}).",
+        "no difference": f"Prompts are followed as before: no difference found, {size}.",
+        "better": f"Prompts are followed better than before, {size}.",
+        "worse": f"Prompts are followed less well than before, {size}.",
     }.get(difference.finding, "")
+
+
+def _colour_alone(scores: Scores, arm: str) -> str:
+    """Return a warning where the colour histogram sees the likeness and the learned encoder does not."""
+    learned, colours = scores.find("subject_fidelity"), scores.find("subject_fidelity", "colour_histogram")
+    if learned is None or colours is None or learned is colours:
+        return ""
+    if of_arm(colours, arm).finding == "better" and of_arm(learned, arm).finding != "better":
+        return (
+            "Only the colours came nearer to the subject: the colour histogram sees a gain that the encoder does not."
+        )
+    return ""
 
 
 def _copies(scores: Scores, arm: str) -> str:
     metric = scores.find("copying")
-    if metric is None:
+    if metric is None or not metric.arms[arm].beyond_limit:
         return ""
     base, tuned = metric.arms[scores.design.arms[0]], metric.arms[arm]
-    if not tuned.beyond_limit:
-        return ""
-    n = tuned.score.n_images
     return (
-        f"Look for copies: {tuned.beyond_limit} of {n} images are nearer to a training picture than any two training "
-        f"pictures are to each other (base: {base.beyond_limit})."
+        f"Look for copies: {tuned.beyond_limit} of {tuned.score.n_images} images come nearer to a training picture "
+        f"than any two training pictures do to each other (base: {base.beyond_limit})."
     )

@@ -87,7 +87,7 @@ def make_arm(run: RunDir, arm: str, *, tuned: bool, prompts: int = 8, images: in
                     picture = star(seed, rgb)
                 else:
                     picture = member(seed + (10 if name == "class" else 0) + (1 if tuned and p == 0 else 0), rgb)
-                file = f"{name}-{p:02d}-{i}.png"
+                file = f"{name}-{p:02d}-{i:02d}.png"
                 picture.save(folder / file)
                 rows.append(
                     {

@@ -155,8 +155,8 @@ def test_a_base_alone_cannot_be_compared(tmp_path: Path) -> None:
 
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", prompts=1, images=1)
-    (run.images / "tuned" / "class-00-0.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="class-00-0.png: cannot be read"):
+    (run.images / "tuned" / "class-00-00.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="class-00-00.png: cannot be read"):
         evaluate(run, encoders=[ColourHistogram()])
 
 

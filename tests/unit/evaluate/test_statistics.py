@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limner.evaluate.statistics import finding, interval, sign_flip_p
-from limner.metrics.scores import Interval
+from limner.metrics.scores import Better, Interval
 
 
 def prompts(n_prompts: int, images: int) -> list[str]:
@@ -110,11 +110,13 @@ def test_one_prompt_makes_the_images_the_unit() -> None:
         (0.1, 0.3, 8, "lower", "worse"),
         (-0.3, -0.1, 8, "lower", "better"),
         (-0.1, 0.3, 8, "higher", "no difference"),
+        (0.1, 0.3, 8, "neither", "higher"),
+        (-0.3, -0.1, 8, "neither", "lower"),
         (0.1, 0.3, 5, "higher", "not conclusive"),
         (None, None, 1, "higher", "not conclusive"),
     ],
 )
-def test_findings(low: float | None, high: float | None, units: int, better: str, expected: str) -> None:
+def test_findings(low: float | None, high: float | None, units: int, better: Better, expected: str) -> None:
     mean = 0.2 if low is None or high is None else (low + high) / 2
     given_interval = Interval(mean=mean, low=low, high=high, n_images=16, n_units=units, unit="prompt")
     assert finding(given_interval, better=better) == expected

@@ -9,18 +9,20 @@ document.querySelectorAll(".compare").forEach(slide);
 
 const dialog = document.querySelector("dialog");
 const pairs = [...document.querySelectorAll(".pair")];
-let current = 0;
+let current = 0, arm = 1;
 const show = (index) => {
   current = (index + pairs.length) % pairs.length;
-  const pair = pairs[current];
-  const images = pair.querySelectorAll("img");
-  const arm = Math.max(1, [...images].indexOf(document.activeElement?.querySelector?.("img:hover")));
+  const images = pairs[current].querySelectorAll("img");
   const [under, over] = dialog.querySelectorAll("img");
+  const names = pairs[current].querySelectorAll(".heads span");
   under.src = images[0].src; under.alt = images[0].alt;
   over.src = images[arm].src; over.alt = images[arm].alt;
-  dialog.querySelector(".words").textContent = pair.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
+  dialog.querySelector(".tag.right").textContent = names[arm].textContent;
+  dialog.querySelector(".words").innerHTML = pairs[current].querySelector("figcaption").innerHTML;
 };
-pairs.forEach((pair, index) => pair.querySelector("button").addEventListener("click", () => {
+pairs.forEach((pair, index) => pair.querySelector("button").addEventListener("click", (event) => {
+  const hit = [...pair.querySelectorAll("img")].indexOf(event.target);
+  arm = hit > 0 ? hit : pair.querySelectorAll("img").length - 1;
   show(index);
   dialog.showModal();
   dialog.querySelector("input").focus();
@@ -30,15 +32,14 @@ dialog.querySelector(".after").addEventListener("click", () => show(current + 1)
 dialog.querySelector(".close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 dialog.addEventListener("keydown", (event) => {
-  if (event.key === "ArrowUp" || event.key === "ArrowDown") {
-    show(current + (event.key === "ArrowDown" ? 1 : -1));
-    event.preventDefault();
-  }
+  if (event.key !== "ArrowUp" && event.key !== "ArrowDown") return;
+  show(current + (event.key === "ArrowDown" ? 1 : -1));
+  event.preventDefault();
 });
 
 // A link to a picture inside a closed fold opens the fold.
 const reveal = () => {
-  const target = location.hash && document.getElementById(location.hash.slice(1));
+  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
   for (let node = target; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
   if (target) target.scrollIntoView({ block: "center" });
 };
