@@ -56,7 +56,7 @@ def enlargement(size: Size, target: Size) -> float:
 
 
 def buckets_for(resolution_px: int, step_px: int) -> list[Size]:
-    """Return the grid of sizes: sides are multiples of `step_px`, areas at most the training square's, and not far less."""
+    """Return the grid of sizes: sides are multiples of `step_px`, areas near the training square's and not above it."""
     most, least = resolution_px**2, resolution_px**2 * LEAST_AREA
     sides = range(step_px, int(resolution_px * MOST_ASPECT) + 1, step_px)
     fitting = {

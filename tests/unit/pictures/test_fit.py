@@ -51,7 +51,7 @@ def test_no_other_bucket_loses_less(width, height, grid):
 def test_ordinary_photos_lose_little():
     buckets = buckets_for(512, 64)
     for size in ((4000, 3000), (3000, 4000), (6000, 4000), (1920, 1080), (1080, 1080)):
-        assert fit_to(size, nearest_bucket(size, buckets)).lost_share < 0.04, size
+        assert fit_to(size, nearest_bucket(size, buckets)).lost_share < 0.07, size
 
 
 def test_the_crop_follows_the_centre_that_is_asked_for():
