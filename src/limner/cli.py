@@ -30,6 +30,24 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as on
 SETTINGS_HELP = "key=value settings laid over the recipe."
 
 
+def _version(wanted: bool) -> bool:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"limner {version('limner')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def limner(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold what stands before a verb."""
+
+
 @app.command()
 def demo(
     settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
@@ -61,11 +79,17 @@ def check(
 
 @app.command()
 def train(
-    pictures: Annotated[list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")] = None,
+    pictures: Annotated[
+        list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")
+    ] = None,
     recipe: RecipeOption = "lora",
     run: RunOption = None,
-    class_pictures: Annotated[Path | None, typer.Option(help="Folder of class pictures for prior preservation.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this run instead of starting one.", metavar="RUN")] = None,
+    class_pictures: Annotated[
+        Path | None, typer.Option(help="Folder of class pictures for prior preservation.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run instead of starting one.", metavar="RUN")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Teach a base the subject or style of some pictures; leaves an adapter file in the run folder."""
@@ -78,7 +102,9 @@ def train(
         if resume:
             folder = runs.resume(resume, settings=settings, watch=watch)
         elif paths:
-            folder = runs.train(paths, recipe=recipe, settings=settings, class_pictures=class_pictures, run=run, watch=watch)
+            folder = runs.train(
+                paths, recipe=recipe, settings=settings, class_pictures=class_pictures, run=run, watch=watch
+            )
         else:
             raise UserError("train: no pictures were given.", "Name a folder: limner train PICTURES")
     _done(as_json, run=folder.path, adapter=folder.adapter)
@@ -90,7 +116,9 @@ def generate(
     settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; without it, the run's comparison.")] = None,
     adapter: Annotated[list[str] | None, typer.Option(help="A LoRA file to add.", metavar="FILE[:STRENGTH]")] = None,
-    seeds: Annotated[str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")] = "4",
+    seeds: Annotated[
+        str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")
+    ] = "4",
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -134,7 +162,7 @@ def explain(key: Annotated[str | None, typer.Argument(help="A setting or section
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 2 the user can mend it, 3 stopped by a guard, 130 stopped by the user, 1 a bug."""
+    """Run the command line; exit 0 done, 2 the user can mend it, 3 a guard stopped it, 130 the user did, 1 a bug."""
     try:
         app()
     except UserError as error:

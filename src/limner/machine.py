@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import sys
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -31,29 +32,42 @@ def hardware() -> dict[str, Any]:
 
 
 def peak_memory_gib() -> float:
-    """Return the most memory used so far, in GiB: the allocator's where a GPU is used, else the process's resident set."""
+    """Return the most memory used so far, in GiB: the GPU allocator's, or without a GPU the process's resident set."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" takes a GPU where there is one."""
+@dataclass(frozen=True)
+class Place:
+    """Where a run computes, and in which dtype its base is held."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def place(device: str, precision: Precision) -> Place:
+    """Return the device and dtype for two settings, each of which may be "auto".
+
+    "auto" takes a GPU where there is one, and bfloat16 on a GPU that computes in it, else float32.
+    """
+    chosen = _device(device)
+    if precision == "float16" and chosen.type == "cpu":
+        raise UserError("precision='float16': the CPU has no fast float16.", "Use float32 or bfloat16.")
+    if precision == "auto":
+        bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
+        return Place(chosen, torch.bfloat16 if bf16 else torch.float32)
+    return Place(chosen, getattr(torch, precision))
+
+
+def _device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device='cuda': torch finds no CUDA GPU.", "Use device=auto or device=cpu.")
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device={name!r}: is not a device.", "Use auto, cpu, cuda, cuda:1 or mps.")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={name!r}: torch finds no CUDA GPU.", "Use device=auto or device=cpu.")
     return torch.device(name)
-
-
-def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Return the dtype of the frozen base: "auto" is bfloat16 on a GPU that computes in it, else float32."""
-    if precision != "auto":
-        if precision == "float16" and device.type == "cpu":
-            raise UserError("precision='float16': the CPU has no fast float16.", "Use float32 or bfloat16.")
-        return getattr(torch, precision)
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if bf16 else torch.float32

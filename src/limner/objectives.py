@@ -35,7 +35,7 @@ class Denoising(Spec):
         draws: Sequence[torch.Generator],
         mask: Tensor | None = None,
     ) -> PerExample:
-        """Return the loss of each row, float32. Rows are equal blocks, one per slot, each with its generator in `draws`."""
+        """Return the loss of each row; rows are equal blocks, one per slot, each with a generator in `draws`."""
         rows = x_0.shape[0] // len(draws)
         noise = torch.cat([torch.randn(rows, *x_0.shape[1:], generator=g) for g in draws])
         t = torch.cat([torch.randint(schedule.num_train_timesteps, (rows,), generator=g) for g in draws])

@@ -142,7 +142,10 @@ def setting_names(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
 
 def outline() -> str:
     """Return every setting with its default and the first sentence of what it is."""
-    rows = [(f"{name} = {field.get_default()!r}", (field.description or "").partition(". ")[0]) for name, field in setting_names()]
+    rows = [
+        (f"{name} = {field.get_default()!r}", (field.description or "").partition(". ")[0])
+        for name, field in setting_names()
+    ]
     return "\n".join(f"{left[:60]:<62}{' '.join(right.split())}" for left, right in rows)
 
 
@@ -152,12 +155,17 @@ def explain(key: str) -> str:
     inside = {name: field for name, field in fields.items() if name == key or name.startswith(f"{key}.")}
     if not inside:
         raise UserError(f"{key!r}: is not a setting.", _did_you_mean(key, fields))
-    return "\n\n".join(f"{name} = {field.get_default()!r}   ({_kind(field.annotation)})\n    {field.description}" for name, field in inside.items())
+    return "\n\n".join(
+        f"{name} = {field.get_default()!r}   ({_kind(field.annotation)})\n    {field.description}"
+        for name, field in inside.items()
+    )
 
 
 def _kind(annotation: Any) -> str:
     if isinstance(annotation, types.UnionType) or get_args(annotation):
-        return " | ".join(repr(a) if isinstance(a, str) else getattr(a, "__name__", str(a)) for a in get_args(annotation))
+        return " | ".join(
+            repr(a) if isinstance(a, str) else getattr(a, "__name__", str(a)) for a in get_args(annotation)
+        )
     return annotation.__name__
 
 
@@ -180,11 +188,12 @@ def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
+    place: Any = tree
     for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UserError(f"{key}: {section} is a setting, not a section.", "See: limner explain " + section)
-    tree[last] = value
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UserError(f"{key}: {section} is a setting, not a section.", f"See: limner explain {section}")
+    place[last] = value
 
 
 def _build(where: str, tree: dict[str, Any]) -> Recipe:

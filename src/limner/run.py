@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
-
-import torch
 
 from limner import machine
 from limner.adapters.adapter import Attached, SlotSettings
@@ -22,11 +17,12 @@ from limner.adapters.lora import attach_lora
 from limner.errors import Interrupted, UserError
 from limner.export.diffusers_lora import has_effect, read_lora, write_lora
 from limner.families.family import Family
-from limner.families.load import is_hub_name, load, locate
+from limner.families.load import is_hub_name, load, locate, native_resolution
 from limner.generate.draw import Request, check_resolution, draw, requests_for
+from limner.interrupt import noted_signals
 from limner.pictures.cache import default_cache
 from limner.pictures.folder import find_pictures
-from limner.prepare.check import Checked, check_class_pictures, check_found
+from limner.prepare.check import Checked, check_class_pictures, check_pictures
 from limner.prepare.encode import prepare
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
@@ -51,8 +47,8 @@ def train(
 ) -> RunDir:
     """Teach the recipe's base the subject of `pictures`; return the run folder with the adapter file in it.
 
-    `settings` are laid over the recipe ("adapter.rank": 4). `class_pictures` is a folder for prior preservation; without
-    it the base draws them.
+    `settings` are laid over the recipe ("adapter.rank": 4). `class_pictures` is a folder for prior preservation;
+    without it the base draws them.
 
     Raises:
         UserError: something that the user can mend, found before the first step.
@@ -64,7 +60,7 @@ def train(
     paths = [pictures] if isinstance(pictures, Path | str) else list(pictures)
     paths = [Path(p) for p in paths]
     _check_words(resolved)
-    _Device.of(resolved)  # refuses a device that is not there
+    machine.place(resolved.device, resolved.precision)  # refuses a device that is not there
     folder = RunDir.create(run, name=f"{_recipe_name(recipe)}-{paths[0].resolve().name}")
     try:
         with _phase(folder, watch, "check"):
@@ -82,7 +78,10 @@ def train(
 
 
 def check(
-    pictures: Path | Sequence[Path], *, recipe: str | Path | Recipe = "lora", settings: Settings | None = None,
+    pictures: Path | Sequence[Path],
+    *,
+    recipe: str | Path | Recipe = "lora",
+    settings: Settings | None = None,
     watch: Watch | None = None,
 ) -> Checked:
     """Find every problem of pictures, captions and settings, before anything is loaded."""
@@ -131,14 +130,18 @@ def generate(
     watch = watch or Watch()
     folder = RunDir.open(Path(source)) if (Path(source) / "recipe.toml").is_file() else None
     if folder is None and locate(str(source)) is None and not is_hub_name(str(source)):
-        raise UserError(f"{source}: there is no such run folder or base.", "Give the folder of a run, or a base such as tiny.")
-    recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, {"base": str(source), **(settings or {})})
+        raise UserError(
+            f"{source}: there is no such run folder or base.", "Give the folder of a run, or a base such as tiny."
+        )
+    recipe = (
+        load_recipe(folder.recipe, settings) if folder else load_recipe(None, {"base": str(source), **(settings or {})})
+    )
     if not prompts:
         if folder is None:
             raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
         _draw_comparison(folder, recipe, watch)
         return folder.images
-    at = _Device.of(recipe)
+    at = machine.place(recipe.device, recipe.precision)
     attach = [(folder.adapter, 1.0)] if folder else []
     family = _load(recipe, at, watch)
     attached = [_attach_file(family, path, strength) for path, strength in (*attach, *adapters)]
@@ -189,25 +192,14 @@ def demo(run: Path | None = None, *, settings: Settings | None = None, watch: Wa
     return folder
 
 
-@dataclass(frozen=True)
-class _Device:
-    """Where a run computes, and in which dtype its base is held."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    @staticmethod
-    def of(recipe: Recipe) -> _Device:
-        device = machine.choose_device(recipe.device)
-        return _Device(device, machine.choose_dtype(recipe.precision, device))
-
-
 def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Path | None, watch: Watch) -> RunDir:
     """Load, cache, train and save: the part that a new and a resumed run share."""
-    at = _Device.of(recipe)
+    at = machine.place(recipe.device, recipe.precision)
     family = _load(recipe, at, watch, folder)
     resolution_px = check_resolution(family, recipe.resolution)
-    prior = _class_pictures(folder, recipe, family, class_pictures, resolution_px, watch) if recipe.prior.enabled else None
+    prior = (
+        _class_pictures(folder, recipe, family, class_pictures, resolution_px, watch) if recipe.prior.enabled else None
+    )
     with _phase(folder, watch, "prepare"):
         prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
                            prior_weight=recipe.prior.weight, batch=recipe.batch, progress=watch.progress)  # fmt: skip
@@ -247,22 +239,28 @@ def _continue(folder: RunDir, training: Training, prepared: Prepared) -> None:
 def _steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, watch: Watch) -> None:
     """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand."""
     every = recipe.checkpoint.every_steps
-    with _stop_signal() as stopped:
+    with noted_signals() as stopped:
         for step in training:
             one = step.slots[0]
             folder.append_log("step", step=step.index, seconds=step.seconds, **_logged(one))
             watch.progress(step.index, training.steps, f"loss {one.loss:.3f}")
             last = step.index == training.steps
-            if stopped or last or (every and step.index % every == 0):
-                path = save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
             if stopped and not last:
-                _save_adapter(folder, recipe, family, training.adapter)
-                raise Interrupted(
-                    f"Stopped at step {step.index} of {training.steps}: checkpoint {path} and {folder.adapter} are saved.",
-                    f"Continue with: limner train --resume {folder.path}",
-                )
+                _stop(folder, recipe, family, training)
+            if last or (every and step.index % every == 0):
+                save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
             if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
                 _preview(folder, recipe, family, step.index)
+
+
+def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training) -> None:
+    """Save the checkpoint and the adapter of this step and leave."""
+    path = save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
+    _save_adapter(folder, recipe, family, training.adapter)
+    raise Interrupted(
+        f"Stopped at step {training.index} of {training.steps}: {path} and {folder.adapter} are saved.",
+        f"Continue with: limner train --resume {folder.path}",
+    )
 
 
 def _logged(step: SlotStep) -> dict[str, Any]:
@@ -284,7 +282,7 @@ def _draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
     """Draw the evaluation's prompts with the base and with the adapter: same prompts, same seeds, same settings."""
     if not folder.adapter.is_file():
         raise UserError(f"{folder.path}: has no adapter yet.", f"Train it first: limner train --resume {folder.path}")
-    at = _Device.of(recipe)
+    at = machine.place(recipe.device, recipe.precision)
     family = _load(recipe, at, watch)
     resolution_px = check_resolution(family, recipe.resolution)
     requests = recipe.evaluation.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
@@ -302,7 +300,7 @@ def _draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
 def _class_pictures(
     folder: RunDir, recipe: Recipe, family: Family, given: Path | None, resolution_px: int, watch: Watch
 ) -> Checked:
-    """Return the class pictures for prior preservation: the user's folder, or drawn by the base and kept in the cache."""
+    """Return the class pictures of prior preservation: the user's, or drawn by the base and kept in the cache."""
     known = read_json(folder.provenance)["pictures"]
     if given is None:
         prompt = recipe.prior.caption(recipe.pictures)
@@ -320,11 +318,12 @@ def _class_pictures(
 
 def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     """Check the pictures at the resolution of the base, before its weights are loaded."""
-    from limner.families.load import native_resolution
-
-    found = find_pictures(paths)
+    if not recipe.pictures.subjects:
+        find_pictures(paths)  # says what is wrong with the folder before the base is looked for, perhaps on the hub
     resolution_px = recipe.resolution or native_resolution(recipe.base)
-    checked = check_found(found, recipe.pictures, resolution_px=resolution_px, progress=watch.progress)
+    checked = check_pictures(
+        paths, recipe.pictures, resolution_px=resolution_px, cache=default_cache(), progress=watch.progress
+    )
     for note in checked.notes:
         watch.say(note)
     return checked
@@ -337,13 +336,13 @@ def _check_words(recipe: Recipe) -> None:
     if needs_noun and not pictures.class_noun:
         raise UserError(
             "pictures.class_noun: is not set, and the captions need to say what the subject is.",
-            'Add one word for it, such as pictures.class_noun=dog (or give a caption of your own: pictures.caption="...").',
+            'Add one word, such as pictures.class_noun=dog, or a caption of your own: pictures.caption="..."',
         )
     prior.caption(pictures)  # refuses a prompt that contains the token
 
 
 def _attach_file(family: Family, path: Path, strength: float) -> Attached:
-    state, about = read_lora(path)
+    state, _ = read_lora(path)
     adapter = attach_lora(family.modules, state)
     adapter.set_strength(strength)
     return adapter
@@ -366,7 +365,7 @@ def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attac
     )  # fmt: skip
 
 
-def _load(recipe: Recipe, at: _Device, watch: Watch, folder: RunDir | None = None) -> Family:
+def _load(recipe: Recipe, at: machine.Place, watch: Watch, folder: RunDir | None = None) -> Family:
     with _phase(folder, watch, "load"):
         return load(recipe.base, dtype=at.dtype, device=at.device)
 
@@ -387,26 +386,3 @@ def _phase(folder: RunDir | None, watch: Watch, name: str) -> Iterator[None]:
         if folder and folder.path.is_dir():
             folder.append_log("phase", name=name, seconds=round(time.perf_counter() - started, 3),
                               peak_memory_gib=round(machine.peak_memory_gib(), 3))  # fmt: skip
-
-
-@contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """Within this block the first Ctrl-C or SIGTERM is noted in the yielded list, and a second one acts at once."""
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        for signal_number, handler in previous.items():
-            signal.signal(signal_number, handler)
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # not in the main thread: whoever runs us there stops us by leaving the iterator
-        pass
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

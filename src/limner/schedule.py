@@ -36,7 +36,7 @@ class Schedule:
         return alpha * x_0 + sigma * noise
 
     def target(self, x_0: Latents, noise: Latents, t: Timesteps) -> Latents:
-        """Return what the UNet should predict: noise, x_0, or v = alpha noise - sigma x_0 (arXiv:2202.00512, App. D)."""
+        """Return what the UNet should predict: noise, x_0, or v = alpha noise - sigma x_0 (arXiv:2202.00512 App. D)."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":

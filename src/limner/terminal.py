@@ -67,14 +67,13 @@ class Bars(Watch):
 
 
 class Lines(Watch):
-    """A line at the start and the end of a phase, and one every ten seconds in between, with the time left."""
+    """A line when a phase gets going, one every ten seconds with the time left, and one at its end."""
 
     def __init__(self) -> None:
         self.phase, self.started, self.printed, self.note = "", 0.0, 0.0, ""
 
     def begin(self, phase: str) -> None:
-        self.phase, self.note = phase, ""
-        self.started = self.printed = time.monotonic()
+        self.phase, self.note, self.started, self.printed = phase, "", time.monotonic(), -LINE_EVERY_S
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         now, self.note = time.monotonic(), note
@@ -84,7 +83,9 @@ class Lines(Watch):
             self.printed = now
 
     def end(self) -> None:
-        print(f"{self.phase}: {time.monotonic() - self.started:.1f} s {self.note}".rstrip(), file=sys.stderr, flush=True)
+        print(
+            f"{self.phase}: {time.monotonic() - self.started:.1f} s {self.note}".rstrip(), file=sys.stderr, flush=True
+        )
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

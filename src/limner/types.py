@@ -11,9 +11,9 @@ from torch import Tensor
 
 Pixels = Float[Tensor, "batch 3 height width"]
 """Pictures with values in [-1, 1]."""
-Moments = Float[Tensor, "batch 2 channels height width"]
+Moments = Float[Tensor, "batch 2 channels rows columns"]
 """Mean and standard deviation of the VAE's posterior, unscaled: what the cache stores."""
-Latents = Float[Tensor, "batch channels height width"]
+Latents = Float[Tensor, "batch channels rows columns"]
 """A draw from the moments, scaled to about unit variance: what the UNet sees."""
 Timesteps = Int[Tensor, " batch"]
 """Training timesteps in [0, 1000)."""
@@ -75,7 +75,7 @@ class Batch:
     weight: PerExample
     """1 for an instance picture, the prior's weight for a class picture."""
     is_prior: tuple[bool, ...]
-    mask: Float[Tensor, "batch 1 height width"] | None = None
+    mask: Float[Tensor, "batch 1 rows columns"] | None = None
     """Weight of each latent pixel in [0, 1]; None where every pixel counts."""
     captions: tuple[str, ...] = ()
     """What each row's conditioning was made of: for adapters that learn inside the text encoder."""

@@ -21,11 +21,11 @@ def layer_of(target: nn.Linear | nn.Conv2d, ranks: list[int]) -> LoRALayer:
     return layer
 
 
-@pytest.mark.parametrize("kernel,stride", [(1, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
 def test_dense_and_grouped_convolutions_agree(kernel: int, stride: int) -> None:
     layer = layer_of(nn.Conv2d(6, 5, kernel, stride=stride, padding=kernel // 2), [2, 3, 1])
     x = torch.randn(6, 6, 8, 8)
-    torch.testing.assert_close(layer._dense(x, layer.A), layer._grouped(x, layer.A))
+    torch.testing.assert_close(layer._dense(x, layer.A, layer.geometry), layer._grouped(x, layer.A, layer.geometry))
 
 
 def test_many_ranks_take_the_grouped_form(monkeypatch: pytest.MonkeyPatch) -> None:

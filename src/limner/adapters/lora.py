@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,14 @@ from limner.spec import Spec
 
 ATTENTION = ("*.to_q", "*.to_k", "*.to_v", "*.to_out.0")
 FEED_FORWARD = ("*.ff.net.0.proj", "*.ff.net.2", "*.proj_in", "*.proj_out")
-CONVOLUTION = ("*.conv1", "*.conv2", "*.conv_shortcut", "*.time_emb_proj", "*.downsamplers.0.conv", "*.upsamplers.0.conv")
+CONVOLUTION = (
+    "*.conv1",
+    "*.conv2",
+    "*.conv_shortcut",
+    "*.time_emb_proj",
+    "*.downsamplers.0.conv",
+    "*.upsamplers.0.conv",
+)
 TARGETS = {
     "attention": ATTENTION,
     "transformer": ATTENTION + FEED_FORWARD,
@@ -35,7 +42,7 @@ class LoRA(Spec):
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1)
-    """Width of the low-rank update. More rank learns more, in a larger file: 4 to 16 for a subject, up to 64 for a style."""
+    """Width of the low-rank update. More learns more, in a larger file: 4 to 16 for a subject, up to 64 for a style."""
     alpha: float | None = Field(default=None, gt=0)
     """Strength of the update is alpha / rank. Left out, alpha = rank."""
     targets: str | tuple[str, ...] = "transformer"
@@ -43,7 +50,7 @@ class LoRA(Spec):
     or a list of patterns such as ["*.attn2.to_k", "*.attn2.to_v"]."""
 
     def attach(self, modules: Mapping[str, nn.Module], slots: Sequence[SlotSettings]) -> StackedLoRA:
-        """Attach one slot per entry of `slots` to the matching layers of `modules` ({"unet": ...}); output unchanged."""
+        """Attach one slot per entry of `slots` to the layers of `modules` ({"unet": ...}) that match."""
         found = self.find_targets(modules)
         ranks = [slot.rank or self.rank for slot in slots]
         alphas = [slot.alpha or self.alpha or float(rank) for slot, rank in zip(slots, ranks, strict=True)]
@@ -128,9 +135,9 @@ class LoRALayer(nn.Module):
         self.B = nn.Parameter(torch.zeros(slots, target.weight.shape[0], rank, device=device))
         scale = [alpha / rank for alpha, rank in zip(alphas, ranks, strict=True)]
         self.register_buffer("scale", torch.tensor(scale, device=device))
-        self.stride = target.stride if isinstance(target, nn.Conv2d) else None
-        self.padding = target.padding if isinstance(target, nn.Conv2d) else None
-        self.dilation = target.dilation if isinstance(target, nn.Conv2d) else None
+        self.geometry: dict[str, Any] | None = None
+        if isinstance(target, nn.Conv2d):
+            self.geometry = {"stride": target.stride, "padding": target.padding, "dilation": target.dilation}
 
     def initialise(self, slot: int, draws: torch.Generator) -> None:
         """Draw A uniformly in +-1/sqrt(fan_in), as peft does, and leave B zero: the layer adds nothing yet."""
@@ -144,7 +151,10 @@ class LoRALayer(nn.Module):
         """Return the slot's A and B at their own rank, as leaves that share storage and gradient with the stack."""
         rank = self.ranks[slot]
         views = {}
-        for name, stacked, index in (("A", self.A, (slot, slice(rank))), ("B", self.B, (slot, slice(None), slice(rank)))):
+        for name, stacked, index in (
+            ("A", self.A, (slot, slice(rank))),
+            ("B", self.B, (slot, slice(None), slice(rank))),
+        ):
             if stacked.grad is None:
                 stacked.grad = torch.zeros_like(stacked)
             view = stacked.detach()[index]
@@ -161,9 +171,9 @@ class LoRALayer(nn.Module):
         if x.shape[0] % slots:
             raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {slots} slots")
         A, B = A.to(x.dtype), (B * scale.view(-1, 1, 1)).to(x.dtype)
-        if self.stride is None:
+        if self.geometry is None:
             return self._linear(x, A, B)
-        return self._convolve(x, A, B)
+        return self._convolve(x, A, B, self.geometry)
 
     def _linear(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
         if A.shape[0] == 1:
@@ -172,31 +182,31 @@ class LoRALayer(nn.Module):
         added = torch.bmm(torch.bmm(rows, A.transpose(1, 2)), B.transpose(1, 2))
         return added.view(*x.shape[:-1], B.shape[1])
 
-    def _convolve(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, A: Tensor, B: Tensor, geometry: dict[str, Any]) -> Tensor:
         slots, rank = A.shape[:2]
         if slots == 1:
-            hidden = F.conv2d(x, A[0], None, self.stride, self.padding, self.dilation)
+            hidden = F.conv2d(x, A[0], **geometry)
             return F.conv2d(hidden, B[0, :, :, None, None])
         dense = slots * rank <= DENSE_RANKS
-        hidden = self._dense(x, A) if dense else self._grouped(x, A)
+        hidden = (self._dense if dense else self._grouped)(x, A, geometry)
         height, width = hidden.shape[-2:]
         added = torch.matmul(B[:, None], hidden.flatten(3))
         return added.reshape(x.shape[0], B.shape[1], height, width)
 
-    def _dense(self, x: Tensor, A: Tensor) -> Float[Tensor, "slots rows rank height width"]:
+    def _dense(self, x: Tensor, A: Tensor, geometry: dict[str, Any]) -> Float[Tensor, "slots rows rank height width"]:
         """Convolve every row with every slot's A at once, then keep each row's own slot."""
         slots, rank = A.shape[:2]
-        every = F.conv2d(x, A.flatten(0, 1), None, self.stride, self.padding, self.dilation)
+        every = F.conv2d(x, A.flatten(0, 1), **geometry)
         every = every.view(slots, -1, slots, rank, *every.shape[-2:])
         own = torch.arange(slots, device=x.device)
         return every[own, :, own]
 
-    def _grouped(self, x: Tensor, A: Tensor) -> Float[Tensor, "slots rows rank height width"]:
+    def _grouped(self, x: Tensor, A: Tensor, geometry: dict[str, Any]) -> Float[Tensor, "slots rows rank height width"]:
         """Convolve each slot's rows with its own A, as groups of one convolution."""
         slots, rank = A.shape[:2]
         rows = x.shape[0] // slots
         side_by_side = x.view(slots, rows, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
-        out = F.conv2d(side_by_side, A.flatten(0, 1), None, self.stride, self.padding, self.dilation, groups=slots)
+        out = F.conv2d(side_by_side, A.flatten(0, 1), groups=slots, **geometry)
         return out.view(rows, slots, rank, *out.shape[-2:]).transpose(0, 1)
 
     def delta_weight(self, slot: int) -> Tensor:
@@ -208,7 +218,7 @@ class LoRALayer(nn.Module):
 class StackedLoRA(Attached):
     """LoRA layers attached by forward hooks: the base's modules, names and weights stay as they are."""
 
-    def __init__(self, layers: Mapping[str, LoRALayer], targets: Mapping[str, nn.Module]) -> None:
+    def __init__(self, layers: Mapping[str, LoRALayer], targets: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
         self.layers, self._targets = dict(layers), dict(targets)
         self.slots = len(next(iter(self.layers.values())).ranks)
         self._enabled, self._strength = True, 1.0

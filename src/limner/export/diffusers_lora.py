@@ -39,7 +39,7 @@ def write_lora(state: Mapping[str, Tensor], path: Path, about: Mapping[str, obje
         "lora_adapter_metadata": json.dumps(_peft_metadata(layers, tensors)),
         HEADER: json.dumps(dict(about), sort_keys=True),
     }
-    write_atomically(path, save(tensors, metadata=header))
+    write_atomically(path, _sorted_header(save(tensors, metadata=header)))
     _verify(state, path)
 
 
@@ -64,7 +64,11 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             A, B = tensors[key], tensors.get(f"{layer}.lora_B.weight")
             if B is None:
                 raise UserError(f"{path}: {layer} has an A and no B.", "The file is not complete: get it again.")
-            state |= {f"{layer}.lora_A": A, f"{layer}.lora_B": B.flatten(1), f"{layer}.alpha": torch.tensor(float(A.shape[0]))}
+            state |= {
+                f"{layer}.lora_A": A,
+                f"{layer}.lora_B": B.flatten(1),
+                f"{layer}.alpha": torch.tensor(float(A.shape[0])),
+            }
     if 2 * len(state) != 3 * len(tensors) or not state:
         strange = next((k for k in tensors if ".lora_A." not in k and ".lora_B." not in k), "no tensor")
         raise UserError(
@@ -72,6 +76,14 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             "Use a file that Limner or diffusers wrote.",
         )
     return state, json.loads(header.get(HEADER, "{}"))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """Return a safetensors file with its header's keys sorted: the library's order changes from save to save."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _peft_metadata(layers: list[str], tensors: Mapping[str, Tensor]) -> dict[str, object]:

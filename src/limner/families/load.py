@@ -53,7 +53,7 @@ def locate(name: str) -> Path | None:
 
 
 def native_resolution(name: str) -> int:
-    """Return the side in pixels of the pictures that a base draws, from its configuration alone; no weights are read."""
+    """Return the side in pixels of the pictures that a base draws, from its configuration; no weights are read."""
     path = locate(name)
     if path is not None and path.is_file():
         return RESOLUTION_OF_SINGLE_FILES
@@ -69,7 +69,9 @@ def _config(name: str, path: Path | None, part: str) -> dict[str, Any]:
 
         _refuse_what_is_no_hub_name(name)
         try:
-            file = Path(try_to_load_from_cache(name, f"{part}/config.json") or hf_hub_download(name, f"{part}/config.json"))
+            file = Path(
+                try_to_load_from_cache(name, f"{part}/config.json") or hf_hub_download(name, f"{part}/config.json")
+            )
         except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
             raise _unloadable(name, error) from error
     else:
@@ -84,7 +86,8 @@ def _config(name: str, path: Path | None, part: str) -> dict[str, Any]:
 
 def fingerprint(module: nn.Module) -> str:
     """Return 16 hex digits of the SHA-256 of a module's configuration, names and weights."""
-    config = module.config.to_dict() if hasattr(module.config, "to_dict") else dict(module.config)
+    config: Any = module.config
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())

@@ -70,16 +70,11 @@ class SD15(Family):
     def pipeline(self, scheduler: Any) -> Any:
         from diffusers import StableDiffusionPipeline
 
-        pipe = StableDiffusionPipeline(
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            unet=self.unet,
-            scheduler=scheduler,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        parts: dict[str, Any] = {
+            "vae": self.vae, "text_encoder": self.text_encoder, "tokenizer": self.tokenizer, "unet": self.unet,
+            "scheduler": scheduler, "safety_checker": None, "feature_extractor": None,
+        }  # fmt: skip
+        pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -91,7 +91,9 @@ def draw(
     for start in range(0, len(todo), sampling.batch):
         chunk = todo[start : start + sampling.batch]
 
-        def tick(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any], *, n: int = len(chunk), base: int = done) -> dict[str, Any]:
+        def tick(
+            _pipe: Any, step: int, _t: Any, kwargs: dict[str, Any], *, n: int = len(chunk), base: int = done
+        ) -> dict[str, Any]:
             progress(base + n * (step + 1), total)
             return kwargs
 

@@ -23,7 +23,12 @@ class Evaluation(Spec):
     """Prompts with "{subject}", which becomes the token and the class noun: fidelity and prompt following."""
     class_prompts: tuple[str, ...] = ("a photo of a {class_noun}",)
     """Prompts with "{class_noun}" alone: does another member of the class stay itself?"""
-    other_prompts: tuple[str, ...] = ("a photo of a house", "a photo of a bowl of fruit", "a city street at night", "a portrait of a woman")
+    other_prompts: tuple[str, ...] = (
+        "a photo of a house",
+        "a photo of a bowl of fruit",
+        "a city street at night",
+        "a portrait of a woman",
+    )
     """Prompts about other things: what changed that should not have?"""
     images_per_prompt: int = Field(default=4, ge=1)
     """Pictures for each of `prompts`, per side."""
@@ -32,10 +37,15 @@ class Evaluation(Spec):
 
     def requests(self, token: str, class_noun: str) -> list[Request]:
         """Return every picture to draw for one side."""
-        subject = [(_fill(p, f"{token} {class_noun}", class_noun), _fill(p, class_noun, class_noun)) for p in self.prompts]
+        subject = [
+            (_fill(p, f"{token} {class_noun}", class_noun), _fill(p, class_noun, class_noun)) for p in self.prompts
+        ]
         for template in self.prompts:
             if "{subject}" not in template:
-                raise UserError(f"evaluation.prompts: {template!r} has no {{subject}}.", "Write {subject} where the subject belongs.")
+                raise UserError(
+                    f"evaluation.prompts: {template!r} has no {{subject}}.",
+                    "Write {subject} where the subject belongs.",
+                )
         kept = [_fill(p, class_noun, class_noun) for p in self.class_prompts]
         return [
             *requests_for("subject", subject, self.images_per_prompt),

@@ -214,5 +214,7 @@ class Training:
 
 def _silenced(batch: Batch) -> Batch:
     """Return a batch of the same shape whose rows are all zeros."""
-    hidden = Conditioning(torch.zeros_like(batch.conditioning.hidden), batch.conditioning.pooled, batch.conditioning.time_ids)
+    hidden = Conditioning(
+        torch.zeros_like(batch.conditioning.hidden), batch.conditioning.pooled, batch.conditioning.time_ids
+    )
     return replace(batch, moments=torch.zeros_like(batch.moments), conditioning=hidden)

@@ -1,0 +1,207 @@
+"""The command line on real input: the whole length, bad input in one line, Ctrl-C, resume, and the library's six lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import limner
+from limner.cli import main
+from limner.families.load import ASSETS
+
+PICTURES = ASSETS / "demo" / "critter"
+FAST = ("steps=4", "batch=2", "prior.count=3", "generation.num_inference_steps=3", "checkpoint.every_steps=2",
+        "evaluation.images_per_prompt=2", "evaluation.images_per_class_prompt=2")  # fmt: skip
+Result = tuple[int, str, str]
+
+
+@pytest.fixture
+def run_limner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command line in this process; return exit code, stdout, stderr."""
+
+    def run(*words: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["limner", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(run / "adapter.safetensors"))
+
+
+def test_whole_length(run_limner: Callable[..., Result], random_base: Path, tmp_path: Path) -> None:
+    """Train, draw, score, report: each leaves what the next one needs, and prints where it is."""
+    run = tmp_path / "run"
+    code, out, err = run_limner("train", PICTURES, "--recipe", "demo", "--run", run, f"base={random_base}", *FAST)
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"adapter: {run / 'adapter.safetensors'}"
+    made = {
+        "adapter.safetensors",
+        "checkpoints",
+        "class_pictures",
+        "log.jsonl",
+        "pictures",
+        "provenance.json",
+        "recipe.toml",
+    }
+    assert {p.name for p in run.iterdir()} == made
+    counted = json.loads((run / "provenance.json").read_text())["adapter"]
+    assert counted["trainable_parameters"] == sum(t.numel() for t in weights(run).values())
+    assert counted["file_bytes"] == (run / "adapter.safetensors").stat().st_size
+
+    code, out, _ = run_limner("generate", run)
+    assert (code, out.strip()) == (0, str(run / "images"))
+    manifests = [json.loads((run / "images" / arm / "manifest.json").read_text()) for arm in ("base", "tuned")]
+    assert manifests[0]["images"] == manifests[1]["images"]
+
+    code, out, _ = run_limner(
+        "generate", run, "--prompt", "a sks critter", "--seeds", "5,6", "--out", tmp_path / "own", *FAST[3:4]
+    )
+    assert (code, len(list((tmp_path / "own").glob("*.png")))) == (0, 2)
+
+    code, out, _ = run_limner("evaluate", run)
+    assert (code, out.strip()) == (0, str(run / "scores.json"))
+    code, out, _ = run_limner("report", run, "--json")
+    assert (code, json.loads(out)) == (0, {"report": str(run / "report.html")})
+    assert "<html" in (run / "report.html").read_text()
+
+    code, _, err = run_limner("train", "--resume", run)
+    assert code == 2
+    assert "already finished: 4 of 4 steps" in err
+    code, _, err = run_limner("train", "--resume", run, "steps=6")
+    assert code == 0, err
+
+
+def test_library_use_is_as_short(random_base: Path, tmp_path: Path) -> None:
+    run = limner.train(
+        PICTURES,
+        recipe="demo",
+        run=tmp_path / "run",
+        settings={"base": str(random_base), "steps": 2, "prior.enabled": False},
+    )
+    folder = limner.generate(run.path, ["a sks critter"], seeds=[1], settings={"generation.num_inference_steps": 2})
+    assert run.adapter.is_file()
+    assert len(list(folder.glob("*.png"))) == 1
+
+
+def test_same_seed_twice_gives_the_same_file(random_base: Path, tmp_path: Path) -> None:
+    settings = {"base": str(random_base), "steps": 3, "prior.enabled": False}
+    first, second = (
+        limner.train(PICTURES, recipe="demo", run=tmp_path / n, settings=settings).adapter for n in ("a", "b")
+    )
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_ctrl_c_leaves_a_run_that_ends_as_an_undisturbed_one(random_base: Path, tmp_path: Path) -> None:
+    """Interrupt a real process in the middle of training; resume; the weights are those of a run in one go."""
+    words = [
+        PICTURES,
+        "--recipe",
+        "demo",
+        f"base={random_base}",
+        "steps=60",
+        "prior.enabled=false",
+        "checkpoint.every_steps=0",
+    ]
+    command = [sys.executable, "-m", "limner", "train", *map(str, words), "--run", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+    assert process.stderr
+    while not process.stderr.readline().startswith("train: "):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    said = re.search(r"Stopped at step (\d+) of 60: .* are saved. Continue with: limner train --resume", err)
+    assert said, err
+    assert "Traceback" not in err
+    assert weights(tmp_path / "run")
+    limner.resume(tmp_path / "run")
+    whole = limner.train(PICTURES, recipe="demo", run=tmp_path / "whole",
+                         settings={"base": str(random_base), "steps": 60, "prior.enabled": False})  # fmt: skip
+    expected = weights(whole.path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "run").items())
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """Make folders and files that cannot be used."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "broken" / "good.png")
+    whole = (PICTURES / "1.png").read_bytes()
+    (tmp_path / "broken" / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "broken" / "nothing.jpg").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something.txt").write_text("mine")
+    (tmp_path / "not-a-base").mkdir()
+    (tmp_path / "not-a-base.safetensors").write_bytes(b"nothing")
+    return tmp_path
+
+
+BAD_INPUT = {
+    "no verb": (["trane"], "No such command"),
+    "no pictures": (["train"], "no pictures were given"),
+    "no folder": (["train", "{bad}/none", "pictures.class_noun=dog"], "none"),
+    "empty folder": (["train", "{bad}/empty", "pictures.class_noun=dog"], "(?i)no pictures"),
+    "broken pictures": (["train", "{bad}/broken", "--recipe", "demo"], r"(?s)2 of 3 pictures cannot be used.*nothing.jpg.*torn.png"),
+    "unknown setting": (["train", "{pictures}", "adapter.rnk=4"], r"Did you mean adapter.rank\?"),
+    "value out of range": (["train", "{pictures}", "steps=0"], "steps = 0 is not allowed"),
+    "unknown recipe": (["train", "{pictures}", "--recipe", "lorra"], "there is no such recipe or file"),
+    "no class noun": (["train", "{pictures}"], "class_noun"),
+    "token in the class prompt": (["train", "{pictures}", "--recipe", "demo", "prior.prompt=a sks dog"], "contains the trigger 'sks'"),
+    "no such base": (["train", "{pictures}", "--recipe", "demo", "base=./nowhere"], "there is no such folder or file"),
+    "not a base": (["train", "{pictures}", "--recipe", "demo", "base={bad}/not-a-base"], "config.json is missing"),
+    "not a checkpoint": (["train", "{pictures}", "--recipe", "demo", "base={bad}/not-a-base.safetensors"], "cannot be loaded"),
+    "odd resolution": (["train", "{pictures}", "--recipe", "demo", "base={base}", "resolution=60"], "resolution=60: this base needs a multiple of"),
+    "no such layers": (["train", "{pictures}", "--recipe", "demo", "base={base}", "adapter.targets=attn", "prior.enabled=false"], "'attn' matches none"),
+    "no GPU": (["train", "{pictures}", "--recipe", "demo", "device=cuda"], "torch finds no CUDA GPU"),
+    "half precision on the CPU": (["train", "{pictures}", "--recipe", "demo", "precision=float16"], "the CPU has no fast float16"),
+    "run folder in use": (["train", "{pictures}", "--recipe", "demo", "--run", "{bad}/full"], "is not empty"),
+    "run folder is a file": (["train", "{pictures}", "--recipe", "demo", "--run", "{bad}/full/something.txt"], "is not empty|cannot be made"),
+    "resume what is no run": (["train", "--resume", "{bad}/empty"], "is not a run folder"),
+    "resume with pictures": (["train", "{pictures}", "--resume", "{bad}/empty"], "takes no pictures"),
+    "report of no run": (["report", "{bad}/none"], "is not a run folder"),
+    "evaluate no run": (["evaluate", "{bad}/empty"], "is not a run folder"),
+    "draw from nowhere": (["generate", "{bad}/none", "--prompt", "a dog"], "there is no such run folder or base"),
+    "draw nothing": (["generate", "{base}"], "no prompt was given"),
+    "seeds that are words": (["generate", "{base}", "--prompt", "x", "--seeds", "many"], "'many' is not a number"),
+    "adapter that is not there": (["generate", "{base}", "--prompt", "x", "--adapter", "{bad}/a.safetensors:0.5"], "there is no such file"),
+    "strength that is a word": (["generate", "{base}", "--prompt", "x", "--adapter", "{bad}/a.safetensors:big"], "is not a number"),
+    "explain nothing": (["explain", "adaptor"], "Did you mean adapter"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
+def test_bad_input_is_one_line_and_exit_code_2(
+    run_limner: Callable[..., Result], random_base: Path, bad: Path, words: list[str], message: str
+) -> None:
+    there = sorted(bad.rglob("*"))
+    filled = [w.format(bad=bad, pictures=PICTURES, base=random_base) for w in words]
+    run = [] if words[0] != "train" or "--run" in words or "--resume" in words else ["--run", str(bad / "new")]
+    code, out, err = run_limner(*filled, *run)
+    assert code == 2, err
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert out == ""
+    left = [p for p in sorted(bad.rglob("*")) if p not in there]
+    assert not [p for p in left if p.suffix == ".safetensors"], "a half-made adapter was left"
