@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from limner.errors import UserError
+from limner.evaluate.images import load_pixels
 from limner.metrics.colour_histogram import ColourHistogram
 from limner.metrics.image_text import ImageText
 from limner.metrics.lite0 import Lite0
@@ -48,6 +50,31 @@ def test_lite0_knows_a_picture_of_another_size_again() -> None:
     found = cosines(encode(small), encode(large))
     assert found.diag().min() > 0.9
     assert torch.equal(found.argmax(1), torch.arange(4))
+
+
+def test_lite0_sees_a_photograph_as_its_authors_meant() -> None:
+    # Wrong weights, wrong normalisation or wrong channel order would not find the uniform in this portrait.
+    photograph = load_pixels(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg")[None]
+    encode = Lite0()
+    inputs = torch.nn.functional.interpolate(photograph, (192, 192), mode="bicubic", antialias=True).clamp(-1, 1)
+    maps = encode.model.extract_features((inputs * 127.5 + 127.5 - 127) / 128)
+    assert encode.model._fc(maps.mean((-2, -1))).argmax() == 652  # ImageNet's "military uniform"
+    assert torch.allclose(maps.amax((-2, -1)), encode(photograph), atol=1e-4)
+
+
+def test_lite0_tells_the_shipped_subjects_apart_where_colours_do_not(root: Path) -> None:
+    paths = sorted((root / "src/limner/assets/demo").glob("*/*.png"))
+    assert len(paths) >= 20
+    subject = [path.parent.name for path in paths]
+    pixels = torch.stack([load_pixels(path) for path in paths])
+    small = torch.nn.functional.interpolate(pixels, (64, 64), mode="area")
+    right = {}
+    for encode in (Lite0(), ColourHistogram()):
+        features = encode(small)
+        nearest = (cosines(features, features) - 2 * torch.eye(len(paths))).argmax(1)
+        right[encode.name] = sum(subject[i] == subject[j] for i, j in enumerate(nearest)) / len(paths)
+    assert right["lite0"] >= 0.95, right
+    assert right["colour_histogram"] <= 0.5, right
 
 
 @pytest.fixture(scope="module")
