@@ -13,12 +13,10 @@ from pathlib import Path
 
 from limner.errors import UserError
 from limner.pictures.metadata import FILES, Metadata, read_metadata
-from limner.pictures.picture import Picture
+from limner.pictures.picture import PICTURE_ENDINGS, Picture
+from limner.pictures.rows import HUB_MARK, holds_rows, read_rows
+from limner.pictures.shards import is_shard, read_shard
 
-PICTURE_ENDINGS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif"}
-    | {".jxl"}
-)
 COMPANION_ENDINGS = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".npz"})
 """Files that may belong to pictures: not worth a word when they are ignored."""
 MASK_MARKS = ("-mask", "-masklabel")
@@ -41,9 +39,10 @@ def is_picture_name(path: Path) -> bool:
 
 
 def find_pictures(paths: Path | Sequence[Path]) -> Found:
-    """Find the pictures in a folder, or in a list of folders and files; the folder is only read.
+    """Find the pictures in a folder, or in a list of folders, files, shards and data sets; they are only read.
 
-    Files given by name are taken whatever their name is; in a folder the ending decides.
+    Files given by name are taken whatever their name is; in a folder the ending decides. Shards are .tar files;
+    data sets are "hf:NAME", .parquet files, or folders of either.
     """
     given = [paths] if isinstance(paths, Path) else list(paths)
     if not given:
@@ -53,7 +52,8 @@ def find_pictures(paths: Path | Sequence[Path]) -> Found:
     seen: set[str] = set()
     for place in given:
         for picture in _find_in(place, notes):
-            real = os.path.realpath(picture.path)  # unlike Path.resolve, it takes a loop of links as it is
+            # unlike Path.resolve, realpath takes a loop of links as it is; a name tells apart what one shard holds
+            real = os.path.realpath(picture.path) + ("" if picture.reader is None else f"/{picture.name}")
             if real in seen:
                 notes.append(f"{picture.path}: named twice, used once")
                 continue
@@ -73,11 +73,13 @@ def entries_of(place: Path) -> list[Path]:
 
 
 def _find_in(place: Path, notes: list[str]) -> list[Picture]:
+    if str(place).startswith(HUB_MARK) or place.suffix == ".parquet":
+        return read_rows(place)
     if not place.exists():
         near = _similar_neighbour(place)
         raise UserError(f"{place}: there is no such file or folder.", f"Did you mean {near}?" if near else "")
     if not place.is_dir():
-        return [Picture(place.name, place)]
+        return read_shard(place) if is_shard(place) else [Picture(place.name, place)]
     entries = entries_of(place)
     folders = [p for p in entries if p.is_dir()]
     metadata = read_metadata(place)
@@ -85,6 +87,10 @@ def _find_in(place: Path, notes: list[str]) -> list[Picture]:
     pictures = _with_masks([Picture(p.name, p) for p in files])
     if metadata is not None:
         pictures = _with_metadata(place, pictures, metadata, notes)
+    if not pictures and holds_rows(place):
+        return read_rows(place)
+    if not pictures:
+        pictures = [picture for shard in entries if is_shard(shard) for picture in read_shard(shard)]
     if not pictures:
         pictures = _kohya_layout(folders, notes)
     if not pictures:
