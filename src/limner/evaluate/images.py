@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,24 +76,12 @@ def read_pictures(folder: Path) -> tuple[Path, ...]:
 
 def load_pixels(path: Path) -> Float[Tensor, "3 height width"]:
     """Return a picture as pixels in [-1, 1]."""
-    with _open(path) as picture:
-        array = np.array(picture.convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def size_px(path: Path) -> tuple[int, int]:
-    """Return a picture's width and height."""
-    with _open(path) as picture:
-        return picture.size
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
-            yield picture
+            array = np.array(picture.convert("RGB"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}).", "Make the images again, or restore the file.") from error
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _read_arm(folder: Path) -> Arm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limner.evaluate.images import load_pixels, size_px
+from limner.evaluate.images import load_pixels
 from limner.metrics.encoder import Features, ImageEncoder, TextImageEncoder
 
 Progress = Callable[[int, int, str], None]
@@ -38,22 +39,31 @@ class Seen:
 def look(
     encoder: ImageEncoder, paths: Sequence[Path], prompts: Sequence[str], *, batch: int, progress: Progress
 ) -> Seen:
-    """Encode each picture and, where the encoder reads text, each prompt."""
-    by_size: dict[tuple[int, int], list[Path]] = defaultdict(list)
-    for path in dict.fromkeys(paths):
-        by_size[size_px(path)].append(path)
+    """Encode each picture and, where the encoder reads text, each prompt.
+
+    Equal pictures are encoded once: their features are equal to the last bit, whatever batch each would have been in.
+    """
+    content = {path: _content(load_pixels(path)) for path in dict.fromkeys(paths)}
+    by_size: dict[torch.Size, list[Path]] = defaultdict(list)
+    for (size, _), path in {content[path]: path for path in reversed(content)}.items():
+        by_size[size].append(path)
     total = sum(len(group) for group in by_size.values())
-    pictures: dict[Path, Tensor] = {}
+    features: dict[tuple[torch.Size, str], Tensor] = {}
     for group in by_size.values():
         for start in range(0, len(group), batch):
             chunk = group[start : start + batch]
             pixels = torch.stack([load_pixels(path) for path in chunk])
-            pictures.update(zip(chunk, encoder(pixels), strict=True))
-            progress(len(pictures), total, f"pictures seen by {encoder.name}")
+            features.update(zip((content[path] for path in chunk), encoder(pixels), strict=True))
+            progress(len(features), total, f"pictures seen by {encoder.name}")
     texts: dict[str, Tensor] = {}
     if isinstance(encoder, TextImageEncoder):
         unique = sorted(set(prompts))
         for start in range(0, len(unique), batch):
             chunk = unique[start : start + batch]
             texts.update(zip(chunk, encoder.encode_text(chunk), strict=True))
-    return Seen(pictures, texts)
+    return Seen({path: features[content[path]] for path in content}, texts)
+
+
+def _content(pixels: Tensor) -> tuple[torch.Size, str]:
+    """Return a picture's size and the hash of its pixels."""
+    return pixels.shape, hashlib.sha256(pixels.numpy().tobytes()).hexdigest()

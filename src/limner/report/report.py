@@ -42,7 +42,7 @@ def _content(material: Material) -> dict[str, Any]:
         "losses": loss_plot(material.steps),
         "rows": score_rows(scores),
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
-        "worst": least_alike(material, material.tuned[-1]),
+        "worst": least_alike(material, material.tuned[0]),
         "one_caption": _one_caption(material),
         "costs": costs(material),
         "in_one_line": in_one_line(material),
