@@ -1,0 +1,90 @@
+"""What every objective must do, over every member of the recipe's union."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from limner import recipe
+from limner.objectives import Denoising
+from limner.schedule import Schedule
+
+OBJECTIVES = get_args(recipe.Objective) or (recipe.Objective,)
+CASES = {"plain": Denoising(snr_gamma=0), "min-snr": Denoising(), "offset": Denoising(noise_offset=0.1)}
+SCHEDULES = {
+    kind: Schedule(torch.linspace(0.999, 0.005, 1000), kind)  # type: ignore[arg-type]
+    for kind in ("epsilon", "v_prediction", "sample")
+}
+
+
+def test_every_member_has_a_case() -> None:
+    assert {type(objective) for objective in CASES.values()} == set(OBJECTIVES)
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def objective(request: pytest.FixtureRequest) -> Denoising:
+    return request.param
+
+
+@pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES.keys())
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    return request.param
+
+
+def draws(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def guess(x_t: Tensor, t: Tensor) -> Tensor:
+    return 0.3 * x_t + 0.001 * t.view(-1, 1, 1, 1)
+
+
+def test_one_finite_loss_per_row(objective: Denoising, schedule: Schedule) -> None:
+    losses = objective.losses(guess, torch.randn(6, 4, 8, 8), schedule, draws=draws(1, 2))
+    assert losses.shape == (6,)
+    assert bool((losses > 0).all())
+    assert bool(losses.isfinite().all())
+
+
+def test_deterministic_under_its_generators(objective: Denoising, schedule: Schedule) -> None:
+    x_0 = torch.randn(4, 4, 8, 8)
+    first, second, other = (objective.losses(guess, x_0, schedule, draws=draws(s)) for s in (5, 5, 6))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_a_rows_loss_does_not_depend_on_its_neighbours(objective: Denoising, schedule: Schedule) -> None:
+    x_0 = torch.randn(3, 4, 8, 8)
+    together = objective.losses(guess, x_0, schedule, draws=draws(7, 8, 9))
+    turned = objective.losses(guess, x_0[[2, 0, 1]], schedule, draws=draws(9, 7, 8))
+    torch.testing.assert_close(turned, together[[2, 0, 1]])
+
+
+def test_zero_for_the_perfect_prediction(objective: Denoising, schedule: Schedule) -> None:
+    """The prediction that implies the true x_0 has no loss."""
+    x_0 = torch.randn(4, 4, 8, 8)
+
+    def perfect(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = schedule.coefficients(t, x_t)
+        return schedule.target(x_0, (x_t - alpha * x_0) / sigma, t)
+
+    losses = objective.losses(perfect, x_0, schedule, draws=draws(1))
+    torch.testing.assert_close(losses, torch.zeros(4), rtol=0, atol=1e-6)
+
+
+def test_a_masked_pixel_does_not_count(objective: Denoising, schedule: Schedule) -> None:
+    x_0, mask = torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
+    whole = objective.losses(guess, x_0, schedule, draws=draws(3))
+    torch.testing.assert_close(objective.losses(guess, x_0, schedule, draws=draws(3), mask=mask), whole)
+    mask[:, :, :4] = 0
+
+    def spoilt(x_t: Tensor, t: Tensor) -> Tensor:
+        prediction = guess(x_t, t).clone()
+        prediction[:, :, :4] += 100.0
+        return prediction
+
+    half = objective.losses(guess, x_0, schedule, draws=draws(3), mask=mask)
+    torch.testing.assert_close(objective.losses(spoilt, x_0, schedule, draws=draws(3), mask=mask), half)
