@@ -78,8 +78,8 @@ def gather(run: RunDir) -> Material:
         run=run,
         scores=scores,
         shots=_shots(run, manifests),
-        pictures=_rows(run, run.pictures, "pictures"),
-        class_pictures=_rows(run, run.class_pictures, "images"),
+        pictures=_rows(run, run.pictures),
+        class_pictures=_rows(run, run.class_pictures),
         manifest=manifests[BASE],
         steps=tuple(run.read_log("step")),
         phases=tuple(run.read_log("phase")),
@@ -108,9 +108,10 @@ def _shots(run: RunDir, manifests: dict[str, dict[str, Any]]) -> tuple[Shot, ...
     )
 
 
-def _rows(run: RunDir, folder: Path, key: str) -> tuple[dict[str, Any], ...]:
+def _rows(run: RunDir, folder: Path) -> tuple[dict[str, Any], ...]:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return ()
-    rows = read_json(manifest).get(key, [])
+    content = read_json(manifest)
+    rows = content.get("pictures") or content.get("images") or []
     return tuple({**row, "file": str((folder / row["file"]).relative_to(run.path))} for row in rows)

@@ -10,7 +10,7 @@ from limner.report.charts import dot_plot, loss_plot
 from limner.report.costs import costs, in_one_line, phases
 from limner.report.embed import data_uri, is_small
 from limner.report.material import Material, gather
-from limner.report.tables import captions, facts, least_alike, rows_by_prompt, score_rows
+from limner.report.tables import captions, command, facts, least_alike, rows_by_prompt, score_rows
 from limner.report.verdict import headline, number, verdict, with_ends
 from limner.rundir import RunDir, write_atomically
 
@@ -78,6 +78,7 @@ def _environment(run: RunDir) -> Any:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = embedded
+    environment.filters["command"] = command
     environment.filters["facts"] = facts
     environment.filters["number"] = number
     environment.filters["with_ends"] = with_ends

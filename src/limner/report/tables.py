@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from limner.metrics.scores import Difference, Interval, MetricScore, Scores
 from limner.report.charts import prompt_means
@@ -115,6 +117,13 @@ def _reach(score: Interval) -> float:
 
 def _place(value: float, widest: float) -> float:
     return round(50 + 48 * value / widest, 2)
+
+
+def command(value: str | list[str]) -> str:
+    """Return the command as it can be typed again, without the folder of the program."""
+    if isinstance(value, str):
+        return value
+    return shlex.join([PurePath(value[0]).name, *value[1:]])
 
 
 def facts(value: object) -> str:

@@ -154,7 +154,7 @@ def _write_history(run: RunDir) -> None:
     run.append_log("phase", name="generate", seconds=41.0, peak_memory_gib=1.0)
     run.recipe.write_text('base = "tiny"\nsteps = 200\nlearning_rate = 0.001\n\n[adapter]\nkind = "lora"\nrank = 8\n')
     run.update_provenance(
-        command="limner demo --run runs/demo",
+        command=["/usr/bin/limner", "demo", "--run", "runs/demo"],
         date="2026-11-22T09:00:00+00:00",
         recipe="dreambooth-lora",
         versions={"limner": "0.1.0", "torch": "2.13.0", "diffusers": "0.42.1"},
