@@ -43,6 +43,8 @@ class Material:
     pictures: tuple[dict[str, Any], ...]
     """The training pictures' manifest rows, each with "file" as a path inside the run folder."""
     class_pictures: tuple[dict[str, Any], ...]
+    previews: tuple[tuple[int, str], ...]
+    """The first preview of each step that has one: step, path inside the run folder."""
     manifest: dict[str, Any]
     """How the base's images were made."""
     steps: tuple[dict[str, Any], ...]
@@ -80,6 +82,7 @@ def gather(run: RunDir) -> Material:
         shots=_shots(run, manifests),
         pictures=_rows(run, run.pictures),
         class_pictures=_rows(run, run.class_pictures),
+        previews=_previews(run),
         manifest=manifests[BASE],
         steps=tuple(run.read_log("step")),
         phases=tuple(run.read_log("phase")),
@@ -106,6 +109,17 @@ def _shots(run: RunDir, manifests: dict[str, dict[str, Any]]) -> tuple[Shot, ...
         )
         for pair, row in sorted(rows.items())
     )
+
+
+def _previews(run: RunDir) -> tuple[tuple[int, str], ...]:
+    """Return the first preview of each step, in order of the steps."""
+    found = []
+    for manifest in sorted(run.previews.glob("step-*/manifest.json")):
+        images = read_json(manifest)["images"]
+        if images:
+            file = manifest.parent / images[0]["file"]
+            found.append((int(manifest.parent.name.removeprefix("step-")), str(file.relative_to(run.path))))
+    return tuple(sorted(found))
 
 
 def _rows(run: RunDir, folder: Path) -> tuple[dict[str, Any], ...]:

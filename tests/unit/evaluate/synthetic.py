@@ -129,6 +129,11 @@ def make_run(path: Path, *, tuned_like_base: bool = False, prompts: int = 8, ima
             draws(500 + i, rgb).save(folder / f"{i:02d}.png")
             rows.append({"file": f"{i:02d}.png", "caption": "a photo of sks critter", "source": f"star-{i}.jpg"})
         write_json(folder / "manifest.json", {key: rows})
+    for step in (50, 100):
+        folder = run.previews / f"step-{step:06d}"
+        folder.mkdir(parents=True)
+        star(step, BACKGROUNDS["red"]).save(folder / "free-00-00.png")
+        write_json(folder / "manifest.json", {"images": [{"file": "free-00-00.png"}]})
     _write_history(run)
     return run
 

@@ -99,6 +99,11 @@ def test_costs_are_counted_not_quoted(made: tuple[RunDir, Scores, str]) -> None:
     assert "485 kB" in made[2]
 
 
+def test_previews_stand_in_the_order_of_their_steps(made: tuple[RunDir, Scores, str]) -> None:
+    shown = [image["alt"] for image in Page(made[2]).images if "preview" in (image["alt"] or "")]
+    assert shown == ["preview at step 50", "preview at step 100"]
+
+
 def test_the_command_and_the_encoders_are_named(made: tuple[RunDir, Scores, str]) -> None:
     _, scores, text = made
     assert "limner demo --run runs/demo" in text
