@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def test_a_run_cut_short_still_has_a_page(tmp_path: Path) -> None:
     evaluate(run, encoders=[ColourHistogram()])
     for path in (run.log, run.provenance, run.class_pictures / "manifest.json"):
         path.unlink()
+    shutil.rmtree(run.previews)
     text = report(run).read_text(encoding="utf-8")
     assert "Too few images to tell." in text
     assert "How it learned" not in text
