@@ -10,7 +10,8 @@ def difference_in_words(difference: Interval, finding: Finding) -> str:
     """Return one sentence about a paired difference, tuned minus base."""
     if finding == "not tested":
         return f"Moved by {_with_ends(difference, sign=False)} from the base."
-    n = f"{difference.n_images} pairs, {difference.n_units} {difference.unit}s"
+    prompts = f", {difference.n_units} prompts" if difference.unit == "prompt" else " of one prompt"
+    n = f"{difference.n_images} pairs{prompts}"
     if finding == "not conclusive":
         return _too_few(difference)
     if finding == "no difference":
