@@ -34,15 +34,16 @@ from limner.train.loop import Slot, SlotStep, Training
 from limner.watch import Watch
 
 Settings = Mapping[str, Any]
+Paths = str | Path | Sequence[str | Path]
 
 
 def train(
-    pictures: Path | Sequence[Path],
+    pictures: Paths,
     *,
     recipe: str | Path | Recipe = "lora",
     settings: Settings | None = None,
-    class_pictures: Path | None = None,
-    run: Path | None = None,
+    class_pictures: str | Path | None = None,
+    run: str | Path | None = None,
     watch: Watch | None = None,
 ) -> RunDir:
     """Teach the recipe's base the subject of `pictures`; return the run folder with the adapter file in it.
@@ -57,11 +58,10 @@ def train(
     """
     watch = watch or Watch()
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
-    paths = [pictures] if isinstance(pictures, Path | str) else list(pictures)
-    paths = [Path(p) for p in paths]
+    paths = _paths(pictures)
     _check_words(resolved)
     machine.place(resolved.device, resolved.precision)  # refuses a device that is not there
-    folder = RunDir.create(run, name=f"{_recipe_name(recipe)}-{paths[0].resolve().name}")
+    folder = RunDir.create(Path(run) if run else None, name=f"{_recipe_name(recipe)}-{paths[0].resolve().name}")
     try:
         with _phase(folder, watch, "check"):
             checked = _check(paths, resolved, watch)
@@ -72,13 +72,13 @@ def train(
     folder.update_provenance(
         command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
         hardware=machine.hardware(), pictures=[str(p.resolve()) for p in paths],
-        class_pictures=str(class_pictures.resolve()) if class_pictures else None,
+        class_pictures=str(Path(class_pictures).resolve()) if class_pictures else None,
     )  # fmt: skip
-    return _train(folder, resolved, checked, class_pictures, watch)
+    return _train(folder, resolved, checked, Path(class_pictures) if class_pictures else None, watch)
 
 
 def check(
-    pictures: Path | Sequence[Path],
+    pictures: Paths,
     *,
     recipe: str | Path | Recipe = "lora",
     settings: Settings | None = None,
@@ -87,19 +87,18 @@ def check(
     """Find every problem of pictures, captions and settings, before anything is loaded."""
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     _check_words(resolved)
-    paths = [pictures] if isinstance(pictures, Path | str) else list(pictures)
     watch = watch or Watch()
     with _phase(None, watch, "check"):
-        return _check([Path(p) for p in paths], resolved, watch)
+        return _check(_paths(pictures), resolved, watch)
 
 
-def resume(run: Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
+def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
     """Continue a run that was stopped, from its newest complete checkpoint; the result is that of an unbroken run.
 
     Only `steps`, `checkpoint.*`, `preview.*`, `generation.*` and `evaluation.*` may be changed by `settings`.
     """
     watch = watch or Watch()
-    folder = RunDir.open(run)
+    folder = RunDir.open(Path(run))
     for key in settings or {}:
         if key != "steps" and key.partition(".")[0] not in ("checkpoint", "preview", "generation", "evaluation"):
             raise UserError(f"{key}: cannot change when a run is resumed.", "Leave it out, or start a new run.")
@@ -116,9 +115,9 @@ def generate(
     source: str | Path,
     prompts: Sequence[str] = (),
     *,
-    adapters: Sequence[tuple[Path, float]] = (),
+    adapters: Sequence[tuple[str | Path, float]] = (),
     seeds: Sequence[int] = (0, 1, 2, 3),
-    out: Path | None = None,
+    out: str | Path | None = None,
     settings: Settings | None = None,
     watch: Watch | None = None,
 ) -> Path:
@@ -144,8 +143,8 @@ def generate(
     at = machine.place(recipe.device, recipe.precision)
     attach = [(folder.adapter, 1.0)] if folder else []
     family = _load(recipe, at, watch)
-    attached = [_attach_file(family, path, strength) for path, strength in (*attach, *adapters)]
-    out = out or (folder.path / "drawn" if folder else Path("drawn"))
+    attached = [_attach_file(family, Path(path), strength) for path, strength in (*attach, *adapters)]
+    out = Path(out) if out else (folder.path / "drawn" if folder else Path("drawn"))
     requests = [
         Request("free", prompt, prompt, p, i, seed_of(prompt, seed))
         for p, prompt in enumerate(prompts)
@@ -160,12 +159,12 @@ def generate(
     return out
 
 
-def evaluate(run: Path, *, watch: Watch | None = None) -> Path:
+def evaluate(run: str | Path, *, watch: Watch | None = None) -> Path:
     """Score a run: draw its comparison pictures where they are missing, measure them, write scores.json."""
     from limner.evaluate.evaluate import evaluate as score
 
     watch = watch or Watch()
-    folder = RunDir.open(run)
+    folder = RunDir.open(Path(run))
     recipe = load_recipe(folder.recipe)
     _draw_comparison(folder, recipe, watch)
     with _phase(folder, watch, "evaluate"):
@@ -173,15 +172,15 @@ def evaluate(run: Path, *, watch: Watch | None = None) -> Path:
     return folder.scores
 
 
-def report(run: Path, *, watch: Watch | None = None) -> Path:
+def report(run: str | Path, *, watch: Watch | None = None) -> Path:
     """Write the run's report.html from what is in its folder."""
     from limner.report.report import report as write
 
     with _phase(None, watch or Watch(), "report"):
-        return write(RunDir.open(run))
+        return write(RunDir.open(Path(run)))
 
 
-def demo(run: Path | None = None, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
+def demo(run: str | Path | None = None, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
     """Do the main job once on the embedded base and five shipped pictures: train, draw, score, report."""
     from limner.families.load import ASSETS
 
@@ -368,6 +367,10 @@ def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attac
 def _load(recipe: Recipe, at: machine.Place, watch: Watch, folder: RunDir | None = None) -> Family:
     with _phase(folder, watch, "load"):
         return load(recipe.base, dtype=at.dtype, device=at.device)
+
+
+def _paths(given: Paths) -> list[Path]:
+    return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
 
 
 def _recipe_name(recipe: str | Path | Recipe) -> str:
