@@ -16,13 +16,26 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.pictures.cache import Cache, key_of
 from limner.pictures.captions import tags_shuffled
-from limner.pictures.fit import Fit, fit_to
+from limner.pictures.fit import Fit, Size, fit_to
 from limner.pictures.spec import Pictures
 from limner.prepare.ahead import work_ahead
 from limner.prepare.check import Checked, Example, Progress
 from limner.prepare.look import look_again
 from limner.prepare.memory import recall, remember, remembered_file, tell_work
 from limner.prepare.prepared import Prepared, Row, Tensors
+
+PIXELS_TOGETHER = 512 * 512
+"""How many pixels are encoded at once: one picture of 512 × 512."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A decoded picture, ready to be encoded."""
+
+    key: str
+    name: str
+    pixels: Float[Tensor, "1 3 height width"]
+    mask: Float[Tensor, "1 rows columns"] | None
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,11 @@ def to_pixels(image: Image.Image) -> Float[Tensor, "1 3 height width"]:
     return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).div_(127.5).sub_(1)
 
 
+def rows_together(size: Size) -> int:
+    """Return how many pictures of a size are encoded together: small ones keep no processor busy alone."""
+    return min(16, max(1, PIXELS_TOGETHER // (size[0] * size[1])))
+
+
 def to_weights(mask: Image.Image, pixels_per_latent: int) -> Float[Tensor, "1 height width"]:
     """Return a mask (mode L) as the weight of each latent in [0, 1]: the mean of the pixels behind it."""
     size = (mask.width // pixels_per_latent, mask.height // pixels_per_latent)
@@ -65,9 +83,9 @@ def prepare(
 ) -> Prepared:
     """Encode what the cache does not hold yet and return the examples, ready to be drawn in batches.
 
-    Moments and text embeddings are encoded one picture and one caption at a time, so that an entry depends on
-    its key alone and never on what happened to be rebuilt beside it. Class pictures are cropped to every shape
-    that the subject's pictures have, so that each step finds class pictures of its own shape.
+    Pictures are encoded in batches of a size that depends on their shape alone, captions one at a time, so that an
+    entry depends on its key alone and never on what happened to be rebuilt beside it. Class pictures are cropped to
+    every shape that the subject's pictures have, so that each step finds class pictures of its own shape.
     """
     store = Cache(cache)
     class_examples = () if prior is None else prior.examples
@@ -165,7 +183,7 @@ class _Encoder:
         fields = {"hidden": conditioning.hidden, "pooled": conditioning.pooled, "time_ids": conditioning.time_ids}
         return {name: value[:1].float().cpu() for name, value in fields.items() if value is not None}
 
-    def row(self, example: Example, captions: tuple[str, ...], fits: dict[tuple[int, int], Fit]) -> Row:
+    def row(self, example: Example, captions: tuple[str, ...], fits: dict[Size, Fit]) -> Row:
         """Return the row of an example, with the keys of its entries for each shape."""
         flips = (False, True) if self.spec.flip else (False,)
         keys = {shape: tuple(self._moments_key(example, fit, flip) for flip in flips) for shape, fit in fits.items()}
@@ -192,20 +210,40 @@ class _Encoder:
     def entries(self, jobs: list[_Job]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield every missing entry: moments, and the mask where there is one. Pictures are decoded ahead."""
 
-        def decode(job: _Job) -> list[tuple[Tensor, Tensor | None]]:
+        def decode(job: _Job) -> list[_Ready]:
             example, cell = job.example, self.family.pixels_per_latent
             seen = look_again(example.picture, self.spec, sha256=example.sha256, mask_sha256=example.mask_sha256)
             return [
-                (to_pixels(v.apply(seen.rgb)), None if seen.mask is None else to_weights(v.apply(seen.mask), cell))
-                for v in job.variants
+                _Ready(
+                    variant.key,
+                    example.name,
+                    to_pixels(variant.apply(seen.rgb)),
+                    None if seen.mask is None else to_weights(variant.apply(seen.mask), cell),
+                )
+                for variant in job.variants
             ]
 
+        waiting: dict[Size, list[_Ready]] = {}
         for job, decoded in zip(jobs, work_ahead(decode, jobs), strict=True):
-            for variant, (pixels, mask) in zip(job.variants, decoded, strict=True):
-                moments = self.family.encode_pixels(pixels)[0]
-                if not moments.isfinite().all():
-                    raise UserError(
-                        f"{job.example.path}: its latents are not finite in {self.vae.split()[-1]}.",
-                        "Set precision=fp32, or remove the picture.",
-                    )
-                yield variant.key, {"moments": moments} | ({} if mask is None else {"mask": mask})
+            for variant, ready in zip(job.variants, decoded, strict=True):
+                alike = waiting.setdefault(variant.fit.size, [])
+                alike.append(ready)
+                if len(alike) == rows_together(variant.fit.size):
+                    yield from self._encode_together(alike)
+                    alike.clear()
+        for alike in waiting.values():
+            if alike:
+                yield from self._encode_together(alike)
+
+    def _encode_together(self, alike: list[_Ready]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Encode pictures of one shape; the batch is filled up, so that its size is always the same."""
+        pixels = torch.cat([ready.pixels for ready in alike])
+        filled = pixels[torch.arange(rows_together((pixels.shape[3], pixels.shape[2]))) % len(alike)]
+        for ready, moments in zip(alike, self.family.encode_pixels(filled), strict=False):
+            if not moments.isfinite().all():
+                raise UserError(
+                    f"{ready.name}: its latents are not finite in {self.vae.split()[-1]}.",
+                    "Set precision=fp32, or remove the picture.",
+                )
+            entry = {"moments": moments.clone()}
+            yield ready.key, entry if ready.mask is None else entry | {"mask": ready.mask}

@@ -1,0 +1,1 @@
+"""Benchmarks of the data layer: large sets, throughput of the cache."""

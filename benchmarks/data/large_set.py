@@ -1,0 +1,136 @@
+"""Check and cache many pictures with kill -9 in the middle: `python -m benchmarks.data.large_set --pictures 100000`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SHARD = 10_000
+"""Pictures per folder."""
+
+
+def make_pictures(folder: Path, number: int) -> None:
+    """Write `number` small captioned pictures, all different."""
+    for i in range(number):
+        place = folder / f"{i // SHARD:03d}"
+        if i % SHARD == 0:
+            place.mkdir(parents=True, exist_ok=True)
+        draws = np.random.default_rng(i)
+        coarse = Image.fromarray(draws.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize((48, 48), Image.Resampling.BICUBIC).save(place / f"{i:06d}.jpg", quality=90)
+        (place / f"{i:06d}.txt").write_text(f"picture {i % 50}", encoding="utf-8")
+
+
+def work(folder: Path, cache: Path, base: str, resolution_px: int) -> None:
+    """Check and cache everything in one process, and print what that took as JSON."""
+    import torch
+
+    from limner.families.load import load
+    from limner.pictures.spec import Pictures
+    from limner.prepare import look
+    from limner.prepare.check import check_pictures
+    from limner.prepare.encode import prepare
+
+    counts = {"decoded_to_check": 0, "encoded": 0}
+    decode = look.decode_bytes
+
+    def counting(*arguments: object, **named: object) -> object:
+        counts["decoded_to_check"] += "checked" not in counts
+        return decode(*arguments, **named)  # pyright: ignore[reportArgumentType]
+
+    look.decode_bytes = counting  # pyright: ignore[reportAttributeAccessIssue]
+    spec = Pictures(max_upscale=4.0)
+    begun = time.perf_counter()
+    folders = sorted(folder.iterdir())
+    checked = check_pictures(folders, spec, resolution_px=resolution_px, cache=cache)
+    counts["checked"] = len(checked.examples)
+    print(json.dumps(counts), flush=True)
+    check_s = time.perf_counter() - begun
+    family = load(base, dtype=torch.float32, device="cuda" if torch.cuda.is_available() else "cpu")
+    encode = family.encode_pixels
+
+    def encoding(pixels: torch.Tensor) -> torch.Tensor:
+        counts["encoded"] += len(pixels)
+        return encode(pixels)
+
+    family.encode_pixels = encoding
+    begun = time.perf_counter()
+    prepared = prepare(checked, family, spec=spec, cache=cache, batch=4)
+    prepare_s = time.perf_counter() - begun
+    prepared.batch(0, seed=0)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    times = {"check_s": round(check_s, 2), "prepare_s": round(prepare_s, 2), "peak_mib": round(peak_mib)}
+    print(json.dumps({**counts, **times, "note": prepared.notes[0], "fingerprint": prepared.fingerprint}))
+
+
+def looks_kept(cache: Path) -> int:
+    """Return how many pictures' facts are on disk."""
+    file = cache / "looks.sqlite"
+    if not file.is_file():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=60) as database:
+            return database.execute("SELECT count(*) FROM looks").fetchone()[0]
+    except sqlite3.OperationalError:  # the table is not made yet
+        return 0
+
+
+def entries_kept(cache: Path) -> int:
+    """Return how many moments are on disk."""
+    return sum(1 for _ in (cache / "moments").rglob("*.safetensors"))
+
+
+def main() -> None:
+    """Parse the command line; make the pictures, kill twice, finish, print one line of JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.data.large_set", description=__doc__)
+    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--base", default="tiny")
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--work", nargs=2, type=Path, metavar=("FOLDER", "CACHE"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.work:
+        work(*given.work, given.base, given.resolution)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder, cache = Path(place) / "pictures", Path(place) / "cache"
+        begun = time.perf_counter()
+        make_pictures(folder, given.pictures)
+        made_s = time.perf_counter() - begun
+        command = [sys.executable, "-m", "benchmarks.data.large_set", "--base", given.base]
+        command += ["--resolution", str(given.resolution), "--work", str(folder), str(cache)]
+        kept_looks, _ = kill_when(command, lambda: looks_kept(cache), given.pictures // 3)
+        kept_entries, said = kill_when(command, lambda: entries_kept(cache), given.pictures // 3)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        result = {"pictures": given.pictures, "made_s": round(made_s, 1)}
+        result |= {"looks_kept_by_the_first_kill": kept_looks, "entries_kept_by_the_second_kill": kept_entries}
+        result["decoded_by_the_second_run"] = json.loads(said)["decoded_to_check"]
+        print(json.dumps(result | json.loads(done.stdout.splitlines()[-1])))
+
+
+def kill_when(command: list[str], progress: Callable[[], int], enough: int) -> tuple[int, str]:
+    """Run a command, kill it (-9) when `progress` says enough is done; return what is left of its work and words."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while progress() < enough:
+        if process.poll() is not None:
+            raise SystemExit(f"ended before it could be killed, with exit code {process.returncode}")
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    said, _ = process.communicate()
+    return progress(), said
+
+
+if __name__ == "__main__":
+    main()
