@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from limner.errors import UserError
+from limner.pictures.metadata import Metadata, read_metadata_file
 from limner.pictures.picture import Picture
 from limner.pictures.spec import Pictures
 from limner.pictures.text import read_text
@@ -23,9 +24,10 @@ def read_captions(pictures: Sequence[Picture], spec: Pictures) -> tuple[dict[str
     own: dict[str, str] = {}
     sources: Counter[str] = Counter()
     problems: list[str] = []
+    elsewhere = None if spec.captions_file is None else _read_elsewhere(spec.captions_file)
     for picture in pictures:
         try:
-            source, text = _own_caption(picture, spec)
+            source, text = _own_caption(picture, spec, elsewhere)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -58,8 +60,16 @@ def tags_shuffled(caption: str, orders: int, keep_first: int) -> tuple[str, ...]
     return tuple(found)
 
 
-def _own_caption(picture: Picture, spec: Pictures) -> tuple[str, str | None]:
+def _read_elsewhere(path: Path) -> Metadata:
+    if not path.is_file():
+        raise UserError(f"pictures.captions_file={path}: there is no such file.", "Make one with: limner caption")
+    return read_metadata_file(path)
+
+
+def _own_caption(picture: Picture, spec: Pictures, elsewhere: Metadata | None) -> tuple[str, str | None]:
     """Return where a picture's own caption is from and its text, None when it has none."""
+    if elsewhere is not None:
+        return elsewhere.path.name, elsewhere.caption(picture.name)
     sidecar = None if picture.reader else _sidecar(picture.path, spec)
     if sidecar is None:
         return picture.caption_from, picture.caption

@@ -37,7 +37,11 @@ def read_metadata(folder: Path) -> Metadata | None:
         return None
     if len(present) > 1:
         raise UserError(f"{folder}: has both {' and '.join(FILES)}.", "Keep one of them.")
-    path = present[0]
+    return read_metadata_file(present[0])
+
+
+def read_metadata_file(path: Path) -> Metadata:
+    """Read a .jsonl or .csv of file_name and text; a UserError when it is not understood."""
     captions: dict[str, str] = {}
     for line, row in _rows(path):
         where = f"{path}, line {line}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from PIL import ImageColor
@@ -32,6 +33,9 @@ class Pictures(Spec):
 
     missing_captions: Literal["error", "template", "empty"] = "error"
     """What to do when some pictures have a caption of their own and others have none."""
+
+    captions_file: Path | None = None
+    """Read captions from this .jsonl or .csv (columns file_name and text), wherever it lies, and nowhere else."""
 
     caption_ext: str | None = None
     """Read captions only from files with this ending, e.g. ".txt"; by default .txt and .caption are looked for."""
