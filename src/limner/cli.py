@@ -169,7 +169,9 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("Stopped. What the run folder holds so far is complete and can be used.", file=sys.stderr)
+        print(
+            "Stopped. The run folder is complete as far as it goes: limner train --resume RUN goes on.", file=sys.stderr
+        )
         sys.exit(130)
 
 

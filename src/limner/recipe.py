@@ -29,6 +29,7 @@ Adapter = LoRA
 Objective = Denoising
 Optimizer = AdamW
 
+LENGTHS = {"steps", "epochs", "exposures"}
 SHIPPED = importlib.resources.files("limner") / "recipes"
 
 
@@ -57,8 +58,12 @@ class Recipe(Spec):
 
     base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """The frozen model: "tiny" (embedded), a hub name, a diffusers folder, or a .safetensors file."""
-    steps: int = Field(default=800, ge=1)
-    """Updates of the adapter."""
+    steps: int | None = Field(default=None, ge=1)
+    """Length of the run in updates of the adapter. Give one of `steps`, `epochs`, `exposures`; the rest follows."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Length of the run in passes over the subject's pictures, repeats counted."""
+    exposures: float | None = Field(default=None, gt=0)
+    """Length of the run in times that each picture of the subject is seen, on average."""
     batch: int = Field(default=1, ge=1)
     """Subject pictures per step; with prior preservation as many class pictures come on top."""
     resolution: int = Field(default=0, ge=0)
@@ -90,6 +95,17 @@ class Recipe(Spec):
     evaluation: Evaluation = Evaluation()
     """What is drawn for the comparison."""
 
+    def check_words(self) -> None:
+        """Refuse a missing class noun where one is needed, and a token in the class pictures' prompt."""
+        needs_noun = "{class_noun}" in self.pictures.caption or self.prior.enabled
+        if needs_noun and not self.pictures.class_noun:
+            raise UserError(
+                "pictures.class_noun: is not set, and the captions need to say what the subject is.",
+                'Add one word, such as pictures.class_noun=dog, or a caption of your own: pictures.caption="..."',
+            )
+        if self.prior.enabled:
+            self.prior.caption(self.pictures)
+
 
 def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe of a shipped name or a .toml file, with `settings` ("adapter.rank": 4) laid over it.
@@ -99,7 +115,10 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
     """
     where, tree = ("settings", {}) if source is None else _read(source)
     _build(where, tree)
-    for key, value in (settings or {}).items():
+    settings = settings or {}
+    if LENGTHS & settings.keys():  # another length than the recipe's takes its place
+        tree = {key: value for key, value in tree.items() if key not in LENGTHS}
+    for key, value in settings.items():
         _set(tree, key, value)
     return _build("settings" if settings else where, tree)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from limner.pictures.cache import default_cache
 from limner.pictures.folder import find_pictures
 from limner.prepare.check import Checked, check_class_pictures, check_pictures
 from limner.prepare.encode import prepare
+from limner.prepare.plan import Plan, batch_notes, plan_length
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
-from limner.recipe import Recipe, load_recipe, save_recipe
+from limner.recipe import LENGTHS, Recipe, load_recipe, save_recipe
 from limner.rundir import RunDir, read_json
 from limner.seeds import seed_of
 from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
@@ -59,22 +59,23 @@ def train(
     watch = watch or Watch()
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     paths = _paths(pictures)
-    _check_words(resolved)
+    resolved.check_words()
     machine.place(resolved.device, resolved.precision)  # refuses a device that is not there
     folder = RunDir.create(Path(run) if run else None, name=f"{_recipe_name(recipe)}-{paths[0].resolve().name}")
     try:
-        with _phase(folder, watch, "check"):
+        with watch.phase("check"), folder.timed("check"):
             checked = _check(paths, resolved, watch)
-    except BaseException:
-        shutil.rmtree(folder.path, ignore_errors=True)
+        save_recipe(resolved, folder.recipe)
+        folder.update_provenance(
+            command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
+            hardware=machine.hardware(), pictures=[str(p.resolve()) for p in paths],
+            class_pictures=str(Path(class_pictures).resolve()) if class_pictures else None,
+        )  # fmt: skip
+        return _train(folder, resolved, checked, Path(class_pictures) if class_pictures else None, watch)
+    except UserError:
+        if not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
+            shutil.rmtree(folder.path)
         raise
-    save_recipe(resolved, folder.recipe)
-    folder.update_provenance(
-        command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
-        hardware=machine.hardware(), pictures=[str(p.resolve()) for p in paths],
-        class_pictures=str(Path(class_pictures).resolve()) if class_pictures else None,
-    )  # fmt: skip
-    return _train(folder, resolved, checked, Path(class_pictures) if class_pictures else None, watch)
 
 
 def check(
@@ -86,25 +87,27 @@ def check(
 ) -> Checked:
     """Find every problem of pictures, captions and settings, before anything is loaded."""
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
-    _check_words(resolved)
+    resolved.check_words()
     watch = watch or Watch()
-    with _phase(None, watch, "check"):
-        return _check(_paths(pictures), resolved, watch)
+    with watch.phase("check"):
+        checked = _check(_paths(pictures), resolved, watch)
+    _plan(resolved, checked, resolved.prior.count if resolved.prior.enabled else 0, watch)
+    return checked
 
 
 def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
     """Continue a run that was stopped, from its newest complete checkpoint; the result is that of an unbroken run.
 
-    Only `steps`, `checkpoint.*`, `preview.*`, `generation.*` and `evaluation.*` may be changed by `settings`.
+    Only the length, `checkpoint.*`, `preview.*` and `evaluation.*` may be changed by `settings`.
     """
     watch = watch or Watch()
     folder = RunDir.open(Path(run))
     for key in settings or {}:
-        if key != "steps" and key.partition(".")[0] not in ("checkpoint", "preview", "generation", "evaluation"):
+        if key not in LENGTHS and key.partition(".")[0] not in ("checkpoint", "preview", "evaluation"):
             raise UserError(f"{key}: cannot change when a run is resumed.", "Leave it out, or start a new run.")
     recipe = load_recipe(folder.recipe, settings)
     known = read_json(folder.provenance)
-    with _phase(None, watch, "check"):
+    with watch.phase("check"):
         checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
     save_recipe(recipe, folder.recipe)
     class_pictures = Path(known["class_pictures"]) if known["class_pictures"] else None
@@ -140,9 +143,8 @@ def generate(
             raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
         _draw_comparison(folder, recipe, watch)
         return folder.images
-    at = machine.place(recipe.device, recipe.precision)
     attach = [(folder.adapter, 1.0)] if folder else []
-    family = _load(recipe, at, watch)
+    family = _load(recipe, watch)
     attached = [_attach_file(family, Path(path), strength) for path, strength in (*attach, *adapters)]
     out = Path(out) if out else (folder.path / "drawn" if folder else Path("drawn"))
     requests = [
@@ -151,7 +153,7 @@ def generate(
         for i, seed in enumerate(seeds)
     ]
     about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in (*attach, *adapters)]}
-    with _phase(None, watch, "draw"):
+    with watch.phase("draw"):
         draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
              resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
     for one in attached:
@@ -167,7 +169,7 @@ def evaluate(run: str | Path, *, watch: Watch | None = None) -> Path:
     folder = RunDir.open(Path(run))
     recipe = load_recipe(folder.recipe)
     _draw_comparison(folder, recipe, watch)
-    with _phase(folder, watch, "evaluate"):
+    with watch.phase("evaluate"), folder.timed("evaluate"):
         score(folder, progress=watch.progress)
     return folder.scores
 
@@ -176,7 +178,7 @@ def report(run: str | Path, *, watch: Watch | None = None) -> Path:
     """Write the run's report.html from what is in its folder."""
     from limner.report.report import report as write
 
-    with _phase(None, watch or Watch(), "report"):
+    with (watch or Watch()).phase("report"):
         return write(RunDir.open(Path(run)))
 
 
@@ -193,29 +195,46 @@ def demo(run: str | Path | None = None, *, settings: Settings | None = None, wat
 
 def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Path | None, watch: Watch) -> RunDir:
     """Load, cache, train and save: the part that a new and a resumed run share."""
-    at = machine.place(recipe.device, recipe.precision)
-    family = _load(recipe, at, watch, folder)
+    with folder.timed("load"):
+        family = _load(recipe, watch)
     resolution_px = check_resolution(family, recipe.resolution)
     prior = (
         _class_pictures(folder, recipe, family, class_pictures, resolution_px, watch) if recipe.prior.enabled else None
     )
-    with _phase(folder, watch, "prepare"):
+    with watch.phase("prepare"), folder.timed("prepare"):
         prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
                            prior_weight=recipe.prior.weight, batch=recipe.batch, progress=watch.progress)  # fmt: skip
         save_pictures(checked, recipe.pictures, folder.pictures)
     for note in prepared.notes:
         watch.say(note)
+    plan = _plan(recipe, checked, prepared.num_prior_examples, watch)
     adapter = recipe.adapter.attach(family.modules, [SlotSettings(seed=recipe.seed)])
-    slot = Slot("subject", prepared, recipe.seed, recipe.steps, recipe.learning_rate)
+    slot = Slot("subject", prepared, recipe.seed, plan.steps, recipe.learning_rate)
     training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer)
     _continue(folder, training, prepared)
-    _save_adapter(folder, recipe, family, adapter)  # the last write of the run is tried before its first step
-    with _phase(folder, watch, "train"):
+    _try_the_last_write(folder, recipe, family, adapter)
+    with watch.phase("train"), folder.timed("train"):
         _steps(folder, recipe, family, training, watch)
     _save_adapter(folder, recipe, family, adapter)
     if not has_effect(adapter.state_dict()):
         raise UserError(f"{folder.adapter}: has no effect, every B is zero.", "Raise steps or learning_rate.")
     return folder
+
+
+def _plan(recipe: Recipe, checked: Checked, num_prior_examples: int, watch: Watch) -> Plan:
+    """Derive the length of the run from the one that was given, and say it."""
+    plan = plan_length(checked, batch=recipe.batch, steps=recipe.steps, epochs=recipe.epochs,
+                       exposures=recipe.exposures, num_prior_examples=num_prior_examples)  # fmt: skip
+    for line in (plan.line, *batch_notes(checked, recipe.batch)):
+        watch.say(line)
+    return plan
+
+
+def _try_the_last_write(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
+    """Write and check the adapter file once before the first step: what would fail at the end fails now."""
+    trial = folder.path / ".trial.safetensors"
+    write_lora(adapter.state_dict(), trial, _about(recipe, family))
+    trial.unlink()
 
 
 def _continue(folder: RunDir, training: Training, prepared: Prepared) -> None:
@@ -281,15 +300,15 @@ def _draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
     """Draw the evaluation's prompts with the base and with the adapter: same prompts, same seeds, same settings."""
     if not folder.adapter.is_file():
         raise UserError(f"{folder.path}: has no adapter yet.", f"Train it first: limner train --resume {folder.path}")
-    at = machine.place(recipe.device, recipe.precision)
-    family = _load(recipe, at, watch)
+    family = _load(recipe, watch)
     resolution_px = check_resolution(family, recipe.resolution)
     requests = recipe.evaluation.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
     for arm in ("base", "tuned"):
         adapter = _attach_file(family, folder.adapter, 1.0) if arm == "tuned" else None
         about = {"arm": arm, "base": recipe.base, "identity": family.identity, "strength": 1.0,
-                 "adapter": folder.adapter.name if adapter else None}  # fmt: skip
-        with _phase(folder, watch, f"draw {arm}"):
+                 "adapter": folder.adapter.name if adapter else None,
+                 "adapter_sha256": sha256(folder.adapter.read_bytes()).hexdigest() if adapter else None}  # fmt: skip
+        with watch.phase(f"draw {arm}"), folder.timed(f"draw {arm}"):
             draw(family, requests, folder.images / arm, sampling=recipe.generation, resolution_px=resolution_px,
                  about=about, progress=watch.progress)  # fmt: skip
         if adapter:
@@ -306,7 +325,7 @@ def _class_pictures(
         key = f"{seed_of(*family.identity.values(), prompt, resolution_px, recipe.generation.model_dump_json()):016x}"
         given = default_cache() / "class-pictures" / key
         requests = requests_for("class", [(prompt, prompt)], recipe.prior.count)
-        with _phase(folder, watch, "class pictures"):
+        with watch.phase("class pictures"), folder.timed("class pictures"):
             draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px,
                  about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip
     checked = check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px,
@@ -328,18 +347,6 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     return checked
 
 
-def _check_words(recipe: Recipe) -> None:
-    """Refuse token, class noun and prior prompt that cannot work together."""
-    pictures, prior = recipe.pictures, recipe.prior
-    needs_noun = "{class_noun}" in pictures.caption or prior.enabled
-    if needs_noun and not pictures.class_noun:
-        raise UserError(
-            "pictures.class_noun: is not set, and the captions need to say what the subject is.",
-            'Add one word, such as pictures.class_noun=dog, or a caption of your own: pictures.caption="..."',
-        )
-    prior.caption(pictures)  # refuses a prompt that contains the token
-
-
 def _attach_file(family: Family, path: Path, strength: float) -> Attached:
     state, _ = read_lora(path)
     adapter = attach_lora(family.modules, state)
@@ -350,11 +357,7 @@ def _attach_file(family: Family, path: Path, strength: float) -> Attached:
 def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
     """Write adapter.safetensors, verified, and count what it trains."""
     state = adapter.state_dict()
-    about = {
-        "family": family.kind, "base": recipe.base, "identity": family.identity, "token": recipe.pictures.token,
-        "class_noun": recipe.pictures.class_noun, "recipe": recipe.model_dump(mode="json", exclude_none=True),
-    }  # fmt: skip
-    write_lora(state, folder.adapter, about)
+    write_lora(state, folder.adapter, _about(recipe, family))
     trained = adapter.trainable_parameters()
     in_base = sum(p.numel() for p in family.unet.parameters())
     folder.update_provenance(
@@ -364,8 +367,17 @@ def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attac
     )  # fmt: skip
 
 
-def _load(recipe: Recipe, at: machine.Place, watch: Watch, folder: RunDir | None = None) -> Family:
-    with _phase(folder, watch, "load"):
+def _about(recipe: Recipe, family: Family) -> dict[str, Any]:
+    """Return what the adapter file says of itself."""
+    return {
+        "family": family.kind, "base": recipe.base, "identity": family.identity, "token": recipe.pictures.token,
+        "class_noun": recipe.pictures.class_noun, "recipe": recipe.model_dump(mode="json", exclude_none=True),
+    }  # fmt: skip
+
+
+def _load(recipe: Recipe, watch: Watch) -> Family:
+    at = machine.place(recipe.device, recipe.precision)
+    with watch.phase("load"):
         return load(recipe.base, dtype=at.dtype, device=at.device)
 
 
@@ -375,17 +387,3 @@ def _paths(given: Paths) -> list[Path]:
 
 def _recipe_name(recipe: str | Path | Recipe) -> str:
     return "run" if isinstance(recipe, Recipe) else Path(recipe).stem
-
-
-@contextmanager
-def _phase(folder: RunDir | None, watch: Watch, name: str) -> Iterator[None]:
-    """Time a phase, show it, and note its seconds and peak memory in the run's log."""
-    started = time.perf_counter()
-    watch.begin(name)
-    try:
-        yield
-    finally:
-        watch.end()
-        if folder and folder.path.is_dir():
-            folder.append_log("phase", name=name, seconds=round(time.perf_counter() - started, 3),
-                              peak_memory_gib=round(machine.peak_memory_gib(), 3))  # fmt: skip

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from limner.errors import UserError
+from limner.machine import peak_memory_gib
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ class RunDir:
         """Append one line to log.jsonl: `event` says which kind."""
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Note a phase's seconds and the peak memory in the log, however it ends."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.path.is_dir():
+                seconds = round(time.perf_counter() - started, 3)
+                self.append_log("phase", name=phase, seconds=seconds, peak_memory_gib=round(peak_memory_gib(), 3))
 
     def read_log(self, event: str) -> list[dict[str, Any]]:
         """Return the log's lines of one kind, in order; a last line cut short by a kill is left out."""

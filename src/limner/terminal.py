@@ -35,13 +35,13 @@ class Bars(Watch):
 
         self.console = Console(stderr=True, highlight=False)
         self.bar = None
-        self.phase, self.started, self.note = "", 0.0, ""
+        self.name, self.started, self.note = "", 0.0, ""
 
     def begin(self, phase: str) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         self.end()
-        self.phase, self.started, self.note = phase, time.monotonic(), ""
+        self.name, self.started, self.note = phase, time.monotonic(), ""
         self.bar = Progress(
             SpinnerColumn(), TextColumn("{task.description:<15}"), BarColumn(bar_width=30),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(), TextColumn("left"),
@@ -60,7 +60,7 @@ class Bars(Watch):
             self.bar.stop()
             self.bar = None
             seconds = time.monotonic() - self.started
-            self.console.print(f"  {self.phase:<15} {seconds:6.1f} s  {self.note}")
+            self.console.print(f"  {self.name:<15} {seconds:6.1f} s  {self.note}")
 
     def say(self, text: str) -> None:
         self.console.print(text)
@@ -70,22 +70,20 @@ class Lines(Watch):
     """A line when a phase gets going, one every ten seconds with the time left, and one at its end."""
 
     def __init__(self) -> None:
-        self.phase, self.started, self.printed, self.note = "", 0.0, 0.0, ""
+        self.name, self.started, self.printed, self.note = "", 0.0, 0.0, ""
 
     def begin(self, phase: str) -> None:
-        self.phase, self.note, self.started, self.printed = phase, "", time.monotonic(), -LINE_EVERY_S
+        self.name, self.note, self.started, self.printed = phase, "", time.monotonic(), -LINE_EVERY_S
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         now, self.note = time.monotonic(), note
         if now - self.printed >= LINE_EVERY_S:
             left = (now - self.started) / max(done, 1) * (total - done)
-            print(f"{self.phase}: {done}/{total}, about {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)
+            print(f"{self.name}: {done}/{total}, about {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)
             self.printed = now
 
     def end(self) -> None:
-        print(
-            f"{self.phase}: {time.monotonic() - self.started:.1f} s {self.note}".rstrip(), file=sys.stderr, flush=True
-        )
+        print(f"{self.name}: {time.monotonic() - self.started:.1f} s {self.note}".rstrip(), file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Watch:
     """Sees a run go by and says nothing; the terminal and the line mode of the command line are its louder members."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show a phase from its beginning to its end."""
+        self.begin(name)
+        try:
+            yield
+        finally:
+            self.end()
 
     def begin(self, phase: str) -> None:
         """A phase begins: "prepare", "train" ..."""

@@ -86,8 +86,11 @@ def test_whole_length(run_limner: Callable[..., Result], random_base: Path, tmp_
     code, _, err = run_limner("train", "--resume", run)
     assert code == 2
     assert "already finished: 4 of 4 steps" in err
-    code, _, err = run_limner("train", "--resume", run, "steps=6")
+    tuned = (run / "images" / "tuned" / "subject-00-00.png").read_bytes()
+    code, _, err = run_limner("train", "--resume", run, "steps=12")
     assert code == 0, err
+    assert run_limner("generate", run)[0] == 0
+    assert (run / "images" / "tuned" / "subject-00-00.png").read_bytes() != tuned, "pictures of the old adapter stayed"
 
 
 def test_library_use_is_as_short(random_base: Path, tmp_path: Path) -> None:
@@ -165,6 +168,7 @@ BAD_INPUT = {
     "empty folder": (["train", "{bad}/empty", "pictures.class_noun=dog"], "(?i)no pictures"),
     "broken pictures": (["train", "{bad}/broken", "--recipe", "demo"], r"(?s)2 of 3 pictures cannot be used.*nothing.jpg.*torn.png"),
     "unknown setting": (["train", "{pictures}", "adapter.rnk=4"], r"Did you mean adapter.rank\?"),
+    "two lengths": (["train", "{pictures}", "--recipe", "demo", "base={base}", "steps=4", "epochs=2"], "Give exactly one of steps, epochs and exposures"),
     "value out of range": (["train", "{pictures}", "steps=0"], "steps = 0 is not allowed"),
     "unknown recipe": (["train", "{pictures}", "--recipe", "lorra"], "there is no such recipe or file"),
     "no class noun": (["train", "{pictures}"], "class_noun"),
@@ -203,5 +207,4 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert re.search(message, err), err
     assert "Traceback" not in err
     assert out == ""
-    left = [p for p in sorted(bad.rglob("*")) if p not in there]
-    assert not [p for p in left if p.suffix == ".safetensors"], "a half-made adapter was left"
+    assert sorted(bad.rglob("*")) == there, "something half-made was left"
