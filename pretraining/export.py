@@ -66,6 +66,7 @@ general picture model: its world is {len(STYLES)} kinds of figures in {len(COLOU
 - a prompt: `a photo of a red critter with horns and one eye on a blue background`;
   for a person the colour is the shirt's, for a plant the pot's
 - `image_text_encoder/`: the CLIP-like encoder (64 px) whose text tower is `text_encoder/`
+- 40 MB in float16: UNet 9.9 M parameters, VAE 2.7 M, text encoder 2.6 M, image tower 2.4 M
 - UNet trained on {examples:,} examples in {trained_s / 60:.0f} minutes; written {date.today()}
 - licence: Apache-2.0 for the weights; the drawings are CC0 1.0 (see NOTICE)
 

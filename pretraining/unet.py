@@ -17,7 +17,7 @@ from pretraining import dataset
 from pretraining.progress import Clock, autocast, device, set_rate, set_threads, warm_cosine, write_atomically
 from pretraining.text import tokenize
 
-BATCH, PEAK_RATE, EMPTY_CAPTIONS, SNR_LIMIT = 32, 8e-4, 0.1, 5.0
+BATCH, PEAK_RATE, EMPTY_CAPTIONS, SNR_LIMIT = 16, 8e-4, 0.1, 5.0
 
 
 def build() -> UNet2DConditionModel:
