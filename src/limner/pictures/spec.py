@@ -40,13 +40,13 @@ class Pictures(Spec):
     caption_ext: str | None = None
     """Read captions only from files with this ending, e.g. ".txt"; by default .txt and .caption are looked for."""
 
-    caption_dropout: float = Field(0.0, ge=0.0, le=1.0)
+    caption_dropout: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the rows, in [0, 1], whose caption is replaced by the empty one."""
 
-    shuffle_tags: int = Field(0, ge=0, le=64)
+    shuffle_tags: int = Field(default=0, ge=0, le=64)
     """Show comma-separated captions in up to this many different orders; 0 keeps them as written."""
 
-    keep_first: int = Field(1, ge=0)
+    keep_first: int = Field(default=1, ge=0)
     """How many tags at the front stay where they are when tags are shuffled."""
 
     skip_bad: bool = False
@@ -61,19 +61,22 @@ class Pictures(Spec):
     buckets: bool = True
     """Keep the shape of pictures, as far as a grid of sizes allows; off crops every picture to a square."""
 
+    extra_resolutions: tuple[int, ...] = ()
+    """Show each picture at these sides (in pixels) too, where it is large enough; each counts as an example."""
+
     crop: Literal["centre", "subject"] = "centre"
     """What a crop keeps in its middle; "subject" is the mask, else what stands out from its surroundings."""
 
-    max_megapixels: float = Field(200.0, gt=0)
+    max_megapixels: float = Field(default=200.0, gt=0)
     """Pictures with more pixels than this (in millions) are refused: they would fill the memory."""
 
-    max_upscale: float = Field(4.0, ge=1.0)
+    max_upscale: float = Field(default=4.0, ge=1.0)
     """Pictures that would have to be enlarged by more than this factor are left out, and listed."""
 
     flip: bool = False
     """Show each picture mirrored half of the time. Off by default: it destroys asymmetric subjects."""
 
-    repeats: int = Field(1, ge=1)
+    repeats: int = Field(default=1, ge=1)
     """How often each picture is seen in one epoch."""
 
     @field_validator("alpha")
@@ -102,10 +105,10 @@ class Prior(Spec):
     enabled: bool = False
     """Train on class pictures beside the subject's, as many class rows as instance rows a step."""
 
-    weight: float = Field(1.0, ge=0.0)
+    weight: float = Field(default=1.0, ge=0.0)
     """Weight of a class picture's loss; an instance picture has 1."""
 
-    count: int = Field(32, ge=1)
+    count: int = Field(default=32, ge=1)
     """How many class pictures are made by the base when no folder of them is given."""
 
     prompt: str = "a photo of a {class_noun}"

@@ -92,7 +92,12 @@ class Checked:
     @property
     def given(self) -> int:
         """Return how many pictures were found: used ones and exclusions."""
-        return len(self.examples) + len(self.exclusions)
+        return self.num_pictures + len(self.exclusions)
+
+    @property
+    def num_pictures(self) -> int:
+        """Return how many pictures are used; one that is seen at several resolutions counts once."""
+        return len({example.name for example in self.examples})
 
     @property
     def shapes(self) -> list[Size]:
@@ -148,37 +153,61 @@ def sort_out(looked: Looked, spec: Pictures, *, resolution_px: int, step_px: int
     if spec.subjects:
         refuse_shared_pictures(usable, looks)
     captions, caption_notes = (read_subject_captions if spec.subjects else read_captions)(usable, spec)
+    grids = _grids(spec, resolution_px, step_px)
     examples: list[Example] = []
     exclusions = [Exclusion(name, look.problem) for name, look in looks.items() if look.problem]
-    step = step_px or (USUAL_STEP_PX if resolution_px >= 4 * USUAL_STEP_PX else FINEST_STEP_PX)
-    grid = buckets_for(resolution_px, step) if spec.buckets else [(resolution_px, resolution_px)]
     for picture in usable:
-        look = looks[picture.name]
-        target = nearest_bucket(look.size, grid)
-        factor = enlargement(look.size, target)
-        if factor > spec.max_upscale:
-            size = f"{look.size[0]}×{look.size[1]}"
-            reason = f"{size}, needs {factor:.1f}× upscale > pictures.max_upscale={spec.max_upscale:g}"
-            exclusions.append(Exclusion(picture.name, reason))
-            continue
-        examples.append(
-            Example(
-                picture=picture,
-                sha256=look.sha256,
-                size=look.size,
-                caption=captions[picture.name],
-                fit=fit_to(look.size, target, look.centre if spec.crop == "subject" else (0.5, 0.5)),
-                mask_sha256=look.mask_sha256,
-                likeness=look.likeness,
-                repeats=spec.repeats * picture.repeats,
-            )
-        )
+        found_examples, refusal = _examples_of(picture, looks[picture.name], captions[picture.name], spec, grids)
+        examples += found_examples
+        exclusions += refusal
     if not examples:
         lines = "".join(f"\n  {e.name}  {e.reason}" for e in exclusions)
         raise UserError(f"None of {len(looks)} pictures can be used:{lines}\n", "Add pictures that are large enough.")
     notes = (_summary(exclusions, len(looks)), *found.notes, *caption_notes, *_picture_notes(looks, spec))
     checked = Checked(tuple(examples), tuple(exclusions), notes, resolution_px)
     return Checked(checked.examples, checked.exclusions, (*notes, *_bucket_notes(checked)), resolution_px)
+
+
+def _grids(spec: Pictures, resolution_px: int, step_px: int | None) -> list[list[Size]]:
+    """Return the grid of shapes of every resolution, the recipe's first."""
+    sides = dict.fromkeys((resolution_px, *spec.extra_resolutions))
+    step = step_px or (USUAL_STEP_PX if resolution_px >= 4 * USUAL_STEP_PX else FINEST_STEP_PX)
+    for side in spec.extra_resolutions:
+        if side <= 0 or side % step:
+            raise UserError(
+                f"pictures.extra_resolutions: {side} is not a multiple of {step}.",
+                f"Use e.g. {max(1, round(side / step)) * step}.",
+            )
+    return [buckets_for(side, step) if spec.buckets else [(side, side)] for side in sides]
+
+
+def _examples_of(
+    picture: Picture, look: Look, caption: str, spec: Pictures, grids: list[list[Size]]
+) -> tuple[list[Example], list[Exclusion]]:
+    """Return a picture's example at every resolution, or why it is left out: too small for the first of them."""
+    examples: list[Example] = []
+    for grid in grids:
+        target = nearest_bucket(look.size, grid)
+        factor = enlargement(look.size, target)
+        if factor > spec.max_upscale:
+            if examples:
+                continue
+            size = f"{look.size[0]}×{look.size[1]}"
+            reason = f"{size}, needs {factor:.1f}× upscale > pictures.max_upscale={spec.max_upscale:g}"
+            return [], [Exclusion(picture.name, reason)]
+        examples.append(
+            Example(
+                picture=picture,
+                sha256=look.sha256,
+                size=look.size,
+                caption=caption,
+                fit=fit_to(look.size, target, look.centre if spec.crop == "subject" else (0.5, 0.5)),
+                mask_sha256=look.mask_sha256,
+                likeness=look.likeness,
+                repeats=spec.repeats * picture.repeats,
+            )
+        )
+    return examples, []
 
 
 def check_class_pictures(
@@ -198,6 +227,7 @@ def check_class_pictures(
         for path in [paths] if isinstance(paths, Path) else paths:
             _refuse_nesting(path.resolve(), own.resolve())
     changes = {"caption": prior.caption(spec), "prefix": "", "missing_captions": "template", "repeats": 1}
+    changes |= {"subjects": False, "extra_resolutions": (), "captions_file": None}
     checked = check_pictures(paths, spec.model_copy(update=changes), resolution_px=resolution_px, progress=progress)
     named = [example.name for example in checked.examples if spec.token in example.caption.split()]
     if named:

@@ -143,7 +143,7 @@ def _tell(store: Cache, jobs: list[_Job]) -> str:
     """Return the line about what was reused and rebuilt, and remember the set for the next time."""
     present = {job.name: job.example.sha256 for job in jobs}
     file = remembered_file(store.root, {job.example.path.parent for job in jobs})
-    rebuilt = [job.name for job in jobs if job.variants]
+    rebuilt = list(dict.fromkeys(job.name for job in jobs if job.variants))
     line = tell_work(recall(file), present, rebuilt, reused=len(present) - len(rebuilt), damaged=len(store.damaged))
     remember(file, present)
     return line

@@ -59,7 +59,7 @@ def plan_length(
     if value <= 0:
         raise UserError(f"{name}={value:g} trains nothing.", "Give a number above 0.")
     order = checked.order(batch)
-    pictures, per_epoch, per_step = len(checked.examples), order.examples_per_epoch, order.rows_per_step
+    pictures, per_epoch, per_step = checked.num_pictures, order.examples_per_epoch, order.rows_per_step
     if epochs is not None:
         steps = ceil(Fraction(epochs) * per_epoch / per_step)
     if exposures is not None:

@@ -96,7 +96,7 @@ class Prepared:
         self._caption_dropout = caption_dropout
         self.notes = notes
         """Lines to print: what was reused and rebuilt."""
-        self.num_examples = len(rows)
+        self.num_examples = len({row.name for row in rows})
         """How many pictures of the subject there are; class pictures and repeats not counted."""
         self.num_prior_examples = len(prior_rows)
         self.steps_per_epoch = order.steps_per_epoch()

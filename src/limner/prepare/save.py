@@ -20,10 +20,11 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, most: int =
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    number = min(most, len(checked.examples))
+    examples = list({example.name: example for example in reversed(checked.examples)}.values())[::-1]
+    number = min(most, len(examples))
     digits = len(str(number))
     for place in range(number):
-        example = checked.examples[place * len(checked.examples) // number]
+        example = examples[place * len(examples) // number]
         file = f"{place:0{digits}d}.png"
         with without_warnings():
             seen = look_again(example.picture, spec, sha256=example.sha256, mask_sha256=example.mask_sha256)

@@ -134,3 +134,22 @@ def test_class_prompt_may_not_hold_the_token(make_folder):
         check_class_pictures(make_folder(1), SPEC, Prior(enabled=True, prompt="a sks {class_noun}"), resolution_px=32)
     with pytest.raises(UserError, match="pictures.class_noun is not set"):
         check_class_pictures(make_folder(1, name="b"), Pictures(), Prior(enabled=True), resolution_px=32)
+
+
+def test_several_resolutions_show_each_picture_at_each(make_folder):
+    folder = make_folder(3, size=(64, 64))
+    Image.new("RGB", (20, 20), "red").save(folder / "small.png")
+    spec = SPEC.model_copy(update={"extra_resolutions": (64, 96)})
+    checked = check_pictures(folder, spec, resolution_px=32)
+    assert checked.notes[0] == "4 given: 4 used"
+    assert checked.num_pictures == checked.given == 4
+    sizes = [(e.name, e.fit.size[0]) for e in checked.examples]
+    assert sizes == [(f"00{i}.png", px) for i in range(3) for px in (32, 64, 96)] + [
+        ("small.png", 32),
+        ("small.png", 64),
+    ]
+    order = checked.order(2)
+    seen = [i for step in range(order.steps_per_epoch()) for i in order.rows(step, 0)[0]]
+    assert sorted(seen) == list(range(11))
+    with pytest.raises(UserError, match=r"extra_resolutions: 50 is not a multiple of 16. Use e.g. 48."):
+        check_pictures(folder, SPEC.model_copy(update={"extra_resolutions": (50,)}), resolution_px=32)
