@@ -154,6 +154,52 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: 
 
 
 @app.command()
+def caption(
+    pictures: Annotated[list[str], typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")],
+    model: Annotated[str, typer.Option(help="Image-to-text model: a hub name or a folder.", metavar="NAME|FOLDER")],
+    out: Annotated[Path, typer.Option(help="The file of captions to write.")] = Path("captions.jsonl"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write captions with an image-to-text model, for pictures.captions_file."""
+    from limner import run as runs
+
+    paths, settings = _paths_and_settings(pictures)
+    with watch_for(as_json) as watch:
+        made = runs.caption(paths, model, out, settings=settings, watch=watch)
+    _done(as_json, captions=made)
+
+
+cache_app = typer.Typer(no_args_is_help=True, help="See and empty the cache of moments, text and class pictures.")
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("ls")
+def cache_ls(as_json: JsonOption = False) -> None:
+    """Say what the cache holds, by kind, and where it lies."""
+    from limner.pictures.cache import default_cache, list_cache
+
+    holdings = list_cache(default_cache())
+    if not as_json:
+        for one in holdings:
+            print(f"{one.kind:<16}{one.files:>8} files{one.bytes / 2**20:>10.1f} MiB")
+    _done(as_json, cache=default_cache())
+
+
+@cache_app.command("prune")
+def cache_prune(
+    keep: Annotated[float, typer.Option(help="What may stay, in GiB; 0 empties the cache.", min=0)] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove what was not used for longest; a run that needs it makes it again."""
+    from limner.pictures.cache import default_cache, prune_cache
+
+    files, freed = prune_cache(default_cache(), keep_bytes=int(keep * 2**30))
+    if not as_json:
+        print(f"removed {files} files, {freed / 2**20:.1f} MiB")
+    _done(as_json, cache=default_cache())
+
+
+@app.command()
 def explain(key: Annotated[str | None, typer.Argument(help="A setting or section; all without it.")] = None) -> None:
     """Say what a setting is, what it may be, and its default."""
     from limner import recipe

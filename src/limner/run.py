@@ -17,7 +17,7 @@ from limner.errors import Interrupted, UserError
 from limner.export.diffusers_lora import has_effect, read_lora, write_lora
 from limner.families.family import Family
 from limner.families.load import is_hub_name, load, locate, native_resolution
-from limner.generate.draw import Request, check_resolution, draw, requests_for
+from limner.generate.draw import check_resolution, draw, requests_for
 from limner.interrupt import noted_signals
 from limner.pictures.cache import default_cache
 from limner.pictures.folder import find_pictures
@@ -27,7 +27,7 @@ from limner.prepare.plan import Plan, batch_notes, plan_length
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
 from limner.recipe import LENGTHS, Recipe, load_recipe, save_recipe
-from limner.rundir import RunDir, read_json
+from limner.rundir import RunDir, read_json, unused
 from limner.seeds import seed_of
 from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from limner.train.loop import Slot, SlotStep, Training
@@ -132,12 +132,9 @@ def generate(
     watch = watch or Watch()
     folder = RunDir.open(Path(source)) if (Path(source) / "recipe.toml").is_file() else None
     if folder is None and locate(str(source)) is None and not is_hub_name(str(source)):
-        raise UserError(
-            f"{source}: there is no such run folder or base.", "Give the folder of a run, or a base such as tiny."
-        )
-    recipe = (
-        load_recipe(folder.recipe, settings) if folder else load_recipe(None, {"base": str(source), **(settings or {})})
-    )
+        raise UserError(f"{source}: there is no such run folder or base.", "Give a run's folder, or a base (tiny).")
+    on_base = {"base": str(source), **(settings or {})}
+    recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, on_base)
     if not prompts:
         if folder is None:
             raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
@@ -146,12 +143,8 @@ def generate(
     attach = [(folder.adapter, 1.0)] if folder else []
     family = _load(recipe, watch)
     attached = [_attach_file(family, Path(path), strength) for path, strength in (*attach, *adapters)]
-    out = Path(out) if out else (folder.path / "drawn" if folder else Path("drawn"))
-    requests = [
-        Request("free", prompt, prompt, p, i, seed_of(prompt, seed))
-        for p, prompt in enumerate(prompts)
-        for i, seed in enumerate(seeds)
-    ]
+    out = Path(out) if out else unused(folder.path if folder else Path(), "drawn")
+    requests = requests_for("free", [(prompt, prompt) for prompt in prompts], seeds)
     about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in (*attach, *adapters)]}
     with watch.phase("draw"):
         draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
@@ -180,6 +173,20 @@ def report(run: str | Path, *, watch: Watch | None = None) -> Path:
 
     with (watch or Watch()).phase("report"):
         return write(RunDir.open(Path(run)))
+
+
+def caption(
+    pictures: Paths, model: str, out: str | Path, *, settings: Settings | None = None, watch: Watch | None = None
+) -> Path:
+    """Caption pictures with an image-to-text model into a .jsonl file for `pictures.captions_file`; return it."""
+    from limner.prepare.caption import caption_pictures, load_captioner
+
+    watch = watch or Watch()
+    recipe = load_recipe(None, settings)
+    with watch.phase("load"):
+        captioner = load_captioner(model, device=machine.place(recipe.device, recipe.precision).device)
+    with watch.phase("caption"):
+        return caption_pictures(_paths(pictures), captioner, Path(out), spec=recipe.pictures, progress=watch.progress)
 
 
 def demo(run: str | Path | None = None, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
@@ -291,15 +298,19 @@ def _logged(step: SlotStep) -> dict[str, Any]:
 def _preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> None:
     subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
     prompt = recipe.preview.prompt.replace("{subject}", subject)
-    draw(family, requests_for("free", [(prompt, prompt)], recipe.preview.images), folder.previews / f"step-{step:06d}",
-         sampling=recipe.generation, resolution_px=check_resolution(family, recipe.resolution),
-         about={"base": recipe.base, "step": step}, progress=lambda done, total: None)  # fmt: skip
+    requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
+    draw(family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation, replace=True,
+         about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
+         resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
 
 
 def _draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
     """Draw the evaluation's prompts with the base and with the adapter: same prompts, same seeds, same settings."""
     if not folder.adapter.is_file():
         raise UserError(f"{folder.path}: has no adapter yet.", f"Train it first: limner train --resume {folder.path}")
+    if recipe.pictures.subjects:
+        message = f"{folder.path}: holds several subjects, and the comparison is made for one at a time."
+        raise UserError(message, "Draw each with: limner generate RUN --prompt ...")
     family = _load(recipe, watch)
     resolution_px = check_resolution(family, recipe.resolution)
     requests = recipe.evaluation.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
@@ -310,7 +321,7 @@ def _draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
                  "adapter_sha256": sha256(folder.adapter.read_bytes()).hexdigest() if adapter else None}  # fmt: skip
         with watch.phase(f"draw {arm}"), folder.timed(f"draw {arm}"):
             draw(family, requests, folder.images / arm, sampling=recipe.generation, resolution_px=resolution_px,
-                 about=about, progress=watch.progress)  # fmt: skip
+                 about=about, progress=watch.progress, replace=True)  # fmt: skip
         if adapter:
             adapter.detach()
 
@@ -324,7 +335,7 @@ def _class_pictures(
         prompt = recipe.prior.caption(recipe.pictures)
         key = f"{seed_of(*family.identity.values(), prompt, resolution_px, recipe.generation.model_dump_json()):016x}"
         given = default_cache() / "class-pictures" / key
-        requests = requests_for("class", [(prompt, prompt)], recipe.prior.count)
+        requests = requests_for("class", [(prompt, prompt)], range(recipe.prior.count))
         with watch.phase("class pictures"), folder.timed("class pictures"):
             draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px,
                  about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,7 @@ class RunDir:
     def create(path: Path | None, *, name: str, root: Path = Path("runs")) -> RunDir:
         """Make a new run folder: `path` if given (it must be new or empty), else `runs/<name>-<n>`."""
         if path is None:
-            n = 1
-            while (root / f"{name}-{n}").exists():
-                n += 1
-            path = root / f"{name}-{n}"
+            path = unused(root, name)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(
                 f"{path}: is not empty, and a new run would mix with what is in it.",
@@ -94,6 +92,11 @@ class RunDir:
         """Merge `fields` into provenance.json."""
         known = read_json(self.provenance) if self.provenance.is_file() else {}
         write_json(self.provenance, {**known, **fields})
+
+
+def unused(parent: Path, name: str) -> Path:
+    """Return `parent/<name>-<n>` for the smallest n from 1 that is not taken."""
+    return next(path for n in count(1) if not (path := parent / f"{name}-{n}").exists())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,12 +54,13 @@ class Request:
         return f"{self.set}-{self.prompt_index:02d}-{self.image_index:02d}.png"
 
 
-def requests_for(set_name: str, prompts: Sequence[tuple[str, str]], images: int, first_seed: int = 0) -> list[Request]:
-    """Return `images` requests per (prompt, plain prompt); a picture's seed follows from its prompt and index alone."""
+def requests_for(set_name: str, prompts: Sequence[tuple[str, str]], numbers: Iterable[int]) -> list[Request]:
+    """Return a request per (prompt, plain prompt) and number; a picture's seed follows from its prompt and number."""
+    numbered = list(enumerate(numbers))
     return [
-        Request(set_name, prompt, plain, p, i, seed_of(prompt, first_seed + i))
+        Request(set_name, prompt, plain, p, i, seed_of(prompt, number))
         for p, (prompt, plain) in enumerate(prompts)
-        for i in range(images)
+        for i, number in numbered
     ]
 
 
@@ -72,20 +73,24 @@ def draw(
     resolution_px: int,
     about: dict[str, Any],
     progress: Callable[[int, int], None],
+    replace: bool = False,
 ) -> Path:
     """Draw every request into `out` and write its manifest last; return the manifest's path.
 
-    The same requests drawn again are not redone, and a broken-off folder is continued. `about` goes into the manifest
-    (arm, base, adapter, strength). `progress` gets (denoising steps done, in all).
+    The same requests drawn again are not redone, and a broken-off folder is continued. Pictures of other settings in
+    `out` are a UserError, or with `replace` are drawn anew. `about` goes into the manifest (arm, base, adapter,
+    strength). `progress` gets (denoising steps done, in all).
     """
     settings = {**about, **sampling.model_dump(), "resolution_px": resolution_px,
                 "requests": [asdict(r) for r in requests]}  # fmt: skip
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
+        if not replace:
+            raise UserError(f"{out}: holds pictures of other prompts or settings.", "Name another folder with --out.")
         _clear(out)
-    if (out / MANIFEST).is_file():
+    todo = [r for r in requests if not (out / r.file).is_file()]
+    if (out / MANIFEST).is_file() and not todo:
         return out / MANIFEST
     write_json(out / SETTINGS, settings)
-    todo = [r for r in requests if not (out / r.file).is_file()]
     pipe = family.pipeline(_scheduler(family, sampling.scheduler))
     total, done = len(todo) * sampling.num_inference_steps, 0
     for start in range(0, len(todo), sampling.batch):

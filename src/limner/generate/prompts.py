@@ -48,9 +48,9 @@ class Evaluation(Spec):
                 )
         kept = [_fill(p, class_noun, class_noun) for p in self.class_prompts]
         return [
-            *requests_for("subject", subject, self.images_per_prompt),
-            *requests_for("class", [(p, p) for p in kept], self.images_per_class_prompt),
-            *requests_for("other", [(p, p) for p in self.other_prompts], self.images_per_class_prompt),
+            *requests_for("subject", subject, range(self.images_per_prompt)),
+            *requests_for("class", [(p, p) for p in kept], range(self.images_per_class_prompt)),
+            *requests_for("other", [(p, p) for p in self.other_prompts], range(self.images_per_class_prompt)),
         ]
 
 
