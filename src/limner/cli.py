@@ -23,6 +23,8 @@ app = typer.Typer(
     "Settings are given as key=value after the verb; `limner explain` lists them all.",
 )
 
+INTERRUPTED = 130
+STOPPED = "Stopped. What is finished stays; a run goes on with: limner train --resume RUN"
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder to make.", metavar="DIR")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe or a .toml file.", metavar="NAME|FILE")]
@@ -209,16 +211,21 @@ def explain(key: Annotated[str | None, typer.Argument(help="A setting or section
 
 def main() -> None:
     """Run the command line; exit 0 done, 2 the user can mend it, 3 a guard stopped it, 130 the user did, 1 a bug."""
+    code = 0
     try:
-        app()
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:  # typer returns a Ctrl-C as an exit code
+            print(STOPPED, file=sys.stderr)
     except UserError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except typer.TyperException as error:  # words that typer cannot parse
+        print(f"limner: {error} See: limner --help", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
-        print(
-            "Stopped. The run folder is complete as far as it goes: limner train --resume RUN goes on.", file=sys.stderr
-        )
-        sys.exit(130)
+        print(STOPPED, file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)
 
 
 def _paths_and_settings(words: list[str]) -> tuple[list[Path], dict[str, Any]]:

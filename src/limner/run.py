@@ -330,7 +330,6 @@ def _class_pictures(
     folder: RunDir, recipe: Recipe, family: Family, given: Path | None, resolution_px: int, watch: Watch
 ) -> Checked:
     """Return the class pictures of prior preservation: the user's, or drawn by the base and kept in the cache."""
-    known = read_json(folder.provenance)["pictures"]
     if given is None:
         prompt = recipe.prior.caption(recipe.pictures)
         key = f"{seed_of(*family.identity.values(), prompt, resolution_px, recipe.generation.model_dump_json()):016x}"
@@ -339,8 +338,8 @@ def _class_pictures(
         with watch.phase("class pictures"), folder.timed("class pictures"):
             draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px,
                  about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip
-    checked = check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px,
-                                   instance=[Path(p) for p in known])  # fmt: skip
+    instance = [Path(p) for p in read_json(folder.provenance)["pictures"]]
+    checked = check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px, instance=instance)
     save_pictures(checked, recipe.pictures, folder.class_pictures)
     return checked
 
@@ -355,6 +354,7 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     )
     for note in checked.notes:
         watch.say(note)
+    _plan(recipe, checked, 0, Watch())  # refuses a length given twice
     return checked
 
 

@@ -145,6 +145,24 @@ def test_ctrl_c_leaves_a_run_that_ends_as_an_undisturbed_one(random_base: Path, 
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "run").items())
 
 
+def test_ctrl_c_before_training_is_one_line(random_base: Path, tmp_path: Path) -> None:
+    """Interrupt while class pictures are drawn: one line, exit code 130, and the run goes on from there."""
+    words = [PICTURES, "--recipe", "demo", f"base={random_base}", "steps=2", "prior.count=200", "generation.batch=2"]
+    command = [sys.executable, "-m", "limner", "train", *map(str, words), "--run", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+    assert process.stderr
+    while not process.stderr.readline().startswith("class pictures: "):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("Stopped. What is finished stays; a run goes on with: limner train --resume")
+    assert "Traceback" not in err
+    assert limner.resume(tmp_path / "run", settings={"checkpoint.keep": 1}).adapter.is_file()
+
+
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
     """Make folders and files that cannot be used."""
@@ -163,6 +181,8 @@ def bad(tmp_path: Path) -> Path:
 
 BAD_INPUT = {
     "no verb": (["trane"], "No such command"),
+    "unknown flag": (["train", "{pictures}", "--rank", "4"], "No such option: --rank.* See: limner --help"),
+    "missing argument": (["evaluate"], "Missing argument"),
     "no pictures": (["train"], "no pictures were given"),
     "no folder": (["train", "{bad}/none", "pictures.class_noun=dog"], "none"),
     "empty folder": (["train", "{bad}/empty", "pictures.class_noun=dog"], "(?i)no pictures"),
@@ -202,9 +222,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
     there = sorted(bad.rglob("*"))
     filled = [w.format(bad=bad, pictures=PICTURES, base=random_base) for w in words]
     run = [] if words[0] != "train" or "--run" in words or "--resume" in words else ["--run", str(bad / "new")]
-    code, out, err = run_limner(*filled, *run)
+    silent = [] if words[0] in ("trane", "explain") or "--json" in words else ["--json"]
+    code, out, err = run_limner(*filled, *run, *silent)
     assert code == 2, err
     assert re.search(message, err), err
     assert "Traceback" not in err
     assert out == ""
+    assert len(err.strip().splitlines()) == (4 if "pictures cannot" in message else 1), err
     assert sorted(bad.rglob("*")) == there, "something half-made was left"
