@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -79,6 +80,13 @@ class Pictures(Spec):
     repeats: int = Field(default=1, ge=1)
     """How often each picture is seen in one epoch."""
 
+    @field_validator("caption_ext")
+    @classmethod
+    def _ending(cls, value: str | None) -> str | None:
+        if value is not None and not (value.startswith(".") and len(value) > 1):
+            raise ValueError(f"{value!r} is not a file ending; write it with its dot, such as '.txt'")
+        return value
+
     @field_validator("alpha")
     @classmethod
     def _colour(cls, value: str) -> str:
@@ -97,6 +105,10 @@ class Pictures(Spec):
         """Return a caption template with the token and the class noun filled in, and single blanks."""
         filled = template.replace("{token}", self.token).replace("{class_noun}", self.class_noun or "")
         return " ".join(filled.split())
+
+    def names_token(self, text: str) -> bool:
+        """Tell whether a text has the token as a word of its own."""
+        return re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", text) is not None
 
 
 class Prior(Spec):
@@ -122,7 +134,7 @@ class Prior(Spec):
                 "Set e.g. pictures.class_noun=dog, or write prior.prompt out.",
             )
         prompt = pictures.fill(self.prompt)
-        if pictures.token in prompt.split():
+        if pictures.names_token(prompt):
             raise UserError(
                 f"prior.prompt {prompt!r} contains the trigger {pictures.token!r}.", "Class pictures must not name it."
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limner.errors import UserError
@@ -24,6 +24,8 @@ Progress = Callable[[int, int], None]
 
 BLURRED = 0.75
 """Pictures whose blur measure is above this are pointed out."""
+MOST_LINES = 12
+"""How many lines of one kind are printed."""
 FINEST_STEP_PX = 16
 USUAL_STEP_PX = 64
 
@@ -142,7 +144,11 @@ def check_pictures(
     """
     found = find_subjects(paths) if spec.subjects else find_pictures(paths)
     looked = look_at_all(found, spec, cache=cache, progress=progress)
-    return sort_out(looked, spec, resolution_px=resolution_px, step_px=step_px)
+    checked = sort_out(looked, spec, resolution_px=resolution_px, step_px=step_px)
+    if spec.subjects or any(spec.names_token(example.caption) for example in checked.examples):
+        return checked
+    note = f"no caption names {spec.token!r}: pictures.prefix='{spec.token}, ' puts it before each"
+    return replace(checked, notes=(*checked.notes, note))
 
 
 def sort_out(looked: Looked, spec: Pictures, *, resolution_px: int, step_px: int | None = None) -> Checked:
@@ -217,6 +223,7 @@ def check_class_pictures(
     *,
     resolution_px: int,
     instance: Path | Sequence[Path] = (),
+    cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Checked:
     """Check the class pictures of prior preservation; the prior's prompt is the caption of those without one.
@@ -228,8 +235,10 @@ def check_class_pictures(
             _refuse_nesting(path.resolve(), own.resolve())
     changes = {"caption": prior.caption(spec), "prefix": "", "missing_captions": "template", "repeats": 1}
     changes |= {"subjects": False, "extra_resolutions": (), "captions_file": None}
-    checked = check_pictures(paths, spec.model_copy(update=changes), resolution_px=resolution_px, progress=progress)
-    named = [example.name for example in checked.examples if spec.token in example.caption.split()]
+    class_spec = spec.model_copy(update=changes)
+    looked = look_at_all(find_pictures(paths), class_spec, cache=cache, progress=progress)
+    checked = sort_out(looked, class_spec, resolution_px=resolution_px)
+    named = [example.name for example in checked.examples if spec.names_token(example.caption)]
     if named:
         raise UserError(
             f"{named[0]}: the caption of this class picture contains the trigger {spec.token!r} "
@@ -296,7 +305,7 @@ def _summary(exclusions: list[Exclusion], given: int) -> str:
 
 
 def _picture_notes(looks: dict[str, Look], spec: Pictures) -> list[str]:
-    notes = [f"{name}: {note}" for name, look in looks.items() for note in look.notes]
+    notes = _few([f"{name}: {note}" for name, look in looks.items() for note in look.notes])
     see_through = sum(look.has_alpha for look in looks.values())
     if see_through:
         has = "picture has" if see_through == 1 else "pictures have"
@@ -305,15 +314,20 @@ def _picture_notes(looks: dict[str, Look], spec: Pictures) -> list[str]:
     masks = sum(bool(look.mask_sha256) for look in looks.values())
     if masks:
         notes.append(f"{masks} of {len(looks)} pictures have a mask: the loss counts only where it is white")
-    same: dict[str, str] = {}
-    for name, look in looks.items():
-        if look.sha256 and same.setdefault(look.sha256, name) != name:
-            notes.append(f"{name}: is the same file as {same[look.sha256]}")
-    for first, second in similar_pairs({name: look.likeness for name, look in looks.items()}):
-        if looks[first].sha256 != looks[second].sha256:
-            notes.append(f"{second}: is nearly the same picture as {first}")
-    notes += [f"{name}: looks blurred ({look.blur:.2f})" for name, look in looks.items() if look.blur > BLURRED]
-    return notes
+    first_with: dict[str, str] = {}
+    same = [n for n, look in looks.items() if look.sha256 and first_with.setdefault(look.sha256, n) != n]
+    notes += _few([f"{name}: is the same file as {first_with[looks[name].sha256]}" for name in same])
+    pairs = similar_pairs({name: look.likeness for name, look in looks.items()})
+    near = [(a, b) for a, b in pairs if looks[a].sha256 != looks[b].sha256]
+    notes += _few([f"{second}: is nearly the same picture as {first}" for first, second in near])
+    blurred = [f"{name}: looks blurred ({look.blur:.2f})" for name, look in looks.items() if look.blur > BLURRED]
+    return notes + _few(blurred)
+
+
+def _few(lines: list[str]) -> list[str]:
+    """Return the first lines of one kind, and how many more there are."""
+    more = len(lines) - MOST_LINES
+    return lines if more <= 0 else [*lines[:MOST_LINES], f"... and {more} more of this kind"]
 
 
 def _bucket(shape: Size, examples: list[Example]) -> Bucket:

@@ -153,3 +153,35 @@ def test_several_resolutions_show_each_picture_at_each(make_folder):
     assert sorted(seen) == list(range(11))
     with pytest.raises(UserError, match=r"extra_resolutions: 50 is not a multiple of 16. Use e.g. 48."):
         check_pictures(folder, SPEC.model_copy(update={"extra_resolutions": (50,)}), resolution_px=32)
+
+
+def test_captions_that_never_name_the_token_are_pointed_out(make_folder):
+    folder = make_folder(2)
+    for stem in ("000", "001"):
+        (folder / f"{stem}.txt").write_text("a brown dog, sksy", encoding="utf-8")
+    note = "no caption names 'sks': pictures.prefix='sks, ' puts it before each"
+    assert check_pictures(folder, SPEC, resolution_px=32).notes[-1] == note
+    assert note not in check_pictures(folder, Pictures(prefix="{token},"), resolution_px=32).notes
+    assert note not in check_class_pictures(folder, SPEC, Prior(enabled=True), resolution_px=32).notes
+
+
+def test_class_captions_may_not_name_the_token(make_folder):
+    folder = make_folder(2)
+    for stem in ("000", "001"):
+        (folder / f"{stem}.txt").write_text("a sks, dog", encoding="utf-8")
+    with pytest.raises(UserError, match=r"000.png: the caption of this class picture contains .* 'sks' \(2 of 2 do\)"):
+        check_class_pictures(folder, SPEC, Prior(enabled=True), resolution_px=32)
+
+
+def test_many_lines_of_one_kind_are_cut(make_folder):
+    folder = make_folder(1)
+    for number in range(20):
+        (folder / f"copy{number:02d}.png").write_bytes((folder / "000.png").read_bytes())
+    notes = check_pictures(folder, SPEC, resolution_px=32).notes
+    assert sum("is the same file as" in note for note in notes) == 12
+    assert "... and 8 more of this kind" in notes
+
+
+def test_an_ending_without_its_dot_is_refused():
+    with pytest.raises(ValueError, match="'txt' is not a file ending; write it with its dot"):
+        Pictures(caption_ext="txt")
