@@ -119,7 +119,7 @@ def _loss(judge: Judge, pixels: Tensor, rows: Tensor, right: Tensor) -> Tensor:
     return 0.5 * matched + questions
 
 
-def run(work: Path, minutes: float = 7) -> None:
+def run(work: Path, minutes: float = 30) -> None:
     """Train for `minutes` in all on the training pictures and their full captions."""
     set_threads()
     pictures, held_out = dataset.load(work, "train"), dataset.load(work, "held_out")

@@ -11,7 +11,6 @@ from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTokenizer
 
 from pretraining import demo, measure, sheets, unet
 from pretraining.export import ASSETS
@@ -29,8 +28,8 @@ def _pixels(folder: Path) -> Tensor:
 
 
 @torch.no_grad()
-def _embed(pipeline: StableDiffusionPipeline, tokenizer: CLIPTokenizer, prompt: str) -> Tensor:
-    states = pipeline.text_encoder(tokenize(tokenizer, [prompt])).last_hidden_state
+def _embed(pipeline: StableDiffusionPipeline, prompt: str) -> Tensor:
+    states = pipeline.text_encoder(tokenize(pipeline.tokenizer, [prompt])).last_hidden_state
     return states.expand(HALF_BATCH, -1, -1)
 
 
@@ -42,7 +41,7 @@ def _train(pipeline: StableDiffusionPipeline, pixels: Tensor, prior: Tensor, ins
     weights = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, RATE, weight_decay=0.0)
     alphas = unet.scheduler().alphas_cumprod
-    embeddings = torch.cat([_embed(pipeline, pipeline.tokenizer, p) for p in (instance, kind)])
+    embeddings = torch.cat([_embed(pipeline, p) for p in (instance, kind)])
     with torch.no_grad():
         own, others = (pipeline.vae.encode(p).latent_dist.mode() for p in (pixels, prior))
     for step in range(STEPS):

@@ -133,7 +133,7 @@ def recall(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: dataset.Picture
     return ((images @ texts.T).argmax(1) == torch.arange(256)).float().mean().item()
 
 
-def run(work: Path, minutes: float = 9) -> None:
+def run(work: Path, minutes: float = 22) -> None:
     """Train for `minutes` in all; ends with work/tokenizer and work/image_text_encoder."""
     set_threads()
     pictures, held_out = dataset.load(work, "train"), dataset.load(work, "held_out")

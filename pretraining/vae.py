@@ -89,7 +89,7 @@ def whiten(vae: AutoencoderKL, pictures: dataset.Pictures) -> None:
     post.weight[:, :, 0, 0] = (weight @ to_white.inverse()).float()
 
 
-def run(work: Path, minutes: float = 30) -> None:
+def run(work: Path, minutes: float = 31) -> None:
     """Train for `minutes` in all; ends with work/vae, a diffusers folder with white latents."""
     set_threads()
     pictures, held_out = dataset.load(work, "train"), dataset.load(work, "held_out")
