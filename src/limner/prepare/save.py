@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from limner.pictures.decode import without_warnings
@@ -16,7 +17,8 @@ MANIFEST = "manifest.json"
 def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, most: int = 256) -> None:
     """Write the examples after resize and crop as PNG, evenly chosen where there are more than `most`.
 
-    The manifest is written last. Evaluation and the report then work without the user's folder.
+    The manifest is written last; it also has the exclusions and the table of buckets. Evaluation and the report
+    then work without the user's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -39,4 +41,9 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, most: int =
                 "size": list(example.size),
             }
         )
-    write_json(folder / MANIFEST, {"pictures": rows})
+    facts = {
+        "given": checked.given,
+        "exclusions": [{"name": one.name, "reason": one.reason} for one in checked.exclusions],
+        "buckets": [asdict(bucket) for bucket in checked.buckets],
+    }
+    write_json(folder / MANIFEST, {"pictures": rows, **facts})

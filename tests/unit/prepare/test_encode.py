@@ -258,5 +258,8 @@ def test_saved_pictures_are_those_the_model_sees(make_folder, tmp_path):
         saved = decode(tmp_path / "run" / row["file"])
         assert saved.tobytes() == example.fit.apply(decode(example.path)).tobytes()
         assert row["caption"] == "a photo of sks dog"
+    manifest = read_json(tmp_path / "run" / "manifest.json")
+    assert (manifest["given"], manifest["exclusions"]) == (3, [])
+    assert [(b["size"], b["count"]) for b in manifest["buckets"]] == [([32, 32], 3)]
     save_pictures(checked, SPEC, tmp_path / "few", most=2)
     assert [row["name"] for row in read_json(tmp_path / "few" / "manifest.json")["pictures"]] == ["000.png", "001.png"]
