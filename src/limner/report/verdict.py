@@ -75,10 +75,13 @@ def _class_kept(scores: Scores, arm: str) -> str:
         return ""
     difference = of_arm(metric, arm)
     size = with_ends(difference.score, sign=True)
+    within = next((x.value for x in metric.levels if x.name == "within"), None)
+    way = within - metric.arms[scores.design.arms[0]].score.mean if within is not None else 0.0
+    share = f", {difference.score.mean / way:.0%} of the way to its real pictures" if way > 0 else ""
     return {
         "no difference": f"Others of the class stayed themselves: no rise in likeness to the subject found, {size}.",
         "better": f"Others of the class did not turn into the subject: their likeness to it fell, {size}.",
-        "worse": f"But others of the class move towards the subject: their likeness to it rose by {size}.",
+        "worse": f"Others of the class moved towards the subject: their likeness to it rose by {size}{share}.",
     }.get(difference.finding, f"Whether others of the class stayed themselves is open. {difference.words}")
 
 

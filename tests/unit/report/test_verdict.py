@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+
+from limner.metrics.scores import ArmScore, Better, Design, Difference, Finding, Interval, Level, MetricScore, Scores
+from limner.report.verdict import headline, verdict
+
+
+def interval(mean: float) -> Interval:
+    return Interval(mean=mean, low=mean - 0.05, high=mean + 0.05, n_images=24, n_units=8, unit="prompt")
+
+
+def metric(
+    kind: str,
+    base: float,
+    tuned: float,
+    finding: Finding,
+    *,
+    encoder: str = "lite0",
+    beyond: int | None = None,
+    better: Better = "higher",
+) -> MetricScore:
+    difference = Difference(
+        arm="tuned",
+        score=interval(tuned - base),
+        p=0.01,
+        conclusive=finding in ("better", "worse"),
+        finding=finding,
+        words="Not conclusive: only 4 images per side.",
+    )
+    return MetricScore(
+        key=f"{kind}.{encoder}",
+        kind=kind,
+        encoder=encoder,
+        title=kind,
+        says="It says.",
+        better=better,
+        sets=("subject",),
+        relative_to_base=kind.endswith("drift"),
+        levels=(
+            Level(name="within", title="real", value=0.9, pairs=10),
+            Level(name="between", title="others", value=0.4, pairs=10),
+            Level(name="another_seed", title="another seed", value=0.2, pairs=10),
+        ),
+        arms={
+            "base": ArmScore(score=interval(base), beyond_limit=0, images=()),
+            "tuned": ArmScore(score=interval(tuned), beyond_limit=beyond, images=()),
+        },
+        differences=(difference,),
+    )
+
+
+def scores(*metrics: MetricScore) -> Scores:
+    design = Design(
+        arms=("base", "tuned"),
+        prompts={},
+        images={},
+        training_pictures=5,
+        class_pictures=8,
+        settings={},
+        seed=0,
+        draws=10,
+    )
+    return Scores(design=design, encoders=(), metrics=metrics, skipped={})
+
+
+@pytest.mark.parametrize(
+    ("finding", "words"),
+    [
+        ("better", "It learned the subject."),
+        ("worse", "It moved away from the subject."),
+        ("no difference", "No difference found."),
+        ("not conclusive", "Too few images to tell."),
+    ],
+)
+def test_the_headline_says_what_was_found(finding: Finding, words: str) -> None:
+    assert headline(scores(metric("subject_fidelity", 0.5, 0.8, finding))) == words
+
+
+def test_a_page_without_likeness_claims_nothing() -> None:
+    assert headline(scores()) == "Base against tuned."
+    assert verdict(scores(), "tuned") == []
+
+
+def test_a_gain_is_told_with_both_values_the_interval_and_the_levels() -> None:
+    (text,) = verdict(scores(metric("subject_fidelity", 0.5, 0.8, "better")), "tuned")
+    assert "looks more like the subject than the base: 0.80 against 0.50" in text
+    assert "+0.30\N{NO-BREAK SPACE}[+0.25, +0.35]" in text
+    assert text.endswith("Real pictures of it reach 0.90, others of the class 0.40.")
+
+
+def test_a_class_that_turns_into_the_subject_is_told_with_its_size() -> None:
+    found = scores(
+        metric("class_kept", 0.4, 0.5, "worse", better="lower"), metric("other_drift", 0.0, 0.1, "not tested")
+    )
+    (text,) = verdict(found, "tuned")
+    assert text.startswith("Others of the class moved towards the subject")
+    assert "20% of the way to its real pictures" in text
+    assert text.endswith("Images of other things moved by 0.10; another seed alone moves them by 0.20.")
+
+
+def test_what_is_open_is_called_open() -> None:
+    (text,) = verdict(scores(metric("class_kept", 0.4, 0.5, "not conclusive")), "tuned")
+    assert text == "Whether others of the class stayed themselves is open. Not conclusive: only 4 images per side."
+
+
+def test_a_gain_in_colour_alone_is_called_that() -> None:
+    found = scores(
+        metric("subject_fidelity", 0.5, 0.5, "no difference"),
+        metric("subject_fidelity", 0.2, 0.6, "better", encoder="colour_histogram"),
+    )
+    assert verdict(found, "tuned")[-1].startswith("Only the colours came nearer to the subject")
+
+
+def test_copies_are_counted_beside_the_base() -> None:
+    (text,) = verdict(scores(metric("copying", 0.5, 0.9, "higher", beyond=3, better="neither")), "tuned")
+    assert text.startswith("Look for copies: 3 of 24 images")
+    assert text.endswith("(base: 0).")
+    assert verdict(scores(metric("copying", 0.5, 0.9, "higher", beyond=0, better="neither")), "tuned") == []
