@@ -170,8 +170,9 @@ class _Encoder:
         self.longest = max(texts, key=family.token_count)
         self.windows = max(1, -(-family.token_count(self.longest) // family.max_tokens))
         self.spec = spec
-        self.vae = f"{family.identity['vae']} {next(family.vae.parameters()).dtype}"
-        self.text = f"{family.identity['text']} {family.dtype}"
+        place = family.device.type  # another kind of processor rounds differently
+        self.vae = f"{family.identity['vae']} {place} {next(family.vae.parameters()).dtype}"
+        self.text = f"{family.identity['text']} {place} {family.dtype}"
 
     def text_key(self, caption: str) -> str:
         return key_of("text", caption=caption, windows=self.windows, encoder=self.text)
@@ -187,7 +188,13 @@ class _Encoder:
         """Return the row of an example, with the keys of its entries for each shape."""
         flips = (False, True) if self.spec.flip else (False,)
         keys = {shape: tuple(self._moments_key(example, fit, flip) for flip in flips) for shape, fit in fits.items()}
-        return Row(example.name, captions, example.sha256, example.size, fits, keys)
+        content = key_of("content", **self._content(example), flip=self.spec.flip)
+        return Row(example.name, captions, example.sha256, content, example.size, fits, keys)
+
+    def _content(self, example: Example) -> dict[str, object]:
+        """Return what decides the pixels of a picture and of its mask, before they are resized."""
+        mask = [example.mask_sha256, self.spec.alpha == "mask"]
+        return {"bytes": example.sha256, "mask": mask, "background": self.spec.background}
 
     def missing(self, row: Row, tensors: Tensors) -> list[_Variant]:
         """Return what the cache lacks of a row."""
@@ -199,13 +206,8 @@ class _Encoder:
         ]
 
     def _moments_key(self, example: Example, fit: Fit, flip: bool) -> str:
-        return key_of(
-            "moments",
-            bytes=example.sha256,
-            transform=[list(fit.resized), fit.left, fit.top, list(fit.size), flip, self.spec.background],
-            mask=[example.mask_sha256, self.spec.alpha == "mask"],
-            encoder=self.vae,
-        )
+        transform = [list(fit.resized), fit.left, fit.top, list(fit.size), flip]
+        return key_of("moments", **self._content(example), transform=transform, encoder=self.vae)
 
     def entries(self, jobs: list[_Job]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield every missing entry: moments, and the mask where there is one. Pictures are decoded ahead."""

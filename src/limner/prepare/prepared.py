@@ -53,7 +53,7 @@ class Tensors:
 
     def _keep(self, key: str, entry: Mapping[str, Tensor]) -> None:
         size = sum(tensor.nbytes for tensor in entry.values())
-        if size <= self._room:
+        if key not in self._kept and size <= self._room:
             self._room -= size
             self._kept[key] = entry
 
@@ -66,6 +66,9 @@ class Row:
     captions: tuple[str, ...]
     """The caption, in several orders of its tags when they are shuffled."""
     sha256: str
+    """Of the picture file's bytes."""
+    content: str
+    """Hash of what decides the pixels: the file, its mask, colours behind it, mirroring."""
     size: Shape
     """Of the picture as it was given."""
     fits: Mapping[Shape, Fit]
@@ -101,7 +104,7 @@ class Prepared:
         self.num_prior_examples = len(prior_rows)
         self.steps_per_epoch = order.steps_per_epoch()
         self.fingerprint = self._fingerprint()
-        """SHA-256 of everything that decides what the batches hold; equal fingerprints, equal batches."""
+        """SHA-256 of the data: pictures, captions, shapes, order. It does not depend on the encoders."""
 
     @property
     def files(self) -> dict[str, str]:
@@ -149,7 +152,7 @@ class Prepared:
 
     def _fingerprint(self) -> str:
         def facts(row: Row) -> list[object]:
-            return [row.name, row.captions, row.weight, sorted(row.keys.items())]
+            return [row.name, row.captions, row.weight, row.content, sorted(map(repr, row.fits.values()))]
 
         everything = {
             "rows": [facts(row) for row in self._rows],
@@ -157,7 +160,6 @@ class Prepared:
             "groups": [[group.members, group.per_epoch] for group in self._order.groups],
             "batch": self._order.batch,
             "caption_dropout": self._caption_dropout,
-            "text": sorted(self._text_keys.items()),
         }
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 

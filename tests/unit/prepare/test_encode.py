@@ -263,3 +263,24 @@ def test_saved_pictures_are_those_the_model_sees(make_folder, tmp_path):
     assert [(b["size"], b["count"]) for b in manifest["buckets"]] == [([32, 32], 3)]
     save_pictures(checked, SPEC, tmp_path / "few", most=2)
     assert [row["name"] for row in read_json(tmp_path / "few" / "manifest.json")["pictures"]] == ["000.png", "001.png"]
+
+
+def test_the_fingerprint_is_of_the_data_and_not_of_the_encoders(make_folder, small, tmp_path):
+    folder = make_folder(2)
+
+    def fingerprint(family=small, resolution_px=32, **settings) -> str:
+        spec = SPEC.model_copy(update=settings)
+        checked = check_pictures(folder, spec, resolution_px=resolution_px)
+        return prepare(checked, family, spec=spec, cache=tmp_path / "c", batch=1).fingerprint
+
+    first = fingerprint()
+    assert fingerprint(family=SmallFamily(1)) == first
+    for changed in (
+        {"flip": True},
+        {"alpha": "black"},
+        {"class_noun": "cat"},
+        {"repeats": 2},
+        {"caption_dropout": 0.1},
+    ):
+        assert fingerprint(**changed) != first, changed
+    assert fingerprint(resolution_px=16) != first
