@@ -12,7 +12,8 @@ class UserError(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = message
         self.hint = hint
-        super().__init__(f"{message} {hint}".strip())
+        gap = "" if message.endswith("\n") else " "  # a message that lists things ends its last line itself
+        super().__init__(f"{message}{gap}{hint}".strip())
 
 
 class Guarded(UserError):
