@@ -14,7 +14,7 @@ from pathlib import Path
 from limner.errors import UserError
 from limner.pictures.metadata import FILES, Metadata, read_metadata
 from limner.pictures.picture import PICTURE_ENDINGS, Picture
-from limner.pictures.rows import HUB_MARK, holds_rows, read_rows
+from limner.pictures.rows import holds_rows, hub_name, read_rows
 from limner.pictures.shards import is_shard, read_shard
 
 COMPANION_ENDINGS = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".npz"})
@@ -73,7 +73,7 @@ def entries_of(place: Path) -> list[Path]:
 
 
 def _find_in(place: Path, notes: list[str]) -> list[Picture]:
-    if str(place).startswith(HUB_MARK) or place.suffix == ".parquet":
+    if hub_name(place) or place.suffix == ".parquet":
         return read_rows(place)
     if not place.exists():
         near = _similar_neighbour(place)

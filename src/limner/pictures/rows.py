@@ -13,9 +13,16 @@ HUB_MARK = "hf:"
 _CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 
+def hub_name(place: Path) -> str:
+    """Return the name on the hub that "hf:OWNER/NAME" says, even where it was made an absolute path; else nothing."""
+    text = place.as_posix()
+    at = text.find(HUB_MARK)
+    return text[at + len(HUB_MARK) :] if at == 0 or (at > 0 and text[at - 1] == "/") else ""
+
+
 def holds_rows(place: Path) -> bool:
     """Tell whether a path is a data set of rows: "hf:NAME", a parquet file, or a folder of them or saved to disk."""
-    if str(place).startswith(HUB_MARK) or place.suffix == ".parquet":
+    if hub_name(place) or place.suffix == ".parquet":
         return True
     return place.is_dir() and ((place / "state.json").is_file() or any(place.glob("*.parquet")))
 
@@ -70,8 +77,8 @@ def _load(place: Path) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        if str(place).startswith(HUB_MARK):
-            table = datasets.load_dataset(str(place).removeprefix(HUB_MARK), split="train")
+        if name := hub_name(place):
+            table = datasets.load_dataset(name, split="train")
         elif (place / "state.json").is_file():
             table = datasets.load_from_disk(str(place))
         else:

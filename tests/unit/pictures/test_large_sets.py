@@ -11,6 +11,7 @@ from PIL import Image
 
 from limner.errors import UserError
 from limner.pictures.folder import find_pictures
+from limner.pictures.rows import hub_name
 from limner.pictures.spec import Pictures
 from limner.prepare.check import check_pictures
 
@@ -90,6 +91,12 @@ def test_rows_without_the_library_name_it(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"hf:someone/dogs: needs the package datasets. .*limner\[data\]"):
         find_pictures(Path("hf:someone/dogs"))
+
+
+def test_names_on_the_hub_survive_being_made_absolute():
+    assert hub_name(Path("hf:someone/dogs")) == "someone/dogs"
+    assert hub_name(Path("hf:someone/dogs").absolute()) == "someone/dogs"
+    assert hub_name(Path("/pictures/dogs")) == hub_name(Path("half:way")) == ""
 
 
 @pytest.fixture
