@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -56,7 +57,8 @@ def test_the_library_example_runs(
     text = example.replace('"photos/"', repr(str(PICTURES)))
     text = text.replace('{"pictures.class_noun": "dog"}', repr({"pictures.class_noun": "dog", **small(random_base)}))
     monkeypatch.chdir(tmp_path)
-    exec(compile(text, "README.md", "exec"), {})  # noqa: S102 (our own README)
+    (tmp_path / "example.py").write_text(text)
+    runpy.run_path(str(tmp_path / "example.py"))
     assert (tmp_path / "runs" / "dreambooth-lora-critter-1" / "report.html").is_file()
 
 
