@@ -16,7 +16,11 @@ from limner.families.family import Family
 from limner.types import Conditioning
 
 ADAPTERS = get_args(recipe.Adapter) or (recipe.Adapter,)
-CASES = {"lora-attention": LoRA(rank=4, targets="attention"), "lora-all": LoRA(rank=3, alpha=6.0, targets="all")}
+CASES = {
+    "lora-attention": LoRA(rank=4, targets="attention"),
+    "lora-all": LoRA(rank=3, alpha=6.0, targets="all"),
+    "lora-text": LoRA(rank=2, targets="attention", text_encoder=True),
+}
 
 
 def test_every_member_has_a_case() -> None:
@@ -35,8 +39,10 @@ def inputs(rows: int, seed: int = 1) -> tuple[Tensor, Tensor, Conditioning]:
 
 
 def output(family: Family, rows: int = 4) -> Tensor:
+    """Draw through the text encoder too: rows of prompts, then the UNet."""
+    x, t, _ = inputs(rows)
     with torch.no_grad():
-        return family.predict(*inputs(rows))
+        return family.predict(x, t, family.encode_text([f"critter {i}" for i in range(rows)]))
 
 
 def shake(adapter: Attached, size: float = 0.05) -> None:
@@ -81,7 +87,7 @@ def test_disabled_and_strength_zero_are_the_base(spec: LoRA, family: Family) -> 
 def test_only_the_adapter_gets_gradients(spec: LoRA, family: Family) -> None:
     adapter = attach(spec, family)
     family.predict(*inputs(2)).square().mean().backward()
-    assert all(p.grad is None for p in family.unet.parameters())
+    assert all(p.grad is None for module in family.modules.values() for p in module.parameters())
     assert any(bool(p.grad.any()) for p in adapter.slot_parameters(0).values())
 
 

@@ -15,7 +15,12 @@ from limner.errors import Guarded
 from limner.export.diffusers_lora import has_effect, read_lora, write_lora
 from limner.families.family import Family
 
-SPECS = {"rank-1": LoRA(rank=1), "alpha": LoRA(rank=4, alpha=1.0), "all": LoRA(rank=2, targets="all")}
+SPECS = {
+    "rank-1": LoRA(rank=1),
+    "alpha": LoRA(rank=4, alpha=1.0),
+    "all": LoRA(rank=2, targets="all"),
+    "text": LoRA(text_encoder=True),
+}
 
 
 @pytest.fixture(params=SPECS.values(), ids=SPECS.keys())
@@ -29,16 +34,17 @@ def state(request: pytest.FixtureRequest, family: Family) -> dict[str, torch.Ten
 
 
 def test_round_trip_gives_the_same_model(state: dict[str, torch.Tensor], family: Family, tmp_path: Path) -> None:
-    x_t, t, text = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), family.encode_text(["a", "b"])
+    x_t, t, prompts = torch.randn(2, 4, 16, 16), torch.tensor([3, 700]), ["a", "b"]
     adapter = attach_lora(family.modules, state)
     with torch.no_grad():
-        before = family.predict(x_t, t, text)
+        before = family.predict(x_t, t, family.encode_text(prompts))
     adapter.detach()
     write_lora(state, tmp_path / "a.safetensors", {"family": family.kind})
     read, about = read_lora(tmp_path / "a.safetensors")
     attach_lora(family.modules, read)
     with torch.no_grad():
-        torch.testing.assert_close(family.predict(x_t, t, text), before, rtol=1e-4, atol=1e-5)
+        after = family.predict(x_t, t, family.encode_text(prompts))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
     assert about == {"family": "sd15"}
 
 
@@ -50,8 +56,10 @@ def test_the_program_it_is_for_uses_every_key(
     write_lora(state, path, {})
     pipe = StableDiffusionPipeline.from_pretrained(random_base, safety_checker=None, requires_safety_checker=False)
     pipe.load_lora_weights(str(path))
-    loaded = {n.replace(".default_0", ""): p for n, p in pipe.unet.named_parameters() if ".lora_" in n}
-    written = {name.removeprefix("unet."): tensor for name, tensor in load_file(str(path)).items()}
+    parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    named = {f"{part}.{n}": p for part, module in parts.items() for n, p in module.named_parameters()}
+    loaded = {n.replace(".default_0", ""): p for n, p in named.items() if ".lora_" in n}
+    written = load_file(str(path))
     assert loaded.keys() == written.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in written.items())
 

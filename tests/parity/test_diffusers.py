@@ -30,7 +30,9 @@ TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def ddpm(prediction_type: str) -> DDPMScheduler:
-    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type)
+    return DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    )
 
 
 @pytest.mark.parametrize("prediction_type", TYPES)
@@ -63,7 +65,9 @@ def peft_twin(random_base: Path, state: dict[str, torch.Tensor], spec: LoRA) -> 
     family = load(str(random_base), dtype=torch.float32, device="cpu")
     layers = {n.removeprefix("unet."): n for n in spec.find_targets(family.modules)}
     family.unet.add_adapter(
-        LoraConfig(r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=list(layers), init_lora_weights=False)
+        LoraConfig(
+            r=spec.rank, lora_alpha=spec.alpha or spec.rank, target_modules=list(layers), init_lora_weights=False
+        )
     )
     for path, name in layers.items():
         module = family.unet.get_submodule(path)
@@ -83,7 +87,9 @@ def trained(family: Family, spec: LoRA, seed: int = 3):
     return adapter
 
 
-@pytest.mark.parametrize("spec", [LoRA(rank=4, alpha=2.0, targets="attention"), LoRA(rank=2, targets="all")], ids=["attention", "all"])
+@pytest.mark.parametrize(
+    "spec", [LoRA(rank=4, alpha=2.0, targets="attention"), LoRA(rank=2, targets="all")], ids=["attention", "all"]
+)
 def test_lora_loss_and_gradients_equal_pefts(family: Family, random_base: Path, spec: LoRA) -> None:
     adapter = trained(family, spec)
     twin = peft_twin(random_base, adapter.state_dict(), spec)
@@ -132,7 +138,9 @@ def images(family: Family, out: Path, prompts: list[str]) -> list[np.ndarray]:
 
 
 def stock_images(pipe: StableDiffusionPipeline, prompts: list[str]) -> list[np.ndarray]:
-    latents = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(40 + i)) for i in range(len(prompts))])
+    latents = torch.cat(
+        [torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(40 + i)) for i in range(len(prompts))]
+    )
     drawn = pipe(prompts, latents=latents, num_inference_steps=4, guidance_scale=3.0).images
     return [np.asarray(image, dtype=int) for image in drawn]
 
@@ -146,8 +154,14 @@ def stock_pipeline(random_base: Path) -> StableDiffusionPipeline:
 PROMPTS = ["a red critter", "a photo of sks robot on a blue background"]
 
 
-@pytest.mark.parametrize("spec", [LoRA(rank=4, alpha=2.0), LoRA(rank=3, targets="all")], ids=["alpha", "convolutions"])
-def test_stock_diffusers_loads_the_adapter_and_draws_the_same(family: Family, random_base: Path, tmp_path: Path, spec: LoRA) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [LoRA(rank=4, alpha=2.0), LoRA(rank=3, targets="all"), LoRA(rank=4, alpha=8.0, text_encoder=True)],
+    ids=["alpha", "convolutions", "text"],
+)
+def test_stock_diffusers_loads_the_adapter_and_draws_the_same(
+    family: Family, random_base: Path, tmp_path: Path, spec: LoRA
+) -> None:
     plain = images(family, tmp_path / "base", PROMPTS)
     adapter = trained(family, spec)
     tuned = images(family, tmp_path / "tuned", PROMPTS)
@@ -170,7 +184,9 @@ def test_adapter_file_reads_back_with_its_scale_folded_in(family: Family, tmp_pa
     for name in {key.rpartition(".")[0] for key in state}:
         wanted = state[f"{name}.lora_B"] @ state[f"{name}.lora_A"].flatten(1) * (4 / 16)
         assert float(read[f"{name}.alpha"]) == 16
-        torch.testing.assert_close(read[f"{name}.lora_B"] @ read[f"{name}.lora_A"].flatten(1), wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            read[f"{name}.lora_B"] @ read[f"{name}.lora_A"].flatten(1), wanted, rtol=0, atol=1e-6
+        )
     with safe_open(str(path), "pt") as file:
         assert '"unet.lora_alpha": 16' in file.metadata()["lora_adapter_metadata"]
 

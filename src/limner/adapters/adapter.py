@@ -29,6 +29,8 @@ class Attached(ABC):
     """
 
     slots: int
+    learns_text: bool
+    """True where the text encoder is changed, so that captions are encoded afresh in every step."""
 
     @abstractmethod
     def slot_parameters(self, slot: int) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ TARGETS = {
     "transformer": ATTENTION + FEED_FORWARD,
     "all": ATTENTION + FEED_FORWARD + CONVOLUTION,
 }
+TEXT = ("text_encoder*.q_proj", "text_encoder*.k_proj", "text_encoder*.v_proj", "text_encoder*.out_proj")
 DENSE_RANKS = 64
 """Up to this many stacked ranks one dense convolution beats a grouped one."""
 
@@ -48,6 +49,9 @@ class LoRA(Spec):
     targets: str | tuple[str, ...] = "transformer"
     """Which layers learn: "attention", "transformer" (attention, feed-forward, projections), "all" (also convolutions),
     or a list of patterns such as ["*.attn2.to_k", "*.attn2.to_v"]."""
+
+    text_encoder: bool = False
+    """Learn in the text encoder's attention too: the token then gets a meaning of its own. Helps with subjects."""
 
     def attach(self, modules: Mapping[str, nn.Module], slots: Sequence[SlotSettings]) -> StackedLoRA:
         """Attach one slot per entry of `slots` to the layers of `modules` ({"unet": ...}) that match."""
@@ -66,6 +70,7 @@ class LoRA(Spec):
         patterns = TARGETS.get(self.targets) if isinstance(self.targets, str) else self.targets
         if patterns is None:
             patterns = (str(self.targets),)
+        patterns = (*patterns, *TEXT) if self.text_encoder else patterns
         layers = {
             f"{root}.{path}": layer
             for root, module in modules.items()
@@ -221,6 +226,7 @@ class StackedLoRA(Attached):
     def __init__(self, layers: Mapping[str, LoRALayer], targets: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
         self.layers, self._targets = dict(layers), dict(targets)
         self.slots = len(next(iter(self.layers.values())).ranks)
+        self.learns_text = any(name.startswith("text_encoder") for name in self.layers)
         self._enabled, self._strength = True, 1.0
         self._slot_of_row: Tensor | None = None
         self._pristine: dict[str, Tensor] = {}

@@ -44,7 +44,8 @@ class Family(ABC):
     @property
     def modules(self) -> dict[str, nn.Module]:
         """The modules that adapters attach to, by the name they carry in adapter files."""
-        return {"unet": self.unet}
+        names = [f"text_encoder{'' if i == 1 else f'_{i}'}" for i in range(1, len(self.text_encoders) + 1)]
+        return {"unet": self.unet, **dict(zip(names, self.text_encoders, strict=True))}
 
     @property
     @abstractmethod
@@ -64,8 +65,8 @@ class Family(ABC):
         """Return pictures in [-1, 1], float32, of latents at the UNet's scale."""
 
     @abstractmethod
-    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
-        """Return the conditioning of each prompt, on the base's device."""
+    def encode_text(self, prompts: Sequence[str], *, learn: bool = False) -> Conditioning:
+        """Return the conditioning of each prompt, on the base's device; with `learn` gradients flow back."""
 
     @abstractmethod
     def predict(self, x_t: Latents, t: Timesteps, conditioning: Conditioning) -> Tensor:

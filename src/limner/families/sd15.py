@@ -51,8 +51,7 @@ class SD15(Family):
         unscaled = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
         return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float().clamp(-1, 1)
 
-    @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_text(self, prompts: Sequence[str], *, learn: bool = False) -> Conditioning:
         """Return the hidden states of each prompt; a prompt past one window is encoded window by window and joined."""
         tokens = [self._tokens(prompt) for prompt in prompts]
         windows = max(1, *(-(-len(t) // self.max_tokens) for t in tokens))
@@ -61,7 +60,8 @@ class SD15(Family):
         for window in range(windows):
             pieces = [t[window * self.max_tokens : (window + 1) * self.max_tokens] for t in tokens]
             ids = [[start, *piece, end] + [pad] * (self.max_tokens - len(piece)) for piece in pieces]
-            parts.append(self.text_encoder(torch.tensor(ids, device=self.text_encoder.device))[0])
+            with torch.set_grad_enabled(learn):
+                parts.append(self.text_encoder(torch.tensor(ids, device=self.text_encoder.device))[0])
         return Conditioning(hidden=torch.cat(parts, dim=1))
 
     def predict(self, x_t: Latents, t: Timesteps, conditioning: Conditioning) -> Tensor:

@@ -140,7 +140,11 @@ class Training:
             mean, std = batch.moments.float().unbind(1)
             latents.append(mean + std * torch.randn(mean.shape, generator=draw))
         x_0 = self.family.scale_latents(torch.cat(latents)).to(device)
-        conditioning = Conditioning.cat([b.conditioning for b in batches]).to(device, dtype)
+        conditioning = Conditioning.cat([b.conditioning for b in batches])
+        if self.adapter.learns_text:  # the cached embeddings are those of the untouched text encoder
+            captions = [caption for b in batches for caption in b.captions]
+            conditioning = replace(conditioning, hidden=self.family.encode_text(captions, learn=True).hidden)
+        conditioning = conditioning.to(device, dtype)
         masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
         mask = None if all(b.mask is None for b in batches) else torch.cat(masks).to(device)
         return self.objective.losses(

@@ -80,7 +80,7 @@ class SmallFamily(Family):
         return self.vae.decode(latents / self.vae.config.scaling_factor).sample
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> Conditioning:
+    def encode_text(self, prompts: Sequence[str], *, learn: bool = False) -> Conditioning:
         self.prompts_encoded += prompts
         words = [prompt.split() for prompt in prompts]
         windows = max(1, *(-(-len(w) // WINDOW) for w in words))

@@ -1,0 +1,42 @@
+"""Make docs/images/demo.png from a finished run: the pictures it learned from, and the first image of each prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+SIDE, GAP, LABEL = 128, 6, 22
+
+
+def first_images(folder: Path) -> list[Path]:
+    """Return the first image of each subject prompt of one arm, in the order of the prompts."""
+    images = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["images"]
+    return [folder / i["file"] for i in images if i["set"] == "subject" and i["image_index"] == 0]
+
+
+def main(run: Path, out: Path) -> None:
+    """Lay out three labelled rows of pictures."""
+    rows = [
+        ("it learned from these", sorted((run / "pictures").glob("*.png"))),
+        ("base", first_images(run / "images" / "base")),
+        ("tuned, same prompts and seeds", first_images(run / "images" / "tuned")),
+    ]
+    columns = max(len(files) for _, files in rows)
+    height = (SIDE + LABEL + GAP) * len(rows) + GAP
+    page = Image.new("RGB", (columns * (SIDE + GAP) + GAP, height), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)
+    for r, (label, files) in enumerate(rows):
+        top = GAP + r * (SIDE + LABEL + GAP)
+        pen.text((GAP, top), label, fill="#333333", font=font)
+        for c, file in enumerate(files):
+            picture = Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            page.paste(picture, (GAP + c * (SIDE + GAP), top + LABEL))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(out, optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(__file__).parent / "images" / "demo.png")
