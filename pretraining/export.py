@@ -68,6 +68,7 @@ general picture model: its world is {len(STYLES)} kinds of figures in {len(COLOU
 - `image_text_encoder/`: the CLIP-like encoder (64 px) whose text tower is `text_encoder/`
 - 40 MB in float16: UNet 9.9 M parameters, VAE 2.7 M, text encoder 2.6 M, image tower 2.4 M
 - UNet trained on {examples:,} examples in {trained_s / 60:.0f} minutes; written {date.today()}
+- it follows class, colour and background; eyes, mouths and headgear are drawn, but not as asked
 - licence: Apache-2.0 for the weights; the drawings are CC0 1.0 (see NOTICE)
 
 How it was made, measured and how to go on: `pretraining/` in Limner's repository.
