@@ -97,13 +97,13 @@ class Recipe(Spec):
 
     def check_words(self) -> None:
         """Refuse a missing class noun where one is needed, and a token in the class pictures' prompt."""
-        needs_noun = "{class_noun}" in self.pictures.caption or self.prior.enabled
+        needs_noun = "{class_noun}" in self.pictures.caption or self.prior.active
         if needs_noun and not self.pictures.class_noun and not self.pictures.subjects:
             raise UserError(
                 "pictures.class_noun: is not set, and the captions need to say what the subject is.",
                 'Add one word, such as pictures.class_noun=dog, or a caption of your own: pictures.caption="..."',
             )
-        if self.prior.enabled:
+        if self.prior.active:
             self.prior.caption(self.pictures)
 
 

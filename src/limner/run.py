@@ -91,7 +91,7 @@ def check(
     watch = watch or Watch()
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)
-    _plan(resolved, checked, resolved.prior.count if resolved.prior.enabled else 0, watch)
+    _plan(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
     return checked
 
 
@@ -206,7 +206,7 @@ def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Pat
         family = _load(recipe, watch)
     resolution_px = check_resolution(family, recipe.resolution)
     prior = (
-        _class_pictures(folder, recipe, family, class_pictures, resolution_px, watch) if recipe.prior.enabled else None
+        _class_pictures(folder, recipe, family, class_pictures, resolution_px, watch) if recipe.prior.active else None
     )
     with watch.phase("prepare"), folder.timed("prepare"):
         prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,

@@ -113,6 +113,15 @@ def test_same_seed_twice_gives_the_same_file(random_base: Path, tmp_path: Path) 
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_prior_of_weight_0_is_a_prior_that_is_off(random_base: Path, tmp_path: Path) -> None:
+    settings = {"base": str(random_base), "steps": 2, "generation.num_inference_steps": 2}
+    off = limner.train(PICTURES, recipe="demo", run=tmp_path / "off", settings={**settings, "prior.enabled": False})
+    zero = limner.train(PICTURES, recipe="demo", run=tmp_path / "zero", settings={**settings, "prior.weight": 0})
+    expected = weights(off.path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(zero.path).items())
+    assert not zero.class_pictures.exists()
+
+
 def test_ctrl_c_leaves_a_run_that_ends_as_an_undisturbed_one(random_base: Path, tmp_path: Path) -> None:
     """Interrupt a real process in the middle of training; resume; the weights are those of a run in one go."""
     words = [

@@ -126,6 +126,11 @@ class Prior(Spec):
     prompt: str = "a photo of a {class_noun}"
     """Prompt and caption of the class pictures; {class_noun} is filled in."""
 
+    @property
+    def active(self) -> bool:
+        """Return whether class pictures take part: a weight of 0 is the same as off."""
+        return self.enabled and self.weight > 0
+
     def caption(self, pictures: Pictures) -> str:
         """Return the class pictures' prompt with the class noun filled in; the token may not be in it."""
         if "{class_noun}" in self.prompt and not pictures.class_noun:
