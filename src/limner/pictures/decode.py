@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import io
 import threading
@@ -140,8 +141,7 @@ def _register_plugins() -> frozenset[str]:
         pillow_heif.register_heif_opener()
         found.add("pillow_heif")
     if importlib.util.find_spec("pillow_jxl"):
-        import pillow_jxl  # noqa: F401  # pyright: ignore[reportMissingImports]
-
+        importlib.import_module("pillow_jxl")  # importing it registers it
         found.add("pillow_jxl")
     return frozenset(found)
 
