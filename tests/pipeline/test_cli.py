@@ -177,7 +177,7 @@ def bad(tmp_path: Path) -> Path:
 BAD_INPUT = {
     "no verb": (["trane"], "No such command"),
     "unknown flag": (["train", "{pictures}", "--rank", "4"], "No such option: --rank.* See: limner --help"),
-    "missing argument": (["evaluate"], "Missing argument"),
+    "missing argument": (["evaluate"], "Missing parameter: run See: limner --help"),
     "no pictures": (["train"], "no pictures were given"),
     "no folder": (["train", "{bad}/none", "pictures.class_noun=dog"], "none"),
     "empty folder": (["train", "{bad}/empty", "pictures.class_noun=dog"], "(?i)no pictures"),
