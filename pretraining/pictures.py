@@ -109,7 +109,7 @@ def draw_picture(
         "scale": scale,
         "rotate": random.uniform(-spec.rotate, spec.rotate),
         "translateX": random.uniform(-spec.shift, spec.shift),
-        "translateY": random.uniform(-spec.shift, spec.shift) * 0.5,
+        "translateY": spec.drop + random.uniform(-spec.shift, spec.shift) * 0.5,
         "flip": random.choice(("none", "horizontal")),
         **spec.options,
         **{f"{name}Color": [value] for name, value in identity.colours.items()},

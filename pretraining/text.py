@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from random import Random
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -17,7 +16,7 @@ from pretraining.progress import Clock, autocast, device, set_rate, set_threads,
 
 MAX_TOKENS, MAX_VOCABULARY = 32, 1900
 START, END = "<|startoftext|>", "<|endoftext|>"
-BATCH, PEAK_RATE = 128, 1e-3
+BATCH, GROUP, PEAK_RATE = 128, 16, 1e-3
 MEAN = STD = (0.5, 0.5, 0.5)
 # CLIP's own rule for splitting text into words.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -96,8 +95,26 @@ def build(tokenizer: CLIPTokenizer, seed: int = 0) -> CLIPModel:
 
 def training_captions(pictures: dataset.Pictures) -> list[list[str]]:
     """Return five captions of every picture: four drawn ones and the full one."""
-    random = Random(1)
-    return [[*dataset.caption_variants(record, random), record["full_caption"]] for record in pictures.records]
+    return [[*record["captions"], record["full_caption"]] for record in pictures.records]
+
+
+def look_alikes(pictures: dataset.Pictures) -> list[Tensor]:
+    """Return the indices of pictures that share class, main colour and background.
+
+    Within such a group only the small parts tell a caption from its neighbours, so a batch of
+    groups teaches the encoder words that a batch at random would let it ignore.
+    """
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for i, record in enumerate(pictures.records):
+        groups.setdefault((record["noun"], record["main"], record["background"]), []).append(i)
+    return [torch.tensor(group) for group in groups.values()]
+
+
+def draw_indices(groups: list[Tensor]) -> Tensor:
+    """Return one batch of picture indices: some groups, and as many pictures of each."""
+    chosen = torch.randint(len(groups), (BATCH // GROUP,)).tolist()
+    drawn = [groups[g][torch.randint(len(groups[g]), (GROUP,))] for g in chosen]
+    return torch.cat(drawn).sort().values
 
 
 def shifted(pixels: Tensor, by_px: int = 4) -> Tensor:
@@ -142,6 +159,7 @@ def run(work: Path, minutes: float = 22) -> None:
     held_words = [r["full_caption"] for r in held_out.records]
     tokenizer = train_tokenizer([*plain, *held_words], work / "tokenizer")
     ids = torch.stack([tokenize(tokenizer, variants) for variants in captions])
+    groups = look_alikes(pictures)
     model = build(tokenizer).to(device())
     optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, (0.9, 0.98), weight_decay=0.05)
     clock = Clock(work / "text.pt", minutes)
@@ -151,7 +169,7 @@ def run(work: Path, minutes: float = 22) -> None:
     torch.manual_seed(clock.step)
     while not clock.over:
         set_rate(optimizer, warm_cosine(clock, PEAK_RATE, warm_steps=50))
-        chosen = torch.randint(len(pictures), (BATCH,)).sort().values
+        chosen = draw_indices(groups)
         tokens = without_padding(ids[chosen, torch.randint(ids.shape[1], (BATCH,))]).to(device())
         pixels = shifted(pictures.batch(chosen)).to(device())
         with autocast():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import torch
@@ -79,12 +78,10 @@ def cache_captions(work: Path, pictures: dataset.Pictures) -> None:
     """Encode every training caption, the empty one first."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     text = CLIPModel.from_pretrained(work / "image_text_encoder").text_model.to(device())
-    random = Random(2)
     rows: dict[str, int] = {"": 0}
     which = []
     for record in pictures.records:
-        variants = dataset.caption_variants(record, random)
-        which.append([rows.setdefault(caption, len(rows)) for caption in variants])
+        which.append([rows.setdefault(caption, len(rows)) for caption in record["captions"]])
     captions = list(rows)
     embeddings = torch.empty(len(captions), 32, 256, dtype=torch.bfloat16)
     for start in range(0, len(captions), 256):
