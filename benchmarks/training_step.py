@@ -43,10 +43,9 @@ def measure(base: str, *, device: str, rounds: int) -> list[Row]:
 
 def limner_step(base: str, subjects: int, device: str) -> Callable[[], None]:
     """Return a step of `subjects` stacked slots."""
-    unet = load(base, dtype=torch.float32, device=device).unet
-    adapter = LoRA(rank=RANK, targets="attention").attach(
-        {"unet": unet}, [SlotSettings(seed=seed) for seed in range(subjects)]
-    )
+    family = load(base, dtype=torch.float32, device=device)
+    unet = family.unet
+    adapter = LoRA(rank=RANK, targets="attention").attach(family, [SlotSettings(seed=seed) for seed in range(subjects)])
     inputs = batch(unet, subjects, device)
 
     def step() -> None:

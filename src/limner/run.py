@@ -215,7 +215,7 @@ def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Pat
     for note in prepared.notes:
         watch.say(note)
     plan = _plan(recipe, checked, prepared.num_prior_examples, watch)
-    adapter = recipe.adapter.attach(family.modules, [SlotSettings(seed=recipe.seed)])
+    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed)])
     slot = Slot("subject", prepared, recipe.seed, plan.steps, recipe.learning_rate)
     training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer)
     _continue(folder, training, prepared)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,12 @@ class Schedule:
 
     alphas_cumprod: Float[Tensor, " train_timesteps"]
     prediction_type: PredictionType
+
+    def rescaled(self) -> Schedule:
+        """Return the schedule shifted and stretched so that its last step holds no signal. arXiv:2305.08891 Alg. 1."""
+        root = self.alphas_cumprod.sqrt()
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        return replace(self, alphas_cumprod=root.square())
 
     @property
     def num_train_timesteps(self) -> int:

@@ -54,7 +54,7 @@ def shake(adapter: Attached, size: float = 0.05) -> None:
 
 
 def attach(spec: LoRA, family: Family, slots: int = 1) -> Attached:
-    return spec.attach(family.modules, [SlotSettings(seed=i) for i in range(slots)])
+    return spec.attach(family, [SlotSettings(seed=i) for i in range(slots)])
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -156,5 +156,5 @@ def test_slot_starts_as_a_run_of_its_own_would(spec: LoRA, family: Family) -> No
     stacked = attach(spec, family, slots=3)
     second = stacked.state_dict(1)
     stacked.detach()
-    alone = spec.attach(family.modules, [SlotSettings(seed=1)])
+    alone = spec.attach(family, [SlotSettings(seed=1)])
     assert all(torch.equal(v, second[k]) for k, v in alone.state_dict().items())

@@ -25,7 +25,7 @@ SPECS = {
 
 @pytest.fixture(params=SPECS.values(), ids=SPECS.keys())
 def state(request: pytest.FixtureRequest, family: Family) -> dict[str, torch.Tensor]:
-    adapter = request.param.attach(family.modules, [SlotSettings(seed=1)])
+    adapter = request.param.attach(family, [SlotSettings(seed=1)])
     for parameter in adapter.slot_parameters(0).values():
         parameter.add_(0.1 * torch.randn(parameter.shape))
     found = adapter.state_dict()

@@ -79,7 +79,7 @@ def peft_twin(random_base: Path, state: dict[str, torch.Tensor], spec: LoRA) -> 
 
 
 def trained(family: Family, spec: LoRA, seed: int = 3):
-    adapter = spec.attach(family.modules, [SlotSettings(seed=seed)])
+    adapter = spec.attach(family, [SlotSettings(seed=seed)])
     draws = torch.Generator().manual_seed(seed)
     for name, parameter in adapter.slot_parameters(0).items():
         if name.endswith(".B"):

@@ -51,7 +51,7 @@ def slot(i: int, steps: int = 20) -> Slot:
 
 def training(family: Family, slots: list[Slot], ranks: list[int], targets: str = "all") -> Training:
     settings = [SlotSettings(seed=s.seed, rank=r) for s, r in zip(slots, ranks, strict=True)]
-    adapter = LoRA(targets=targets).attach(family.modules, settings)
+    adapter = LoRA(targets=targets).attach(family, settings)
     return Training(family, adapter, slots, objective=Denoising(noise_offset=0.05), optimizer=OPTIMIZER)
 
 

@@ -70,13 +70,13 @@ def test_rows_that_cannot_be_split_are_refused() -> None:
 
 def test_patterns_that_match_nothing_are_named(family: Family) -> None:
     with pytest.raises(UserError, match=r"'\*.nope' matches none"):
-        LoRA(targets=("*.to_q", "*.nope")).attach(family.modules, [SlotSettings(seed=0)])
+        LoRA(targets=("*.to_q", "*.nope")).attach(family, [SlotSettings(seed=0)])
     with pytest.raises(UserError, match="Use one of attention, transformer, all"):
-        LoRA(targets="attn").attach(family.modules, [SlotSettings(seed=0)])
+        LoRA(targets="attn").attach(family, [SlotSettings(seed=0)])
 
 
 def test_lora_for_another_base_is_refused(family: Family) -> None:
-    adapter = LoRA(rank=2).attach(family.modules, [SlotSettings(seed=0)])
+    adapter = LoRA(rank=2).attach(family, [SlotSettings(seed=0)])
     state = adapter.state_dict()
     adapter.detach()
     name = next(iter(state)).rpartition(".")[0]

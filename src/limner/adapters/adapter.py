@@ -5,9 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class Base(Protocol):
+    """What an adapter may ask of the base that it attaches to; every family offers it."""
+
+    placeholders: dict[str, range]
+    """Words that stand for learned vectors, each with the numbers of its vectors."""
+
+    @property
+    def modules(self) -> dict[str, nn.Module]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def tokens(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -20,12 +38,25 @@ class SlotSettings:
     """Rank of this slot; None takes the adapter's."""
     alpha: float | None = None
     """Alpha of this slot; None takes the adapter's."""
+    words: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The subject's tokens, each with the word that describes it (its class noun): for adapters that learn words."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one group of an adapter (the UNet, a text encoder, new words) holds and how far it has come."""
+
+    tensors: int
+    parameters: int
+    norm: float
+    """Length of the change that the group makes to the base's weights, in the L2 norm; 0 is no effect."""
 
 
 class Attached(ABC):
     """Parameters that learn, attached to a frozen base and removable without a trace.
 
     Rows of a batch belong to slots: with N slots the batch is laid out `[N, b]`, row block i for slot i.
+    A parameter's group is the first part of its name: "unet", "text_encoder", "text_encoder_2" or "words".
     """
 
     slots: int
@@ -54,6 +85,10 @@ class Attached(ABC):
     @abstractmethod
     def route(self, slot_of_row: Sequence[int] | None) -> None:
         """Say which slot each row of the coming batches belongs to; None means equal blocks in order."""
+
+    @abstractmethod
+    def changes(self, slot: int = 0) -> dict[str, Change]:
+        """Return what each group of the slot holds and how far it has moved the base."""
 
     @abstractmethod
     def set_strength(self, strength: float) -> None:

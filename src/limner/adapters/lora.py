@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attached, SlotSettings
+from limner.adapters.adapter import Attached, Base, Change, SlotSettings
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -53,9 +53,17 @@ class LoRA(Spec):
     text_encoder: bool = False
     """Learn in the text encoder's attention too: the token then gets a meaning of its own. Helps with subjects."""
 
-    def attach(self, modules: Mapping[str, nn.Module], slots: Sequence[SlotSettings]) -> StackedLoRA:
-        """Attach one slot per entry of `slots` to the layers of `modules` ({"unet": ...}) that match."""
-        found = self.find_targets(modules)
+    text_encoder_learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of the text encoder; left out, that of the run. Usually half of it or less."""
+
+    def rates(self, learning_rate: float) -> dict[str, float]:
+        """Return the learning rate of each group."""
+        text = self.text_encoder_learning_rate or learning_rate
+        return {"unet": learning_rate, "text_encoder": text, "text_encoder_2": text}
+
+    def attach(self, base: Base, slots: Sequence[SlotSettings]) -> StackedLoRA:
+        """Attach one slot per entry of `slots` to the layers of the base that match."""
+        found = self.find_targets(base.modules)
         ranks = [slot.rank or self.rank for slot in slots]
         alphas = [slot.alpha or self.alpha or float(rank) for slot, rank in zip(slots, ranks, strict=True)]
         layers = {name: LoRALayer(layer, ranks, alphas) for name, layer in found.items()}
@@ -283,6 +291,17 @@ class StackedLoRA(Attached):
     def route(self, slot_of_row: Sequence[int] | None) -> None:
         device = next(iter(self.layers.values())).A.device
         self._slot_of_row = None if slot_of_row is None else torch.tensor(slot_of_row, device=device)
+
+    def changes(self, slot: int = 0) -> dict[str, Change]:
+        squares: dict[str, list[tuple[int, float]]] = {}
+        for name, layer in self.layers.items():
+            parameters = sum(view.numel() for view in layer.views(slot).values())
+            norm = float(layer.delta_weight(slot).detach().norm())
+            squares.setdefault(name.partition(".")[0], []).append((parameters, norm**2))
+        return {
+            group: Change(2 * len(found), sum(n for n, _ in found), math.sqrt(sum(s for _, s in found)))
+            for group, found in squares.items()
+        }
 
     def set_strength(self, strength: float) -> None:
         self._strength = strength

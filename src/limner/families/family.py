@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from limner.schedule import Schedule
+from limner.errors import UserError
+from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 
 
@@ -30,16 +32,34 @@ class Family(ABC):
     scheduler_config: dict[str, Any]
     """The base's own scheduler settings (betas, prediction type), from which any diffusers scheduler is made."""
     native_resolution_px: int
+    dtype: torch.dtype
+    """Number format in which the base computes."""
+    placeholders: dict[str, range]
+    """Words of prompts that stand for learned vectors, each with the numbers of its vectors; see `tokens`."""
     identity: dict[str, str]
     """SHA-256 (16 hex digits) of the weights of "unet", "vae", "text": keys of caches and provenance."""
+
+    def set_schedule(self, *, prediction_type: PredictionType | None = None, zero_terminal_snr: bool = False) -> None:
+        """Train and draw with another prediction type, or with the schedule stretched to pure noise.
+
+        Raises:
+            UserError: the last step is to be pure noise, of which an epsilon model cannot say what it hides.
+        """
+        prediction_type = prediction_type or self.schedule.prediction_type
+        if zero_terminal_snr and prediction_type == "epsilon":
+            raise UserError(
+                f"objective.zero_terminal_snr: {self.name} predicts epsilon, which says nothing about pure noise.",
+                "Use a v-prediction base, or teach it: objective.prediction_type=v_prediction with adapter.kind=full.",
+            )
+        schedule = self.schedule.rescaled() if zero_terminal_snr else self.schedule
+        self.schedule = replace(schedule, prediction_type=prediction_type)
+        self.scheduler_config |= {"prediction_type": prediction_type}
+        if zero_terminal_snr:  # the sampler has to begin at the last step, where training had pure noise
+            self.scheduler_config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
     @property
     def device(self) -> torch.device:
         return next(self.unet.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.unet.parameters()).dtype
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -51,6 +71,11 @@ class Family(ABC):
     @abstractmethod
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels behind one latent: 8 for SD, 4 for the embedded base."""
+
+    def casting(self, module: nn.Module) -> torch.autocast:
+        """Compute in the base's number format where a module's weights are held in another, because they learn."""
+        mixed = next(module.parameters()).dtype != self.dtype
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
 
     @abstractmethod
     def encode_pixels(self, pixels: Pixels) -> Moments:
@@ -77,8 +102,12 @@ class Family(ABC):
         """Return the stock diffusers text-to-image pipeline over these very modules."""
 
     @abstractmethod
+    def tokens(self, text: str) -> list[int]:
+        """Return a text's token ids, start and end not among them; learned vector k of a placeholder is -(k + 1)."""
+
     def token_count(self, prompt: str) -> int:
-        """Return how many tokens the tokenizer makes of a prompt, start and end tokens not counted."""
+        """Return how many tokens a prompt has, start and end tokens not counted."""
+        return len(self.tokens(prompt))
 
     @property
     @abstractmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,7 @@ class SD15(Family):
         self.text_encoders = (self.text_encoder,)
         for module in (self.unet, self.vae, self.text_encoder):
             module.requires_grad_(False).eval()
+        self.dtype, self.placeholders = self.unet.dtype, {}
         scheduler = components["scheduler"]
         self.schedule = Schedule(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
         self.scheduler_config = dict(scheduler.config)
@@ -53,19 +55,20 @@ class SD15(Family):
 
     def encode_text(self, prompts: Sequence[str], *, learn: bool = False) -> Conditioning:
         """Return the hidden states of each prompt; a prompt past one window is encoded window by window and joined."""
-        tokens = [self._tokens(prompt) for prompt in prompts]
+        tokens = [self.tokens(prompt) for prompt in prompts]
         windows = max(1, *(-(-len(t) // self.max_tokens) for t in tokens))
         start, end, pad = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         parts = []
         for window in range(windows):
             pieces = [t[window * self.max_tokens : (window + 1) * self.max_tokens] for t in tokens]
             ids = [[start, *piece, end] + [pad] * (self.max_tokens - len(piece)) for piece in pieces]
-            with torch.set_grad_enabled(learn):
+            with torch.set_grad_enabled(learn), self.casting(self.text_encoder):
                 parts.append(self.text_encoder(torch.tensor(ids, device=self.text_encoder.device))[0])
-        return Conditioning(hidden=torch.cat(parts, dim=1))
+        return Conditioning(hidden=torch.cat(parts, dim=1).to(self.dtype))
 
     def predict(self, x_t: Latents, t: Timesteps, conditioning: Conditioning) -> Tensor:
-        return self.unet(x_t, t, encoder_hidden_states=conditioning.hidden).sample
+        with self.casting(self.unet):
+            return self.unet(x_t, t, encoder_hidden_states=conditioning.hidden).sample
 
     def pipeline(self, scheduler: Any) -> Any:
         from diffusers import StableDiffusionPipeline
@@ -78,8 +81,20 @@ class SD15(Family):
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def token_count(self, prompt: str) -> int:
-        return len(self._tokens(prompt))
+    def tokens(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in split_at(text, self.placeholders):
+            vectors = self.placeholders.get(part)
+            ids += self._plain(part) if vectors is None else [-k - 1 for k in vectors]
+        return ids
 
-    def _tokens(self, prompt: str) -> list[int]:
-        return self.tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+
+
+def split_at(text: str, words: Collection[str]) -> list[str]:
+    """Split a text at whole words: "a <cat> here" at {"<cat>"} gives ["a ", "<cat>", " here"]."""
+    if not words:
+        return [text]
+    longest_first = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    return [part for part in re.split(rf"(?<!\w)({longest_first})(?!\w)", text) if part]

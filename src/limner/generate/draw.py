@@ -120,14 +120,15 @@ def _images(pipe: Any, family: Family, chunk: Sequence[Request], sampling: Sampl
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk]
     texts = family.encode_text([r.prompt for r in chunk] + [sampling.negative_prompt])
     prompts, negative = texts.hidden[:-1], texts.hidden[-1:].expand(len(chunk), -1, -1)
-    return pipe(
-        prompt_embeds=prompts,
-        negative_prompt_embeds=negative,
-        latents=torch.stack(noise).to(family.device, family.dtype),
-        num_inference_steps=sampling.num_inference_steps,
-        guidance_scale=sampling.guidance_scale,
-        callback_on_step_end=tick,
-    ).images
+    with family.casting(family.unet):
+        return pipe(
+            prompt_embeds=prompts,
+            negative_prompt_embeds=negative,
+            latents=torch.stack(noise).to(family.device, family.dtype),
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            callback_on_step_end=tick,
+        ).images
 
 
 def _scheduler(family: Family, name: str) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -33,13 +33,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Slot:
-    """One subject of a run: its examples, its seed, its length, its learning rate."""
+    """One subject of a run: its examples, its seed, its length, its learning rates."""
 
     name: str
     source: Source
     seed: int
     steps: int
     learning_rate: float
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Learning rate of each group of the adapter; one that is not listed has `learning_rate`."""
 
 
 @dataclass(frozen=True)
