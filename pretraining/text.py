@@ -16,7 +16,7 @@ from pretraining.progress import Clock, autocast, device, set_rate, set_threads,
 
 MAX_TOKENS, MAX_VOCABULARY = 32, 1900
 START, END = "<|startoftext|>", "<|endoftext|>"
-BATCH, GROUP, PEAK_RATE = 128, 16, 1e-3
+BATCH, GROUP, PEAK_RATE = 128, 4, 1e-3
 MEAN = STD = (0.5, 0.5, 0.5)
 # CLIP's own rule for splitting text into words.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

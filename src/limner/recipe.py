@@ -8,12 +8,15 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError
 
+from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
+from limner.adapters.pivotal import Pivotal
+from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
 from limner.generate.draw import Sampling
 from limner.generate.prompts import Evaluation
@@ -25,7 +28,7 @@ from limner.spec import Spec
 from limner.train.optimizer import AdamW
 
 # Every member of each axis; a second member makes the alias a union discriminated by `kind`.
-Adapter = LoRA
+Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal, Field(discriminator="kind")]
 Objective = Denoising
 Optimizer = AdamW
 
