@@ -381,8 +381,8 @@ def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attac
 def _about(recipe: Recipe, family: Family) -> dict[str, Any]:
     """Return what the adapter file says of itself."""
     return {
-        "family": family.kind, "base": recipe.base, "identity": family.identity, "token": recipe.pictures.token,
-        "class_noun": recipe.pictures.class_noun, "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        **family.facts, "token": recipe.pictures.token, "class_noun": recipe.pictures.class_noun,
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
     }  # fmt: skip
 
 

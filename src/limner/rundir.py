@@ -99,20 +99,24 @@ def unused(parent: Path, name: str) -> Path:
     return next(path for n in count(1) if not (path := parent / f"{name}-{n}").exists())
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` for a new file or folder, which takes `path`'s place if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+        new = Path(beside, path.name)
+        yield new
+        if path.is_dir():  # only an empty folder can be replaced by another
+            os.replace(path, Path(beside, f"{path.name}.old"))
+        os.replace(new, path)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either the old or the new one, whenever the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as new, new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

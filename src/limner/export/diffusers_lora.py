@@ -7,15 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from limner.errors import Guarded, UserError
-from limner.rundir import write_atomically
-
-HEADER = "limner"
-"""Key of our own JSON in the file's header."""
+from limner.errors import UserError
+from limner.export.modelspec import modelspec
+from limner.export.tensors import HEADER, header, read_tensors, write_tensors
 
 
 def write_lora(state: Mapping[str, Tensor], path: Path, about: Mapping[str, object]) -> None:
@@ -31,15 +27,9 @@ def write_lora(state: Mapping[str, Tensor], path: Path, about: Mapping[str, obje
         tensors[f"{layer}.lora_A.weight"] = A.contiguous()
         B = B * (alpha / A.shape[0])
         tensors[f"{layer}.lora_B.weight"] = (B if A.ndim == 2 else B[:, :, None, None]).contiguous()
-    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise Guarded(f"{path}: was not written, because {broken[0]} is not finite.", "Lower the learning rate.")
-    header = {
-        "format": "pt",
-        "lora_adapter_metadata": json.dumps(_peft_metadata(layers, tensors)),
-        HEADER: json.dumps(dict(about), sort_keys=True),
-    }
-    write_atomically(path, _sorted_header(save(tensors, metadata=header)))
+    peft = {"lora_adapter_metadata": json.dumps(_peft_metadata(layers, tensors))}
+    spec = modelspec(about, adapter="lora", implementation="diffusers")
+    write_tensors(path, tensors, header(about, spec) | peft)
     _verify(state, path)
 
 
@@ -49,14 +39,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     Raises:
         UserError: the file is missing, damaged, or no LoRA of this layout.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file.", "Give the path of a LoRA's .safetensors file.") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is not a readable safetensors file ({error}).", "Get the file again.") from error
+    tensors, metadata = read_tensors(path)
     state: dict[str, Tensor] = {}
     for key in sorted(tensors):
         if key.endswith(".lora_A.weight"):
@@ -75,15 +58,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             f"{path}: is not a LoRA in the diffusers layout (first key that does not belong: {strange}).",
             "Use a file that Limner or diffusers wrote.",
         )
-    return state, json.loads(header.get(HEADER, "{}"))
-
-
-def _sorted_header(data: bytes) -> bytes:
-    """Return a safetensors file with its header's keys sorted: the library's order changes from save to save."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + data[end:]
+    return state, json.loads(metadata.get(HEADER, "{}"))
 
 
 def _peft_metadata(layers: list[str], tensors: Mapping[str, Tensor]) -> dict[str, object]:

@@ -68,6 +68,14 @@ class Family(ABC):
         return {"unet": self.unet, **dict(zip(names, self.text_encoders, strict=True))}
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What every file that is made from this base says of it."""
+        return {
+            "base": self.name, "family": self.kind, "identity": self.identity,
+            "prediction_type": self.schedule.prediction_type, "resolution_px": self.native_resolution_px,
+        }  # fmt: skip
+
+    @property
     @abstractmethod
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels behind one latent: 8 for SD, 4 for the embedded base."""
