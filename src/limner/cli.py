@@ -109,7 +109,7 @@ def train(
             )
         else:
             raise UserError("train: no pictures were given.", "Name a folder: limner train PICTURES")
-    _done(as_json, run=folder.path, adapter=folder.adapter)
+    _done(as_json, run=folder.path, adapter=runs.results(folder)[0])
 
 
 @app.command()

@@ -122,6 +122,10 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
     if LENGTHS & settings.keys():  # another length than the recipe's takes its place
         tree = {key: value for key, value in tree.items() if key not in LENGTHS}
     for key, value in settings.items():
+        section, _, last = key.rpartition(".")
+        if last == "kind" and section in tree and value != tree[section].get("kind"):
+            tree = {**tree, section: {}}  # another member's settings mean nothing to this one
+    for key, value in settings.items():
         _set(tree, key, value)
     return _build("settings" if settings else where, tree)
 

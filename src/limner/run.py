@@ -6,29 +6,29 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from limner import machine
 from limner.adapters.adapter import Attached, SlotSettings
-from limner.adapters.lora import attach_lora
+from limner.drawing import class_pictures as class_pictures_for
+from limner.drawing import draw_comparison, load_base, preview
 from limner.errors import Interrupted, UserError
-from limner.export.diffusers_lora import has_effect, read_lora, write_lora
 from limner.families.family import Family
-from limner.families.load import is_hub_name, load, locate, native_resolution
+from limner.families.load import is_hub_name, locate, native_resolution
 from limner.generate.draw import check_resolution, draw, requests_for
 from limner.interrupt import noted_signals
 from limner.pictures.cache import default_cache
 from limner.pictures.folder import find_pictures
-from limner.prepare.check import Checked, check_class_pictures, check_pictures
+from limner.prepare.check import Checked, check_pictures
 from limner.prepare.encode import prepare
 from limner.prepare.plan import Plan, batch_notes, plan_length
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
+from limner.prepare.subjects import spec_of
 from limner.recipe import LENGTHS, Recipe, load_recipe, save_recipe
+from limner.result import attach_file, attach_result, require_result, results, try_result, write_result
 from limner.rundir import RunDir, read_json, unused
-from limner.seeds import seed_of
 from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from limner.train.loop import Slot, SlotStep, Training
 from limner.watch import Watch
@@ -138,14 +138,17 @@ def generate(
     if not prompts:
         if folder is None:
             raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
-        _draw_comparison(folder, recipe, watch)
+        draw_comparison(folder, recipe, watch)
         return folder.images
-    attach = [(folder.adapter, 1.0)] if folder else []
-    family = _load(recipe, watch)
-    attached = [_attach_file(family, Path(path), strength) for path, strength in (*attach, *adapters)]
+    own = require_result(folder) if folder else []
+    whole = folder is not None and folder.model.is_dir()
+    family = load_base(recipe, watch, model=folder.model if folder and whole else None)
+    attached = attach_result(family, folder) if folder and not whole else []
+    attached += [attach_file(family, Path(path), strength) for path, strength in adapters]
     out = Path(out) if out else unused(folder.path if folder else Path(), "drawn")
     requests = requests_for("free", [(prompt, prompt) for prompt in prompts], seeds)
-    about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in (*attach, *adapters)]}
+    used = [*((path, 1.0) for path in own), *adapters]
+    about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in used]}
     with watch.phase("draw"):
         draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
              resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
@@ -161,7 +164,7 @@ def evaluate(run: str | Path, *, watch: Watch | None = None) -> Path:
     watch = watch or Watch()
     folder = RunDir.open(Path(run))
     recipe = load_recipe(folder.recipe)
-    _draw_comparison(folder, recipe, watch)
+    draw_comparison(folder, recipe, watch)
     with watch.phase("evaluate"), folder.timed("evaluate"):
         score(folder, progress=watch.progress)
     return folder.scores
@@ -203,10 +206,12 @@ def demo(run: str | Path | None = None, *, settings: Settings | None = None, wat
 def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Path | None, watch: Watch) -> RunDir:
     """Load, cache, train and save: the part that a new and a resumed run share."""
     with folder.timed("load"):
-        family = _load(recipe, watch)
+        family = load_base(recipe, watch)
     resolution_px = check_resolution(family, recipe.resolution)
     prior = (
-        _class_pictures(folder, recipe, family, class_pictures, resolution_px, watch) if recipe.prior.active else None
+        class_pictures_for(folder, recipe, family, class_pictures, resolution_px, watch)
+        if recipe.prior.active
+        else None
     )
     with watch.phase("prepare"), folder.timed("prepare"):
         prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
@@ -215,16 +220,15 @@ def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Pat
     for note in prepared.notes:
         watch.say(note)
     plan = _plan(recipe, checked, prepared.num_prior_examples, watch)
-    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed)])
-    slot = Slot("subject", prepared, recipe.seed, plan.steps, recipe.learning_rate)
+    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed, words=_words(recipe, checked))])
+    rates = recipe.adapter.rates(recipe.learning_rate)
+    slot = Slot("subject", prepared, recipe.seed, plan.steps, recipe.learning_rate, rates)
     training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer)
     _continue(folder, training, prepared)
-    _try_the_last_write(folder, recipe, family, adapter)
+    try_result(folder, recipe, family, adapter)
     with watch.phase("train"), folder.timed("train"):
         _steps(folder, recipe, family, training, watch)
     _save_adapter(folder, recipe, family, adapter)
-    if not has_effect(adapter.state_dict()):
-        raise UserError(f"{folder.adapter}: has no effect, every B is zero.", "Raise steps or learning_rate.")
     return folder
 
 
@@ -235,13 +239,6 @@ def _plan(recipe: Recipe, checked: Checked, num_prior_examples: int, watch: Watc
     for line in (plan.line, *batch_notes(checked, recipe.batch)):
         watch.say(line)
     return plan
-
-
-def _try_the_last_write(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
-    """Write and check the adapter file once before the first step: what would fail at the end fails now."""
-    trial = folder.path / ".trial.safetensors"
-    write_lora(adapter.state_dict(), trial, _about(recipe, family))
-    trial.unlink()
 
 
 def _continue(folder: RunDir, training: Training, prepared: Prepared) -> None:
@@ -275,7 +272,7 @@ def _steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, w
             if last or (every and step.index % every == 0):
                 save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
             if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
-                _preview(folder, recipe, family, step.index)
+                preview(folder, recipe, family, step.index)
 
 
 def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training) -> None:
@@ -283,7 +280,7 @@ def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training) ->
     path = save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
     _save_adapter(folder, recipe, family, training.adapter)
     raise Interrupted(
-        f"Stopped at step {training.index} of {training.steps}: {path} and {folder.adapter} are saved.",
+        f"Stopped at step {training.index} of {training.steps}: {path} and {results(folder)[0]} are saved.",
         f"Continue with: limner train --resume {folder.path}",
     )
 
@@ -293,55 +290,6 @@ def _logged(step: SlotStep) -> dict[str, Any]:
         "loss": step.loss, "instance_loss": step.instance_loss, "prior_loss": step.prior_loss,
         "lr": step.learning_rate, "grad_norm": step.grad_norm, "skipped": step.skipped,
     }  # fmt: skip
-
-
-def _preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> None:
-    subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
-    prompt = recipe.preview.prompt.replace("{subject}", subject)
-    requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
-    draw(family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation, replace=True,
-         about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
-         resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
-
-
-def _draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
-    """Draw the evaluation's prompts with the base and with the adapter: same prompts, same seeds, same settings."""
-    if not folder.adapter.is_file():
-        raise UserError(f"{folder.path}: has no adapter yet.", f"Train it first: limner train --resume {folder.path}")
-    if recipe.pictures.subjects:
-        message = f"{folder.path}: holds several subjects, and the comparison is made for one at a time."
-        raise UserError(message, "Draw each with: limner generate RUN --prompt ...")
-    family = _load(recipe, watch)
-    resolution_px = check_resolution(family, recipe.resolution)
-    requests = recipe.evaluation.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
-    for arm in ("base", "tuned"):
-        adapter = _attach_file(family, folder.adapter, 1.0) if arm == "tuned" else None
-        about = {"arm": arm, "base": recipe.base, "identity": family.identity, "strength": 1.0,
-                 "adapter": folder.adapter.name if adapter else None,
-                 "adapter_sha256": sha256(folder.adapter.read_bytes()).hexdigest() if adapter else None}  # fmt: skip
-        with watch.phase(f"draw {arm}"), folder.timed(f"draw {arm}"):
-            draw(family, requests, folder.images / arm, sampling=recipe.generation, resolution_px=resolution_px,
-                 about=about, progress=watch.progress, replace=True)  # fmt: skip
-        if adapter:
-            adapter.detach()
-
-
-def _class_pictures(
-    folder: RunDir, recipe: Recipe, family: Family, given: Path | None, resolution_px: int, watch: Watch
-) -> Checked:
-    """Return the class pictures of prior preservation: the user's, or drawn by the base and kept in the cache."""
-    if given is None:
-        prompt = recipe.prior.caption(recipe.pictures)
-        key = f"{seed_of(*family.identity.values(), prompt, resolution_px, recipe.generation.model_dump_json()):016x}"
-        given = default_cache() / "class-pictures" / key
-        requests = requests_for("class", [(prompt, prompt)], range(recipe.prior.count))
-        with watch.phase("class pictures"), folder.timed("class pictures"):
-            draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px,
-                 about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip
-    instance = [Path(p) for p in read_json(folder.provenance)["pictures"]]
-    checked = check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px, instance=instance)
-    save_pictures(checked, recipe.pictures, folder.class_pictures)
-    return checked
 
 
 def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
@@ -358,38 +306,29 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     return checked
 
 
-def _attach_file(family: Family, path: Path, strength: float) -> Attached:
-    state, _ = read_lora(path)
-    adapter = attach_lora(family.modules, state)
-    adapter.set_strength(strength)
-    return adapter
-
-
 def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
-    """Write adapter.safetensors, verified, and count what it trains."""
-    state = adapter.state_dict()
-    write_lora(state, folder.adapter, _about(recipe, family))
+    """Write the result, verified, and count what it trains."""
+    files = write_result(folder, recipe, family, adapter)
     trained = adapter.trainable_parameters()
     in_base = sum(p.numel() for p in family.unet.parameters())
     folder.update_provenance(
         base={"name": recipe.base, "family": family.kind, "identity": family.identity},
         adapter={"kind": recipe.adapter.kind, "trainable_parameters": trained, "base_parameters": in_base,
-                 "times_fewer": in_base / trained, "file_bytes": folder.adapter.stat().st_size},
+                 "times_fewer": in_base / trained, "files": [file.name for file in files],
+                 "file_bytes": sum(_bytes(file) for file in files if file != folder.single_file)},
     )  # fmt: skip
 
 
-def _about(recipe: Recipe, family: Family) -> dict[str, Any]:
-    """Return what the adapter file says of itself."""
-    return {
-        **family.facts, "token": recipe.pictures.token, "class_noun": recipe.pictures.class_noun,
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
-    }  # fmt: skip
+def _bytes(path: Path) -> int:
+    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file())
 
 
-def _load(recipe: Recipe, watch: Watch) -> Family:
-    at = machine.place(recipe.device, recipe.precision)
-    with watch.phase("load"):
-        return load(recipe.base, dtype=at.dtype, device=at.device)
+def _words(recipe: Recipe, checked: Checked) -> dict[str, str]:
+    """Return the subjects' tokens, each with the noun that describes it."""
+    if not recipe.pictures.subjects:
+        return {recipe.pictures.token: recipe.pictures.class_noun or "thing"}
+    own = [spec_of(subject, recipe.pictures) for subject in dict.fromkeys(e.picture.subject for e in checked.examples)]
+    return {spec.token: spec.class_noun or "thing" for spec in own}
 
 
 def _paths(given: Paths) -> list[Path]:

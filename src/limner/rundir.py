@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,12 +29,22 @@ class RunDir:
     log = property(lambda self: self.path / "log.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     adapter = property(lambda self: self.path / "adapter.safetensors")
+    model = property(lambda self: self.path / "model")
+    single_file = property(lambda self: self.path / "model.safetensors")
     pictures = property(lambda self: self.path / "pictures")
     class_pictures = property(lambda self: self.path / "class_pictures")
     images = property(lambda self: self.path / "images")
     previews = property(lambda self: self.path / "previews")
     scores = property(lambda self: self.path / "scores.json")
     report = property(lambda self: self.path / "report.html")
+
+    def embedding(self, word: str) -> Path:
+        """Return the file of a learned word: its letters, digits and dashes make the name."""
+        return self.path / "embeddings" / f"{re.sub(r'[^A-Za-z0-9_-]+', '', word) or 'word'}.safetensors"
+
+    def embeddings(self) -> list[Path]:
+        """Return the files of the learned words."""
+        return sorted((self.path / "embeddings").glob("*.safetensors"))
 
     @staticmethod
     def create(path: Path | None, *, name: str, root: Path = Path("runs")) -> RunDir:

@@ -171,7 +171,8 @@ class LearnedWords(Attached):
         if wrong:
             matched = len(views) - len([n for n in wrong if n in views])
             raise UserError(
-                f"the adapter does not fit: {matched} of {len(views)} tensors match (first that does not: {min(wrong)}).",
+                f"the adapter does not fit: {matched} of {len(views)} tensors match "
+                f"(first that does not: {min(wrong)}).",
                 "Use the base and the adapter settings that it was trained with.",
             )
         for name, view in views.items():

@@ -1,0 +1,107 @@
+"""Pictures that a run needs: the comparison's, class pictures, previews; and loading its base."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from limner import machine
+from limner.errors import UserError
+from limner.families.family import Family
+from limner.families.load import load
+from limner.generate.draw import SETTINGS, check_resolution, draw, requests_for
+from limner.pictures.cache import default_cache
+from limner.prepare.check import Checked, check_class_pictures
+from limner.prepare.save import save_pictures
+from limner.recipe import Recipe
+from limner.result import attach_result, require_result, result_hash
+from limner.rundir import RunDir, read_json
+from limner.seeds import seed_of
+from limner.watch import Watch
+
+
+def load_base(recipe: Recipe, watch: Watch, *, model: Path | None = None) -> Family:
+    """Load the recipe's base, or a model that was made from it, with the schedule that the recipe asks for."""
+    at = machine.place(recipe.device, recipe.precision)
+    with watch.phase("load"):
+        family = load(str(model or recipe.base), dtype=at.dtype, device=at.device)
+    asked = recipe.objective
+    if model is None:  # a model of ours has its schedule in its own configuration
+        family.set_schedule(
+            prediction_type=None if asked.prediction_type == "base" else asked.prediction_type,
+            zero_terminal_snr=asked.zero_terminal_snr,
+        )
+    return family
+
+
+def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
+    """Draw the evaluation's prompts with the base and with what was trained: same prompts, seeds and settings.
+
+    The base's pictures are kept in the cache, so that several runs on one base draw them once.
+    """
+    require_result(folder)
+    if recipe.pictures.subjects:
+        message = f"{folder.path}: holds several subjects, and the comparison is made for one at a time."
+        raise UserError(message, "Draw each with: limner generate RUN --prompt ...")
+    family = load_base(recipe, watch)
+    requests = recipe.evaluation.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
+    named: dict[str, Any] = {
+        "sampling": recipe.generation, "resolution_px": check_resolution(family, recipe.resolution),
+        "progress": watch.progress, "replace": True,
+    }  # fmt: skip
+    about = {"base": recipe.base, "identity": family.identity, "strength": 1.0}
+    untouched = {**about, "arm": "base", "adapter": None, "adapter_sha256": None}
+    key = seed_of("comparison", *family.identity.values(), recipe.base, recipe.generation.model_dump_json(),
+                  str(family.scheduler_config), named["resolution_px"], str(requests))  # fmt: skip
+    kept = default_cache() / "base-pictures" / f"{key:016x}"
+    with watch.phase("draw base"), folder.timed("draw base"):
+        draw(family, requests, kept, about=untouched, **named)
+        _copy(kept, folder.images / "base")
+    attached = []
+    if folder.model.is_dir():
+        del family
+        family = load_base(recipe, watch, model=folder.model)
+    else:
+        attached = attach_result(family, folder)
+    tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
+    with watch.phase("draw tuned"), folder.timed("draw tuned"):
+        draw(family, requests, folder.images / "tuned", about=tuned, **named)
+    for adapter in attached:
+        adapter.detach()
+
+
+def _copy(kept: Path, out: Path) -> None:
+    """Bring pictures from the cache into the run folder, unless they are there."""
+    if (out / SETTINGS).is_file() and read_json(out / SETTINGS) == read_json(kept / SETTINGS):
+        return
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(kept, out)
+
+
+def class_pictures(
+    folder: RunDir, recipe: Recipe, family: Family, given: Path | None, resolution_px: int, watch: Watch
+) -> Checked:
+    """Return the class pictures of prior preservation: the user's, or drawn by the base and kept in the cache."""
+    if given is None:
+        prompt = recipe.prior.caption(recipe.pictures)
+        key = f"{seed_of(*family.identity.values(), prompt, resolution_px, recipe.generation.model_dump_json()):016x}"
+        given = default_cache() / "class-pictures" / key
+        requests = requests_for("class", [(prompt, prompt)], range(recipe.prior.count))
+        with watch.phase("class pictures"), folder.timed("class pictures"):
+            draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px, replace=True,
+                 about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip
+    instance = [Path(p) for p in read_json(folder.provenance)["pictures"]]
+    checked = check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px, instance=instance)
+    save_pictures(checked, recipe.pictures, folder.class_pictures)
+    return checked
+
+
+def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> None:
+    """Draw the preview's prompt with the weights as they stand."""
+    subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
+    prompt = recipe.preview.prompt.replace("{subject}", subject)
+    requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
+    draw(family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation, replace=True,
+         about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
+         resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip

@@ -1,0 +1,123 @@
+"""What a run leaves behind: the files of its adapter, and how they are attached again for drawing."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limner.adapters.adapter import Attached
+from limner.adapters.full import FullWeights
+from limner.adapters.lora import StackedLoRA, attach_lora
+from limner.adapters.pivotal import Together
+from limner.adapters.textual_inversion import LearnedWords, attach_words
+from limner.errors import UserError
+from limner.export.diffusers_folder import write_diffusers_folder
+from limner.export.diffusers_lora import read_lora, write_lora
+from limner.export.embedding import read_embedding, write_embedding
+from limner.export.single_file import write_single_file
+from limner.families.family import Family
+from limner.recipe import Recipe
+from limner.rundir import RunDir
+
+ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+"""What embedding files call the vectors of each text encoder."""
+
+
+def write_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> list[Path]:
+    """Write the files of a run's adapter, each read back and compared; return them, the one to load first.
+
+    A LoRA is one file, a learned word one per token, pivotal tuning both, full fine-tuning a diffusers folder and a
+    single-file checkpoint of the whole model.
+    """
+    about = {**family.facts, "token": recipe.pictures.token, "class_noun": recipe.pictures.class_noun,
+             "recipe": recipe.model_dump(mode="json", exclude_none=True)}  # fmt: skip
+    if isinstance(adapter, FullWeights):
+        dtype = getattr(torch, recipe.adapter.save_precision)  # type: ignore[union-attr]
+        write_diffusers_folder(family, folder.model, dtype=dtype, about=about)
+        return [folder.model, write_single_file(family, folder.single_file, dtype=dtype, about=about)]
+    files: list[Path] = []
+    if isinstance(adapter, StackedLoRA | Together):
+        lora = adapter.lora if isinstance(adapter, Together) else adapter
+        write_lora(lora.state_dict(), folder.adapter, about)
+        files.append(folder.adapter)
+    if isinstance(adapter, LearnedWords | Together):
+        words = adapter.words if isinstance(adapter, Together) else adapter
+        files += _write_words(folder, words, about)
+    return files
+
+
+def _write_words(folder: RunDir, words: LearnedWords, about: Mapping[str, Any]) -> list[Path]:
+    """Write one file per token; its name is the token's letters, which is what A1111 and ComfyUI then call it."""
+    vectors: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in words.state_dict().items():
+        _, encoder, word = name.split(".", 2)
+        vectors.setdefault(word, {})[ENCODERS[encoder]] = tensor
+    return [
+        write_embedding(parts, folder.embedding(word), token=word, about={**about, "token": word})
+        for word, parts in vectors.items()
+    ]
+
+
+def try_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
+    """Write and check the result once before the first step: what would fail at the end fails now."""
+    trial = RunDir(folder.path / ".trial")
+    try:
+        write_result(trial, recipe, family, adapter)
+    finally:
+        shutil.rmtree(trial.path, ignore_errors=True)
+
+
+def results(folder: RunDir) -> list[Path]:
+    """Return the files and folders that the run's adapter consists of; none where it is not trained yet."""
+    found = [folder.adapter, folder.model, folder.single_file, *folder.embeddings()]
+    return [path for path in found if path.exists()]
+
+
+def require_result(folder: RunDir) -> list[Path]:
+    """Return the run's result.
+
+    Raises:
+        UserError: it is not trained yet.
+    """
+    found = results(folder)
+    if not found:
+        raise UserError(f"{folder.path}: has no adapter yet.", f"Train it first: limner train --resume {folder.path}")
+    return found
+
+
+def result_hash(folder: RunDir) -> str:
+    """Return the SHA-256 of all files that drawing reads."""
+    digest = hashlib.sha256()
+    for path in results(folder):
+        files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+        for file in files if path != folder.single_file else ():
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def attach_result(family: Family, folder: RunDir) -> list[Attached]:
+    """Attach a run's LoRA and learned words to its base. A whole model is loaded as a base instead."""
+    attached: list[Attached] = []
+    if folder.adapter.is_file():
+        attached.append(attach_file(family, folder.adapter, 1.0))
+    words = {}
+    for file in folder.embeddings():
+        token, vectors = read_embedding(file)
+        words[token] = {encoder: vectors[name] for encoder, name in ENCODERS.items() if name in vectors}
+    if words:
+        attached.append(attach_words(family, words))
+    return attached
+
+
+def attach_file(family: Family, path: Path, strength: float) -> Attached:
+    """Attach a LoRA file at a strength."""
+    state, _ = read_lora(path)
+    adapter = attach_lora(family.modules, state)
+    adapter.set_strength(strength)
+    return adapter
