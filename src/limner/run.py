@@ -60,6 +60,9 @@ def train(
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     paths = _paths(pictures)
     resolved.check_words()
+    if class_pictures and not resolved.prior.active:
+        raise UserError(f"{class_pictures}: class pictures were given, and prior preservation is off.",
+                        "Add prior.enabled=true (and a prior.weight above 0), or leave them out.")  # fmt: skip
     machine.place(resolved.device, resolved.precision)  # refuses a device that is not there
     folder = RunDir.create(Path(run) if run else None, name=f"{_recipe_name(recipe)}-{paths[0].resolve().name}")
     try:

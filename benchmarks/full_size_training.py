@@ -1,0 +1,137 @@
+"""Real training steps of every method on full-size SD 1.5: `python -m benchmarks.full_size_training --base FOLDER`.
+
+FOLDER is what `python -m benchmarks.full_size make --out FOLDER` wrote. Each method runs in a process of its own, from
+pictures to the finished file, watched from outside (Linux). Every row is written as soon as it is measured, and rows
+that are there already are not measured again, so the whole can be stopped and gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+METHODS: dict[str, list[str]] = {
+    "lora": ["--recipe", "lora"],
+    "tiny-adapter": ["--recipe", "tiny-adapter"],
+    "dreambooth-lora": ["--recipe", "dreambooth-lora"],
+    "textual-inversion": ["--recipe", "textual-inversion", "optimizer.warmup_steps=0"],
+    "pivotal": ["--recipe", "pivotal"],
+    "dreambooth": ["--recipe", "dreambooth"],
+    "dreambooth, Adafactor, fused backward": [
+        "--recipe", "dreambooth", "optimizer.kind=adafactor", "optimizer.fused_backward=true",
+        "optimizer.max_grad_norm=0",
+    ],
+}  # fmt: skip
+"""What is measured, by recipe."""
+WITH_PRIOR = [name for name in METHODS if name.startswith(("dreambooth", "pivotal"))]
+STEPS = 3
+EVERY_S = 0.05
+
+
+def main() -> None:
+    """Measure what is asked for and not there yet."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size_training", description=__doc__)
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--resolutions", nargs="+", type=int, default=[256, 512])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "full_size_training.json")
+    given = parser.parse_args()
+    rows: list[dict[str, Any]] = json.loads(given.results.read_text()) if given.results.exists() else []
+    done = {(row["method"], row["precision"], row["resolution_px"]) for row in rows}
+    for resolution in given.resolutions:
+        for precision in given.precisions:
+            for method in given.methods:
+                if (method, precision, resolution) not in done:
+                    row = measure(method, given.base, precision, resolution)
+                    rows.append(row)
+                    given.results.parent.mkdir(exist_ok=True)
+                    given.results.write_text(json.dumps(rows, indent=1) + "\n")
+                    print({key: row[key] for key in ("method", "precision", "resolution_px", "seconds_per_step",
+                                                     "training_anonymous_gb", "result_mb")}, flush=True)  # fmt: skip
+
+
+def measure(method: str, base: str, precision: str, resolution_px: int) -> dict[str, Any]:
+    """Train a few steps in a process of its own and return what it took."""
+    with tempfile.TemporaryDirectory() as place:
+        pictures, class_pictures, run = (Path(place) / name for name in ("pictures", "class", "run"))
+        make_pictures(pictures, resolution_px, 3)
+        make_pictures(class_pictures, resolution_px, 2)
+        prior = ["--class-pictures", str(class_pictures)] if method in WITH_PRIOR else []
+        settings = [
+            f"base={base}", f"precision={precision}", f"resolution={resolution_px}", f"steps={STEPS}", "batch=1",
+            "device=cpu", "pictures.class_noun=thing", "checkpoint.every_steps=0",
+        ]  # fmt: skip
+        command = [sys.executable, "-m", "limner", "train", str(pictures), *METHODS[method], *settings,
+                   *prior, "--run", str(run), "--json"]  # fmt: skip
+        begun = time.perf_counter()
+        with subprocess.Popen(command, env={**os.environ, "LIMNER_CACHE": f"{place}/cache"},
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+            peaks = watch(process, run / "log.jsonl")
+            said = process.communicate()[1]
+        if process.returncode:
+            raise SystemExit(f"{method}, {precision}, {resolution_px}: exit code {process.returncode}: {said}")
+        seconds = time.perf_counter() - begun
+        log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        known = json.loads((run / "provenance.json").read_text())
+        steps = [row["seconds"] for row in log if row["event"] == "step"]
+        assert len(steps) == STEPS
+        return {
+            "method": method, "precision": precision, "resolution_px": resolution_px,
+            "seconds_per_step": round(statistics.median(steps[1:]), 2), "first_step_s": round(steps[0], 2),
+            "whole_command_s": round(seconds, 1), **peaks,
+            "trained_parameters": known["adapter"]["trainable_parameters"],
+            "times_fewer": round(known["adapter"]["times_fewer"], 1),
+            "result_mb": round(known["adapter"]["file_bytes"] / 1e6, 3),
+            "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
+        }  # fmt: skip
+
+
+def watch(process: subprocess.Popen[str], log: Path) -> dict[str, float]:
+    """Return the peak of a process's memory in GB: in all, its anonymous part, and that part while it trains."""
+    anonymous = training = 0.0
+    total = 0.0
+    while process.poll() is None:
+        try:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            now = {
+                line.split()[0]: int(line.split()[1]) / 1e6 for line in lines if line.startswith(("VmHWM", "RssAnon"))
+            }
+        except (OSError, IndexError):
+            break
+        anonymous = max(anonymous, now.get("RssAnon:", 0.0))
+        total = max(total, now.get("VmHWM:", 0.0))
+        if log.is_file() and '"step"' in log.read_text():
+            training = max(training, now.get("RssAnon:", 0.0))
+        time.sleep(EVERY_S)
+    return {"peak_gb": round(total, 2), "peak_anonymous_gb": round(anonymous, 2),
+            "training_anonymous_gb": round(training, 2)}  # fmt: skip
+
+
+def make_pictures(folder: Path, side_px: int, number: int) -> None:
+    """Write a few pictures of coarse noise, all different."""
+    folder.mkdir()
+    for i in range(number):
+        draws = np.random.default_rng([len(folder.name), i])
+        coarse = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((side_px, side_px), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+
+
+if __name__ == "__main__":
+    main()
