@@ -71,7 +71,7 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     settings = read_json(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if k not in NOT_OURS})
     # How the last call truncated and padded is no part of the tokenizer.
-    saved = {**read_json(folder / "tokenizer.json"), "truncation": None, "padding": None}
+    saved: dict[str, Any] = {**read_json(folder / "tokenizer.json"), "truncation": None, "padding": None}
     write_json(folder / "tokenizer.json", saved)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in saved["model"]["merges"]]
     write_json(folder / "vocab.json", saved["model"]["vocab"])
