@@ -64,9 +64,8 @@ def read_embedding(path: Path, *, widths: Mapping[str, int] | None = None) -> tu
             f"{path}: is not an embedding (it holds {', '.join(map(str, keys[:4])) or 'nothing'}).",
             "Use a textual-inversion file: one tensor [vectors, width], or clip_l and clip_g for SDXL.",
         )
-    vectors = {k: v.detach().reshape(-1, v.shape[-1]) for k, v in tensors.items()}
-    if not several:
-        vectors = {"clip_l": next(iter(vectors.values()))}
+    encoders = {name: tensors[name] for name in ENCODERS} if several else {"clip_l": values[0]}
+    vectors = {name: v.detach().reshape(-1, v.shape[-1]) for name, v in encoders.items()}
     token = str(named or (keys[0] if keys[0] not in NAMELESS else path.stem))
     _require_widths(path, vectors, widths)
     return token, vectors
@@ -75,7 +74,7 @@ def read_embedding(path: Path, *, widths: Mapping[str, int] | None = None) -> tu
 def _require_widths(path: Path, vectors: Vectors, widths: Mapping[str, int] | None) -> None:
     found = {name: tensor.shape[1] for name, tensor in vectors.items()}
     if widths is not None and found != dict(widths):
-        has, needs = (" + ".join(map(str, dict(sorted(w.items(), reverse=True)).values())) for w in (found, widths))
+        has, needs = (" + ".join(str(w[name]) for name in ENCODERS if name in w) for w in (found, widths))
         raise UserError(
             f"{path}: the embedding is {has} wide, and the base needs {needs}.",
             "Use an embedding that was trained for this base's family.",
