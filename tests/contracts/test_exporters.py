@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from limner.adapters.adapter import SlotSettings
+from limner.adapters.full import Full
 from limner.adapters.lora import LoRA, attach_lora
 from limner.errors import Guarded, UserError
 from limner.export.diffusers_folder import write_diffusers_folder
@@ -152,13 +153,19 @@ def _files(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in found}
 
 
-def test_a_written_model_draws_the_identical_picture(exporter: Any, family: Family, tmp_path: Path) -> None:
-    """Also one whose adapter is merged: what is written are the weights as they stand."""
+@pytest.mark.parametrize(
+    "spec", [LoRA(targets="all", text_encoder=True), Full(text_encoder=True)], ids=["lora", "full"]
+)
+def test_a_written_model_draws_the_identical_picture(
+    exporter: Any, spec: LoRA | Full, family: Family, tmp_path: Path
+) -> None:
+    """What is written are the weights as they stand, with what learned in them."""
     name, write, read = exporter
     before = _picture(family.pipeline(DDIMScheduler.from_config(family.scheduler_config)))
-    adapter = LoRA(targets="all", text_encoder=True).attach(family.modules, [SlotSettings(seed=1)])
-    for parameter in adapter.slot_parameters(0).values():
-        parameter.add_(0.1 * torch.randn(parameter.shape))
+    adapter = spec.attach(family, [SlotSettings(seed=1)])
+    with torch.no_grad():
+        for parameter in adapter.slot_parameters(0).values():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
     adapter.merge()
     wanted = _picture(family.pipeline(DDIMScheduler.from_config(family.scheduler_config)))
     path = write(family, tmp_path / name, dtype=torch.float32, about={})
@@ -223,7 +230,7 @@ def test_a_single_file_says_what_it_is(family: Family, tmp_path: Path) -> None:
 
 
 def test_a_single_file_marks_a_schedule_that_ends_in_noise(family: Family, tmp_path: Path) -> None:
-    family.scheduler_config["rescale_betas_zero_snr"] = True
+    family.set_schedule(zero_terminal_snr=True)
     path = write_single_file(family, tmp_path / "x.safetensors", dtype=torch.float16, about={})
     assert {k for k in load_file(path) if "." not in k} == {"v_pred", "ztsnr"}
 
@@ -237,6 +244,19 @@ def test_a_folder_serves_older_programs_too(family: Family, tmp_path: Path) -> N
     for prompt in ("a photo of sks critter", "Zürich, 23 o'clock!! <x>", ""):
         assert older(prompt).input_ids == family.tokenizer(prompt).input_ids
     assert older.model_max_length == family.tokenizer.model_max_length
+
+
+def test_a_folder_samples_as_the_model_was_taught(family: Family, tmp_path: Path) -> None:
+    """PNDM, which SD 1.5 comes with, cannot begin at pure noise: it would draw grey pictures and say nothing."""
+    family.scheduler_config["_class_name"] = "PNDMScheduler"
+    path = write_diffusers_folder(family, tmp_path / "model", dtype=torch.float16, about={})
+    assert type(StableDiffusionPipeline.from_pretrained(path).scheduler) is PNDMScheduler
+    family.set_schedule(zero_terminal_snr=True)
+    write_diffusers_folder(family, path, dtype=torch.float16, about={})
+    read = StableDiffusionPipeline.from_pretrained(path).scheduler
+    assert type(read) is DDIMScheduler
+    assert (read.config.timestep_spacing, read.config.prediction_type) == ("trailing", "v_prediction")
+    torch.testing.assert_close(read.alphas_cumprod, family.schedule.alphas_cumprod)
 
 
 def test_a_folder_names_no_place_of_this_machine(family: Family, random_base: Path, tmp_path: Path) -> None:
