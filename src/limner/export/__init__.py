@@ -1,1 +1,1 @@
-"""Stage: the adapter as a file that other tools load, read back and verified at every save."""
+"""Stage: the adapter, or the whole model, as files that other tools load, read back and verified at every save."""

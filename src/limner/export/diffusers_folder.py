@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,9 +31,7 @@ def write_diffusers_folder(family: Family, out: Path, *, dtype: torch.dtype, abo
     """
     if out.exists() and not (out / ABOUT).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already and no model of Limner's.", "Name another folder.")
-    import diffusers
-
-    scheduler = getattr(diffusers, family.scheduler_config["_class_name"]).from_config(family.scheduler_config)
+    scheduler = _scheduler(family.scheduler_config)
     pipeline = family.pipeline(scheduler)
     with replacing(out) as new:
         for name, part in pipeline.components.items():
@@ -44,6 +43,15 @@ def write_diffusers_folder(family: Family, out: Path, *, dtype: torch.dtype, abo
         _write_config(pipeline, new / "model_index.json")
         write_json(new / ABOUT, {**family.facts, **about})
     return out
+
+
+def _scheduler(config: dict[str, Any]) -> Any:
+    """Make the base's own scheduler, or DDIM where that one cannot begin at pure noise and has to."""
+    import diffusers
+
+    kind = getattr(diffusers, config["_class_name"])
+    able = "rescale_betas_zero_snr" in inspect.signature(kind).parameters
+    return (kind if able or not config.get("rescale_betas_zero_snr") else diffusers.DDIMScheduler).from_config(config)
 
 
 def _write_config(part: Any, path: Path, **changes: str) -> None:
@@ -71,7 +79,7 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     settings = read_json(folder / "tokenizer_config.json")
     write_json(folder / "tokenizer_config.json", {k: v for k, v in settings.items() if k not in NOT_OURS})
     # How the last call truncated and padded is no part of the tokenizer.
-    saved = {**read_json(folder / "tokenizer.json"), "truncation": None, "padding": None}
+    saved: dict[str, Any] = {**read_json(folder / "tokenizer.json"), "truncation": None, "padding": None}
     write_json(folder / "tokenizer.json", saved)
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in saved["model"]["merges"]]
     write_json(folder / "vocab.json", saved["model"]["vocab"])

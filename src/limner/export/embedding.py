@@ -16,9 +16,10 @@ from limner.export.modelspec import modelspec
 from limner.export.tensors import HEADER, header, read_tensors, write_tensors
 
 Vectors = dict[str, Float[Tensor, "vectors width"]]
-"""Vectors of one token for each text encoder: "clip_l" (SD 1.x), "clip_l" and "clip_g" (SDXL)."""
-ENCODERS = ("clip_l", "clip_g")
-NAMELESS = ("emb_params", "*", *ENCODERS)
+"""Vectors of one word for each text encoder, by the encoder's name in the base; `attach_words` takes them so."""
+ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+"""What SDXL files call the two encoders."""
+NAMELESS = ("emb_params", "*", *ENCODERS.values())
 """Keys that other programs use where ours has the token: there, the file's name is the token."""
 
 
@@ -28,26 +29,26 @@ def write_embedding(vectors: Mapping[str, Tensor], path: Path, *, token: str, ab
     SD 1.x: the only key is the token, where diffusers looks for it; A1111 and ComfyUI take any single tensor and make
     the file's name the word, so name the file after the token. SDXL: "clip_l" and "clip_g", as they all expect.
     """
-    strange = sorted(vectors.keys() - set(ENCODERS))
-    if "clip_l" not in vectors or strange or any(tensor.ndim != 2 for tensor in vectors.values()):
+    if list(vectors) not in (["text_encoder"], list(ENCODERS)) or any(t.ndim != 2 for t in vectors.values()):
         found = {name: tuple(tensor.shape) for name, tensor in vectors.items()}
-        raise ValueError(f"an embedding of {found}: wanted clip_l and perhaps clip_g, each [vectors, width]")
+        raise ValueError(f"an embedding of {found}: wanted [vectors, width] of {' and perhaps '.join(ENCODERS)}")
     if not token or token != "".join(token.split()) or token in NAMELESS:
         raise UserError(f"the token {token!r} cannot name an embedding.", "Use one word without spaces, such as <dog>.")
     said = {**about, "token": token}
-    tensors = dict(vectors) if len(vectors) > 1 else {token: vectors["clip_l"]}
+    several = len(vectors) > 1
+    tensors = {ENCODERS[name] if several else token: tensor for name, tensor in vectors.items()}
     write_tensors(path, tensors, header(said, modelspec(said, adapter="textual-inversion")))
     return path
 
 
-def read_embedding(path: Path, *, widths: Mapping[str, int] | None = None) -> tuple[str, Vectors]:
-    """Return an embedding's token and vectors, from any of the files in use; `widths` is what the base needs.
+def read_embedding(path: Path) -> tuple[str, Vectors]:
+    """Return an embedding's token and vectors, from any of the files in use.
 
     Read are: one tensor under its token (ours, diffusers), `emb_params`, A1111's `string_to_param`, and SDXL's
     `clip_l` with `clip_g`; as .safetensors, or as .pt and .bin without running anything in them.
 
     Raises:
-        UserError: the file is missing, damaged, no embedding, or not as wide as the base needs.
+        UserError: the file is missing, damaged or no embedding.
     """
     if path.suffix == ".safetensors":
         tensors, metadata = read_tensors(path)
@@ -56,30 +57,17 @@ def read_embedding(path: Path, *, widths: Mapping[str, int] | None = None) -> tu
         loaded = _read_pickled(path)
         inner = loaded.get("string_to_param")
         tensors, named = (inner, loaded.get("name")) if isinstance(inner, Mapping) else (loaded, None)
-    keys = sorted(tensors)
-    values = list(tensors.values())
-    several = keys == sorted(ENCODERS)
-    if not (several or len(keys) == 1) or not all(isinstance(v, Tensor) and v.ndim in (1, 2) for v in values):
+    keys = list(tensors)
+    several = set(keys) == set(ENCODERS.values())
+    fits = all(isinstance(tensor, Tensor) and tensor.ndim in (1, 2) for tensor in tensors.values())
+    if not fits or not (several or len(keys) == 1):
         raise UserError(
             f"{path}: is not an embedding (it holds {', '.join(map(str, keys[:4])) or 'nothing'}).",
             "Use a textual-inversion file: one tensor [vectors, width], or clip_l and clip_g for SDXL.",
         )
-    vectors = {k: v.detach().reshape(-1, v.shape[-1]) for k, v in tensors.items()}
-    if not several:
-        vectors = {"clip_l": next(iter(vectors.values()))}
+    found = {name: tensors[key] for name, key in ENCODERS.items()} if several else {"text_encoder": tensors[keys[0]]}
     token = str(named or (keys[0] if keys[0] not in NAMELESS else path.stem))
-    _require_widths(path, vectors, widths)
-    return token, vectors
-
-
-def _require_widths(path: Path, vectors: Vectors, widths: Mapping[str, int] | None) -> None:
-    found = {name: tensor.shape[1] for name, tensor in vectors.items()}
-    if widths is not None and found != dict(widths):
-        has, needs = (" + ".join(map(str, dict(sorted(w.items(), reverse=True)).values())) for w in (found, widths))
-        raise UserError(
-            f"{path}: the embedding is {has} wide, and the base needs {needs}.",
-            "Use an embedding that was trained for this base's family.",
-        )
+    return token, {name: tensor.detach().reshape(-1, tensor.shape[-1]) for name, tensor in found.items()}
 
 
 def _read_pickled(path: Path) -> Mapping[str, Any]:

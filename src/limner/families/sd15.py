@@ -29,7 +29,7 @@ class SD15(Family):
         self.dtype, self.placeholders = self.unet.dtype, {}
         scheduler = components["scheduler"]
         self.schedule = Schedule(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
-        self.scheduler_config = dict(scheduler.config)
+        self.scheduler_config = {**scheduler.config, "_class_name": type(scheduler).__name__}
         self.native_resolution_px = self.unet.config.sample_size * self.pixels_per_latent
 
     @property
