@@ -2,8 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from limner.metrics.scores import ArmScore, Better, Design, Difference, Finding, Interval, Level, MetricScore, Scores
-from limner.report.verdict import headline, verdict
+from limner.metrics.scores import (
+    ArmScore,
+    Better,
+    Design,
+    Difference,
+    Finding,
+    Interval,
+    Level,
+    MetricScore,
+    RunInfo,
+    Scores,
+)
+from limner.report.verdict import verdict
+from limner.report.which import headline
 
 
 def interval(mean: float) -> Interval:
@@ -22,8 +34,11 @@ def metric(
 ) -> MetricScore:
     difference = Difference(
         arm="tuned",
+        to="base",
         score=interval(tuned - base),
         p=0.01,
+        p_holm=0.03,
+        sign_flip_p=0.02,
         conclusive=finding in ("better", "worse"),
         finding=finding,
         words="Not conclusive: only 4 images per side.",
@@ -42,6 +57,7 @@ def metric(
             Level(name="between", title="others", value=0.4, pairs=10),
             Level(name="another_seed", title="another seed", value=0.2, pairs=10),
         ),
+        is_claimed=True,
         arms={
             "base": ArmScore(score=interval(base), beyond_limit=0, images=()),
             "tuned": ArmScore(score=interval(tuned), beyond_limit=beyond, images=()),
@@ -53,6 +69,7 @@ def metric(
 def scores(*metrics: MetricScore) -> Scores:
     design = Design(
         arms=("base", "tuned"),
+        runs={"tuned": RunInfo(name="star-1", folder=".", settings={})},
         prompts={},
         images={},
         training_pictures=5,
