@@ -28,7 +28,7 @@ def _likeness(scores: Scores, arm: str) -> str:
     size = with_ends(difference.score, sign=True)
     values = f"{number(tuned.score.mean)} against {number(base.score.mean)}"
     if difference.finding == "not conclusive":
-        return difference.words
+        return f"Whether it looks more like the subject is open. {difference.words}"
     if difference.finding == "no difference":
         return f"The {arm} model looks no more like the subject than the base does: {values}, difference {size}."
     more = "more" if difference.finding == "better" else "less"
@@ -86,8 +86,8 @@ def _colour_alone(scores: Scores, arm: str) -> str:
     learned, colours = scores.find("subject_fidelity"), scores.find("subject_fidelity", "colour_histogram")
     if learned is None or colours is None or learned is colours:
         return ""
-    base = scores.design.arms[0]
-    if colours.difference(arm, base).finding == "better" and learned.difference(arm, base).finding != "better":
+    by_learned, by_colours = (m.difference(arm, scores.design.arms[0]).finding for m in (learned, colours))
+    if by_colours == "better" and by_learned in ("no difference", "worse"):
         return (
             "Only the colours came nearer to the subject: the colour histogram sees a gain that the encoder does not."
         )

@@ -30,8 +30,11 @@ def headline(scores: Scores) -> str:
     findings = {arm: metric.difference(arm, base).finding for arm in tuned}
     if len(set(findings.values())) == 1:
         return HEADLINES[findings[tuned[0]]].format(EVERYONE.get(len(tuned), f"All {len(tuned)}"))
-    learned = [arm for arm, finding in findings.items() if finding == "better"]
-    return HEADLINES["better"].format(listed(learned) if learned else "None")
+    learned, unclear = ([a for a, found in findings.items() if found == f] for f in ("better", "not conclusive"))
+    if not learned:
+        return "Nothing conclusive." if unclear else "None learned the subject."
+    perhaps = f", {listed(unclear)} perhaps" if unclear else ""
+    return f"{listed(learned)} learned the subject{perhaps}."
 
 
 def which_for_what(scores: Scores) -> list[str]:
