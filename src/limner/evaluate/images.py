@@ -71,7 +71,7 @@ def read_arms(runs: Sequence[RunDir], names: Sequence[str]) -> tuple[Arm, ...]:
     for arm in tuned[1:]:
         if _subject(arm.run) != _subject(base.run):
             raise UserError(
-                f"Comparison refused: {tuned[0].name} and {arm.name} learned from different pictures.",
+                f"Comparison refused: {base.run.path.name} and {arm.run.path.name} learned from different pictures.",
                 "Compare runs of one subject.",
             )
     for arm in (*own_bases, *tuned):

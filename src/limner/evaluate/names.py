@@ -28,12 +28,13 @@ def arm_names(recipes: Sequence[dict[str, Any]]) -> list[str]:
     for place, method in enumerate(methods):
         same = [i for i, other in enumerate(methods) if other == method]
         apart = settings_apart([recipes[i] for i in same])
-        of_each = [" ".join(f"{k.rpartition('.')[2]} {v}" for k, v in settings.items()) for settings in apart]
+        values = [value for settings in apart for value in settings.values()]
         number = same.index(place)
         if len(same) == 1:
             names.append(method)
-        elif len(apart[0]) == 1 and len(set(of_each)) == len(same):
-            names.append(f"{method} {of_each[number]}".replace("_", " "))
+        elif None not in values and len(set(values)) == len(values) == len(same):
+            (setting,) = apart[number]
+            names.append(f"{method} {setting.rpartition('.')[2].replace('_', ' ')} {values[number]}")
         else:
             names.append(f"{method}-{number + 1}")
     return names
