@@ -14,7 +14,7 @@ from limner.report.material import Material, gather
 from limner.report.numbers import number, with_ends
 from limner.report.tables import answers, captions, command, facts, least_alike, rows_by_prompt, setting
 from limner.report.verdict import verdict
-from limner.report.which import headline, which_for_what
+from limner.report.which import headline, which_for_what, who_learned
 from limner.rundir import RunDir, write_atomically
 
 TEMPLATES = Path(__file__).parent / "page"
@@ -47,7 +47,7 @@ def _content(material: Material) -> dict[str, Any]:
         "name": ", ".join(one.name for one in material.trained),
         "headline": headline(scores),
         "verdicts": {arm: verdict(scores, arm) for arm in material.tuned},
-        "which": which_for_what(scores),
+        "which": list(filter(None, (who_learned(scores), *which_for_what(scores)))),
         "cheapest": cheapest(own) if several else "",
         "first": {name: [s for s in shots if s.image_index == 0] for name, shots in by_set.items()},
         "further": {name: [s for s in shots if s.image_index > 0] for name, shots in by_set.items()},

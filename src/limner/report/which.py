@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limner.metrics.scores import Difference, Interval, MetricScore, Scores
+from limner.metrics.scores import Difference, Finding, Interval, MetricScore, Scores
 from limner.report.numbers import listed, with_ends
 
 SAYS = {
@@ -19,22 +19,31 @@ HEADLINES = {
     "not conclusive": "Too few images to tell.",
 }
 EVERYONE = {1: "It", 2: "Both", 3: "All three", 4: "All four"}
+NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
 def headline(scores: Scores) -> str:
     """Return the answer in a few words: likeness to the subject, by the first encoder."""
-    metric = scores.find("subject_fidelity")
-    base, *tuned = scores.design.arms
-    if metric is None:
+    findings = _learned(scores)
+    if not findings:
         return "Base against tuned."
-    findings = {arm: metric.difference(arm, base).finding for arm in tuned}
+    count = len(findings)
     if len(set(findings.values())) == 1:
-        return HEADLINES[findings[tuned[0]]].format(EVERYONE.get(len(tuned), f"All {len(tuned)}"))
-    learned, unclear = ([a for a, found in findings.items() if found == f] for f in ("better", "not conclusive"))
+        return HEADLINES[next(iter(findings.values()))].format(EVERYONE.get(count, f"All {count}"))
+    learned = sum(finding == "better" for finding in findings.values())
     if not learned:
-        return "Nothing conclusive." if unclear else "None learned the subject."
-    perhaps = f", {listed(unclear)} perhaps" if unclear else ""
-    return f"{listed(learned)} learned the subject{perhaps}."
+        return "Nothing conclusive." if "not conclusive" in findings.values() else "None learned the subject."
+    text = HEADLINES["better"].format(f"{NUMBERS.get(learned, learned)} of {NUMBERS.get(count, count)}")
+    return text[0].upper() + text[1:]
+
+
+def who_learned(scores: Scores) -> str:
+    """Return which arms learned the subject and of which it is open; nothing where it is the same for all."""
+    findings = _learned(scores)
+    learned, unclear = ([a for a, found in findings.items() if found == f] for f in ("better", "not conclusive"))
+    if not learned or len(learned) == len(findings):
+        return ""
+    return f"Learned by {listed(learned)}" + (f"; of {listed(unclear)} it is open." if unclear else ".")
 
 
 def which_for_what(scores: Scores) -> list[str]:
@@ -56,6 +65,13 @@ def which_for_what(scores: Scores) -> list[str]:
     if unclear:
         claims.append(f"Nothing can be claimed about {listed(unclear)}.")
     return claims
+
+
+def _learned(scores: Scores) -> dict[str, Finding]:
+    """Return what each tuned arm's likeness to the subject allows to say."""
+    metric = scores.find("subject_fidelity")
+    base, *tuned = scores.design.arms
+    return {arm: metric.difference(arm, base).finding for arm in tuned} if metric else {}
 
 
 def _between(metric: MetricScore, scores: Scores) -> list[Difference]:

@@ -15,7 +15,7 @@ from limner.metrics.scores import (
     Scores,
 )
 from limner.report.verdict import verdict
-from limner.report.which import headline, which_for_what
+from limner.report.which import headline, which_for_what, who_learned
 
 
 def interval(mean: float) -> Interval:
@@ -157,15 +157,23 @@ def to_base(*findings: Finding) -> tuple[tuple[str, str, float, Finding], ...]:
     ("findings", "words"),
     [
         (("better", "better", "better"), "All three learned the subject."),
-        (("better", "no difference", "better"), "a and c learned the subject."),
-        (("better", "not conclusive", "not conclusive"), "a learned the subject, b and c perhaps."),
+        (("better", "no difference", "better"), "Two of three learned the subject."),
+        (("better", "not conclusive", "not conclusive"), "One of three learned the subject."),
         (("no difference", "worse", "no difference"), "None learned the subject."),
         (("no difference", "not conclusive", "no difference"), "Nothing conclusive."),
         (("no difference", "no difference", "no difference"), "No difference found."),
     ],
 )
-def test_the_headline_of_several_names_those_that_learned(findings: tuple[Finding, ...], words: str) -> None:
+def test_the_headline_of_several_counts_those_that_learned(findings: tuple[Finding, ...], words: str) -> None:
     assert headline(three_arms(*to_base(*findings))) == words
+
+
+def test_who_learned_is_named_where_arms_differ() -> None:
+    assert who_learned(three_arms(*to_base("better", "no difference", "better"))) == "Learned by a and c."
+    some = three_arms(*to_base("better", "not conclusive", "not conclusive"))
+    assert who_learned(some) == "Learned by a; of b and c it is open."
+    assert who_learned(three_arms(*to_base("better", "better", "better"))) == ""
+    assert who_learned(three_arms(*to_base("worse", "not conclusive", "worse"))) == ""
 
 
 def test_only_conclusive_differences_between_arms_are_claimed() -> None:
