@@ -62,7 +62,8 @@ def read_recipe(run: RunDir) -> dict[str, Any]:
 
 
 def _method(recipe: dict[str, Any]) -> str:
-    kind, prior = recipe["adapter"]["kind"], recipe.get("prior", {})
+    kind: str = recipe["adapter"]["kind"]
+    prior = recipe.get("prior", {})
     has_prior = bool(prior.get("enabled")) and prior.get("weight", 1.0) > 0
     return METHODS.get((kind, has_prior), kind.replace("_", "-"))
 

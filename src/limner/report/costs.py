@@ -101,7 +101,7 @@ def costs(material: Trained) -> list[Cost]:
         else:
             found.append(Cost(in_count(own.trained), "trained parameters", detail))
     if own.file_bytes:
-        what = "adapter file" if own.file.endswith(".safetensors") else "the whole model"
+        what = "the whole model" if own.file == "model" else "adapter file"
         found.append(Cost(in_bytes(own.file_bytes), what, own.file))
     if own.train_s:
         detail = f"{own.steps:,} steps"
@@ -117,7 +117,7 @@ def costs(material: Trained) -> list[Cost]:
 def cost_rows(arms: Sequence[Figures]) -> dict[str, list[CostCell]]:
     """Return the figures of several arms side by side, row by row; rows that no arm can tell are left out."""
     rows = {
-        "trained parameters": _row(arms, lambda f: f.trained, in_count, _ratio),
+        "trained parameters": _row(arms, lambda f: f.trained, lambda n: in_count(round(n)), _ratio),
         "file": _row(arms, lambda f: f.file_bytes, in_bytes, lambda f: f.file),
         "training, class pictures included": _row(arms, lambda f: f.total_s, in_time, _parts),
         "one step": _row(arms, lambda f: f.step_s, lambda s: f"{s:.2f} s", lambda f: f"median of {f.steps:,}"),

@@ -56,8 +56,9 @@ class Trained:
 
     @property
     def file(self) -> str:
-        """Return the name of what was learned: the adapter's file or the folder of the whole model."""
-        return "model" if (self.run.path / "model").is_dir() else self.run.adapter.name
+        """Return the name of what was learned: the folder of a whole model, an adapter's file, a folder of words."""
+        names = ("model", self.run.adapter.name, "embeddings")
+        return next((name for name in names if (self.run.path / name).exists()), self.run.adapter.name)
 
 
 @dataclass(frozen=True)

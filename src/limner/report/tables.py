@@ -127,8 +127,15 @@ def _score_row(metric: MetricScore, difference: Difference, widest: float) -> Sc
     bar = None
     if s.low is not None and s.high is not None:
         bar = (_place(s.mean, widest), _place(s.low, widest), _place(s.high, widest))
-    scores = [metric.arms[arm].score for arm in (difference.to, difference.arm)]
-    return ScoreRow(difference.arm, difference.to, *scores, difference, FINDINGS[difference.finding], bar)
+    return ScoreRow(
+        arm=difference.arm,
+        to=difference.to,
+        to_score=metric.arms[difference.to].score,
+        score=metric.arms[difference.arm].score,
+        difference=difference,
+        finding=FINDINGS[difference.finding],
+        bar=bar,
+    )
 
 
 def _reach(score: Interval) -> float:

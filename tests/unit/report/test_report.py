@@ -64,7 +64,7 @@ def test_every_link_leads_to_a_place_on_the_page(made: tuple[RunDir, Scores, str
 
 
 def test_every_picture_is_there_with_words_for_those_who_cannot_see_it(made: tuple[RunDir, Scores, str]) -> None:
-    run, scores, text = made
+    _, scores, text = made
     page = Page(text)
     pairs = 2 * sum(scores.design.images.values())
     shown = [image for image in page.images if image.get("src")]

@@ -136,7 +136,10 @@ def test_copies_are_counted_beside_the_base() -> None:
     assert verdict(scores(metric("copying", 0.5, 0.9, "higher", beyond=0, better="neither")), "tuned") == []
 
 
-def three_arms(*found: tuple[str, str, float, Finding], kind: str = "subject_fidelity") -> Scores:
+Found = tuple[str, str, float, Finding]
+
+
+def three_arms(*found: Found, kind: str = "subject_fidelity") -> Scores:
     """Make scores of a base and the arms a, b and c with the given differences: arm, to, mean, finding."""
     differences = tuple(
         Difference(
@@ -149,7 +152,7 @@ def three_arms(*found: tuple[str, str, float, Finding], kind: str = "subject_fid
     return made.model_copy(update={"design": made.design.model_copy(update={"arms": ("base", "a", "b", "c")})})
 
 
-def to_base(*findings: Finding) -> tuple[tuple[str, str, float, Finding], ...]:
+def to_base(*findings: Finding) -> tuple[Found, ...]:
     return tuple((arm, "base", 0.2, finding) for arm, finding in zip("abc", findings, strict=True))
 
 
@@ -177,7 +180,7 @@ def test_who_learned_is_named_where_arms_differ() -> None:
 
 
 def test_only_conclusive_differences_between_arms_are_claimed() -> None:
-    pairs = (("b", "a", 0.1, "better"), ("c", "a", 0.3, "not conclusive"), ("c", "b", -0.2, "worse"))
+    pairs: tuple[Found, ...] = (("b", "a", 0.1, "better"), ("c", "a", 0.3, "not conclusive"), ("c", "b", -0.2, "worse"))
     (sentence,) = which_for_what(three_arms(*to_base("better", "better", "better"), *pairs))
     size = "\N{NO-BREAK SPACE}["
     assert sentence == (
@@ -186,7 +189,7 @@ def test_only_conclusive_differences_between_arms_are_claimed() -> None:
 
 
 def test_the_winner_of_a_question_where_less_is_better_has_the_lower_score() -> None:
-    pairs = (("b", "a", -0.1, "better"), ("c", "a", 0.1, "worse"), ("c", "b", 0.0, "no difference"))
+    pairs: tuple[Found, ...] = (("b", "a", -0.1, "better"), ("c", "a", 0.1, "worse"), ("c", "b", 0.0, "no difference"))
     found = which_for_what(three_arms(*to_base("better", "better", "better"), *pairs, kind="class_kept"))
     assert [sentence.split(", by 0.10")[0] for sentence in found] == [
         "b keeps others of the class further from the subject than a",
