@@ -1,1 +1,1 @@
-"""Stage: folders of images become scores.json: metrics, protocol, statistics."""
+"""Stage: folders of images become scores: metrics, protocol, statistics."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,15 @@ from torch import Tensor
 from limner.errors import UserError
 from limner.rundir import RunDir, read_json
 
-BASE = "base"
-SETTINGS = ("num_inference_steps", "guidance_scale", "scheduler", "resolution_px")
+BASE, TUNED = "base", "tuned"
+SETTINGS = {
+    "num_inference_steps": "{} steps",
+    "guidance_scale": "guidance {}",
+    "scheduler": "the sampler {}",
+    "resolution_px": "{} px",
+    "negative_prompt": "the negative prompt {!r}",
+}
+"""Settings of the sampler that must be equal, and how each is said."""
 
 
 @dataclass(frozen=True)
@@ -42,26 +50,33 @@ class Arm:
     """One arm: its images in the order of their pairs, and how they were made."""
 
     name: str
+    run: RunDir
     base: str
     """What the user called the base."""
+    identity: dict[str, str]
+    """Hashes of the base's parts."""
     settings: dict[str, Any]
     images: tuple[ArmImage, ...]
 
 
-def read_arms(run: RunDir) -> tuple[Arm, ...]:
-    """Return every arm of a run, the base first; refuse arms that cannot be compared picture by picture."""
-    folders = sorted(p.parent for p in run.images.glob("*/manifest.json"))
-    arms = sorted((_read_arm(folder) for folder in folders), key=lambda arm: (arm.name != BASE, arm.name))
-    if not arms or arms[0].name != BASE:
-        raise UserError(f"{run.images}: holds no images of the base.", "Make them with: limner generate RUN")
-    if len(arms) < 2:
-        raise UserError(
-            f"{run.images}: holds images of the base only, so there is nothing to compare it with.",
-            "Make the tuned images with: limner generate RUN",
-        )
-    for arm in arms[1:]:
-        _check_comparable(arms[0], arm)
-    return tuple(arms)
+def read_arms(runs: Sequence[RunDir], names: Sequence[str]) -> tuple[Arm, ...]:
+    """Return the base, with the first run's images of it, and each run's tuned arm under its name.
+
+    Refuse arms that cannot be compared picture by picture, and runs of different subjects or bases.
+    """
+    base, *own_bases = [
+        _read_arm(run, BASE, BASE if i == 0 else f"the base of {names[i]}") for i, run in enumerate(runs)
+    ]
+    tuned = [_read_arm(run, TUNED, name) for run, name in zip(runs, names, strict=True)]
+    for arm in tuned[1:]:
+        if _subject(arm.run) != _subject(base.run):
+            raise UserError(
+                f"Comparison refused: {base.run.path.name} and {arm.run.path.name} learned from different pictures.",
+                "Compare runs of one subject.",
+            )
+    for arm in (*own_bases, *tuned):
+        _check_comparable(base, arm)
+    return base, *tuned
 
 
 def read_pictures(folder: Path) -> tuple[Path, ...]:
@@ -84,7 +99,10 @@ def load_pixels(path: Path) -> Float[Tensor, "3 height width"]:
     return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def _read_arm(folder: Path) -> Arm:
+def _read_arm(run: RunDir, side: str, name: str) -> Arm:
+    folder = run.images / side
+    if not (folder / "manifest.json").is_file():
+        raise UserError(f"{run.path}: has no images of {side} yet.", f"Make them with: limner evaluate {run.path}")
     manifest = read_json(folder / "manifest.json")
     try:
         rows = [
@@ -100,23 +118,35 @@ def _read_arm(folder: Path) -> Arm:
             for row in manifest["images"]
         ]
         settings = {name: manifest[name] for name in SETTINGS}
-        name, base = manifest["arm"], manifest["base"]
+        base, identity = manifest["base"], manifest["identity"]
     except KeyError as error:
         raise UserError(
-            f"{folder / 'manifest.json'}: {error} is missing.", "Make the images again with: limner generate RUN"
+            f"{folder / 'manifest.json'}: {error} is missing.", f"Make the images again: limner evaluate {run.path}"
         ) from error
-    return Arm(name=name, base=base, settings=settings, images=tuple(sorted(rows, key=lambda row: row.pair)))
+    images = tuple(sorted(rows, key=lambda row: row.pair))
+    return Arm(name=name, run=run, base=base, identity=identity, settings=settings, images=images)
+
+
+def _subject(run: RunDir) -> frozenset[str]:
+    """Return the hashes of the files that a run learned from."""
+    return frozenset(row["sha256"] for row in read_json(run.pictures / "manifest.json")["pictures"])
 
 
 def _check_comparable(base: Arm, arm: Arm) -> None:
     """Refuse a comparison whose difference could come from anything but the tuning."""
-    remedy = "Make both again with the same settings: limner generate RUN"
-    for name in SETTINGS:
-        if base.settings[name] != arm.settings[name]:
-            words = {"num_inference_steps": "{} steps", "guidance_scale": "guidance {}", "resolution_px": "{} px"}
-            form = words.get(name, "{}").format
-            found, other = form(base.settings[name]), form(arm.settings[name])
-            raise UserError(f"Comparison refused: base used {found}, {arm.name} {other}.", remedy)
+    remedy = "Give both runs the same generation.* and evaluation.* settings, and evaluate them again."
+    if base.identity != arm.identity:
+        found, other = base.base, arm.base
+        if found == other:
+            found, other = (f"{a.base} ({next(iter(a.identity.values()))})" for a in (base, arm))
+        raise UserError(
+            f"Comparison refused: {base.name} is {found}, {arm.name} was made with {other}.",
+            "Compare runs on one base.",
+        )
+    for setting, form in SETTINGS.items():
+        found, other = base.settings[setting], arm.settings[setting]
+        if found != other:
+            raise UserError(f"Comparison refused: {base.name} used {form.format(found)}, {arm.name} {other}.", remedy)
     here, there = {i.pair: i for i in base.images}, {i.pair: i for i in arm.images}
     for pair in sorted(here.keys() ^ there.keys()):
         lacks = arm.name if pair in here else base.name
@@ -126,4 +156,4 @@ def _check_comparable(base: Arm, arm: Arm) -> None:
         if (image.seed, image.plain_prompt) != (there[pair].seed, there[pair].plain_prompt):
             name = f'{image.path.name}: "{image.plain_prompt}" with seed {image.seed}'
             other = f'"{there[pair].plain_prompt}" with seed {there[pair].seed}'
-            raise UserError(f"Comparison refused: base made {name}, {arm.name} {other}.", remedy)
+            raise UserError(f"Comparison refused: {base.name} made {name}, {arm.name} {other}.", remedy)

@@ -21,6 +21,14 @@ def difference_in_words(difference: Interval, finding: Finding) -> str:
     return f"{finding.capitalize()} by {_with_ends(difference)} ({n})."
 
 
+def not_held(difference: Interval, claims: int, p: float) -> str:
+    """Return the sentence about a difference that does not outlast the correction for everything that is claimed."""
+    return (
+        f"Not conclusive: {_with_ends(difference)} leaves out 0, but one of {claims} comparisons may do so by chance "
+        f"(p = {p:.2f} after Holm's correction)."
+    )
+
+
 def _too_few(difference: Interval) -> str:
     """Return the refusal to claim anything from too few images."""
     images = f"{difference.n_images} image{'s' if difference.n_images > 1 else ''} per side"

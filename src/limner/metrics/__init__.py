@@ -1,1 +1,1 @@
-"""One small class for each question about images, on shared encoders."""
+"""Questions about images, and the encoders that answer them."""

@@ -1,17 +1,16 @@
-"""What a metric is: one number per image, seen with one encoder, and the levels to read it against."""
+"""What a metric is: a question with one number per image for an answer, and the encoder that gives it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from limner.metrics.scores import Better, Level
-from limner.spec import Spec
 
 ImageSet = Literal["subject", "class", "other"]
 """Prompts with the token; prompts with the class noun and no token; prompts about something else."""
@@ -40,40 +39,49 @@ class View:
         return torch.tensor([names.index(name) for name in self.prompt])
 
 
-class Metric(Spec, ABC):
-    """One question about an arm's images, asked with one encoder.
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question about an arm's images.
 
-    A metric's value for an arm is the mean of its per-image values, so that every number leads to its pictures.
+    Its answer for an arm is the mean over the images, so that every number leads to its pictures.
     """
 
     kind: str
-    """Which question."""
-    encoder: str
-    """Name of the encoder that answers it."""
-
-    title: ClassVar[str]
-    says: ClassVar[str]
+    """Short name."""
+    title: str
+    says: str
     """One plain sentence: what a high or low value means."""
-    better: ClassVar[Better]
+    better: Better
     """Which direction is wanted; neither where a change is natural and its size has to be read against a level."""
-    sets: ClassVar[tuple[ImageSet, ...]]
-    needs_text: ClassVar[bool] = False
+    sets: tuple[ImageSet, ...]
+    per_image: Callable[[View], Tensor]
+    """The value of each image."""
+    levels: tuple[Callable[[View], Level | None], ...] = ()
+    """The values to read the answer against, taken of the base's view; None where there is nothing to take one from."""
+    is_claimed: bool = False
+    """Whether the verdict claims something from it; the other answers are descriptions."""
+    needs_text: bool = False
     """Whether the encoder must read text too."""
-    relative_to_base: ClassVar[bool] = False
+    relative_to_base: bool = False
     """Whether the value is itself a difference to the base (the base's own value is 0), so that no test is made."""
-    least_pictures: ClassVar[int] = 0
+    least_pictures: int = 0
     """How many training pictures it needs."""
-    least_images_per_prompt: ClassVar[int] = 1
+    least_images_per_prompt: int = 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A question and the encoder that answers it."""
+
+    question: Question
+    encoder: str
+    """Name of the encoder."""
 
     @property
     def key(self) -> str:
-        """Return the name of the score: the question and the encoder that answered it."""
-        return f"{self.kind}.{self.encoder}"
-
-    @abstractmethod
-    def per_image(self, view: View) -> Float[Tensor, " images"]:
-        """Return the value of each image."""
+        """Return the name of the score."""
+        return f"{self.question.kind}.{self.encoder}"
 
     def levels(self, view: View) -> tuple[Level, ...]:
         """Return the values to read the score against; `view` is the base's."""
-        return ()
+        return tuple(level for take in self.question.levels if (level := take(view)) is not None)

@@ -1,4 +1,4 @@
-"""The schema of scores.json: what evaluate writes and report reads."""
+"""The schema of scores.json and comparison.json: what evaluate writes and report reads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ImageValue(Spec):
     """The value of one image, and where the image lies."""
 
     file: str
-    """Path inside the run folder."""
+    """Path inside the folder of the arm's run; the base's images are the first run's."""
     prompt: str
     """Which prompt it was drawn from: set and index, as in "subject/3"."""
     value: float
@@ -65,18 +65,24 @@ class ArmScore(Spec):
 
 
 class Difference(Spec):
-    """A tuned arm minus the base, over pairs of images of the same prompt and the same initial latents."""
+    """One arm minus another, over pairs of images of the same prompt and the same initial latents."""
 
     arm: str
-    """The tuned arm."""
+    """A tuned arm."""
+    to: str
+    """What it is compared with: the base or an earlier tuned arm."""
     score: Interval
-    """The mean paired difference."""
+    """The mean paired difference, arm minus `to`."""
     p: float | None
-    """Sign-flip permutation test on the means of the units, two-sided; null where no test is made."""
+    """Two-sided p of the interval: below .05 exactly where it leaves out 0; null where no test is made."""
+    p_holm: float | None
+    """p after Holm's correction over everything that is claimed; null where nothing is."""
+    sign_flip_p: float | None
+    """Two-sided permutation test on the means of the units, which assumes no distribution; null where none is made."""
     conclusive: bool
-    """True only where the interval excludes 0 and there are enough independent draws."""
+    """True only where the interval excludes 0 with enough independent draws, and a claim outlasts the correction."""
     finding: Finding
-    """What the interval allows to say."""
+    """What may be said."""
     words: str
     """The finding as a sentence."""
 
@@ -102,10 +108,16 @@ class MetricScore(Spec):
     """Whether the value is itself a difference to the base."""
     levels: tuple[Level, ...]
     """Values to read the score against."""
+    is_claimed: bool
+    """Whether the verdict claims something from it, so that its tests are corrected for each other."""
     arms: dict[str, ArmScore]
     """Score by arm; the base stands first."""
     differences: tuple[Difference, ...]
-    """One for each tuned arm."""
+    """Every tuned arm to the base, then every pair of tuned arms."""
+
+    def difference(self, arm: str, to: str) -> Difference:
+        """Return the difference of two arms that stand in this order."""
+        return next(d for d in self.differences if (d.arm, d.to) == (arm, to))
 
 
 class EncoderInfo(Spec):
@@ -119,11 +131,24 @@ class EncoderInfo(Spec):
     """What it is."""
 
 
+class RunInfo(Spec):
+    """The run behind a tuned arm."""
+
+    name: str
+    """Name of its folder."""
+    folder: str
+    """Its folder, as a path from the folder of this file."""
+    settings: dict[str, str | int | float | bool | None]
+    """Its recipe's settings, as far as they are not the same in all runs."""
+
+
 class Design(Spec):
     """What was compared, and under which conditions."""
 
     arms: tuple[str, ...]
     """The base first."""
+    runs: dict[str, RunInfo]
+    """The run behind each tuned arm."""
     prompts: dict[str, int]
     """Number of prompts of each set."""
     images: dict[str, int]
@@ -141,9 +166,9 @@ class Design(Spec):
 
 
 class Scores(Spec):
-    """Everything that was measured about one run."""
+    """Everything that was measured about one run, or about several that are compared."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     """Raised when a field changes its meaning."""
     design: Design
     """What was compared."""

@@ -1,1 +1,1 @@
-"""Stage: a run folder becomes report.html, one file that needs no network."""
+"""Stage: scored runs become a page, one file that needs no network."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,6 @@ class Dots:
     """One arm's row: mean, interval, and a faint dot for each prompt."""
 
     arm: str
-    is_base: bool
     mean: float
     low: float | None
     high: float | None
@@ -58,7 +57,11 @@ class Curve:
     """One loss over the steps: every step faint, the smoothed line strong, both as SVG points."""
 
     name: str
+    arm: str
+    """Whose colour it has."""
+    is_prior: bool
     raw: str
+    """Empty where several runs would hide one another."""
     smooth: str
     last: float
 
@@ -88,7 +91,6 @@ def dot_plot(metric: MetricScore) -> DotPlot:
     rows = tuple(
         Dots(
             arm=name,
-            is_base=i == 0,
             mean=arm.score.mean,
             low=arm.score.low,
             high=arm.score.high,
@@ -97,7 +99,7 @@ def dot_plot(metric: MetricScore) -> DotPlot:
             to=None if arm.score.high is None else at(arm.score.high),
             prompts=tuple(at(value) for value in means[name].values()),
         )
-        for i, (name, arm) in enumerate(metric.arms.items())
+        for name, arm in metric.arms.items()
     )
     lines = tuple(Line(title=x.title, name=x.name, value=x.value, at=at(x.value)) for x in metric.levels)
     return DotPlot(metric, rows, lines, tuple(Tick(f"{t:.10g}", at(t)) for t in ticks))
@@ -111,26 +113,31 @@ def prompt_means(metric: MetricScore, arm: str) -> dict[str, float]:
     return {prompt: sum(v) / len(v) for prompt, v in values.items()}
 
 
-def loss_plot(steps: Sequence[dict[str, Any]]) -> LossPlot | None:
-    """Lay out the losses that the log holds; None for a run without steps."""
-    names = [("instance_loss", "the subject's pictures"), ("prior_loss", "class pictures (prior)")]
-    series = {title: [(s["step"], float(s[key])) for s in steps if s.get(key) is not None] for key, title in names}
-    if not any(series.values()):
-        series = {"loss": [(s["step"], float(s["loss"])) for s in steps if s.get("loss") is not None]}
-    series = {title: points for title, points in series.items() if len(points) > 1}
+def loss_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> LossPlot | None:
+    """Lay out the losses that each arm's log holds; None where there are no steps."""
+    series = [(arm, is_prior, points) for arm, steps in runs.items() for is_prior, points in _losses(steps)]
     if not series:
         return None
-    last_step = max(points[-1][0] for points in series.values())
+    last_step = max(points[-1][0] for _, _, points in series)
     # A few wild steps must not flatten the rest: the axis ends at the 99th percentile.
-    everything = sorted(value for points in series.values() for _, value in points)
+    everything = sorted(value for _, _, points in series for _, value in points)
     y_ticks = nice_ticks(0.0, everything[min(len(everything) - 1, int(0.99 * len(everything)))])
     top = y_ticks[-1]
 
-    def points(rows: list[tuple[int, float]]) -> str:
+    def drawn(rows: list[tuple[int, float]]) -> str:
         return " ".join(f"{1000 * x / last_step:.1f},{400 - 400 * min(y, top) / top:.1f}" for x, y in rows)
 
+    is_alone = len(runs) == 1
     curves = tuple(
-        Curve(title, points(rows), points(smoothed := smooth(rows)), smoothed[-1][1]) for title, rows in series.items()
+        Curve(
+            name=_curve_name("" if is_alone else arm, is_prior),
+            arm=arm,
+            is_prior=is_prior,
+            raw=drawn(points) if is_alone else "",
+            smooth=drawn(smoothed := smooth(points)),
+            last=smoothed[-1][1],
+        )
+        for arm, is_prior, points in series
     )
     x_ticks = [t for t in nice_ticks(0.0, float(last_step)) if t <= last_step]
     return LossPlot(
@@ -138,6 +145,20 @@ def loss_plot(steps: Sequence[dict[str, Any]]) -> LossPlot | None:
         tuple(Tick(f"{t:.10g}", 100 * t / last_step) for t in x_ticks),
         tuple(Tick(f"{t:.10g}", 100 * t / top) for t in y_ticks),
     )
+
+
+def _losses(steps: Sequence[dict[str, Any]]) -> list[tuple[bool, list[tuple[int, float]]]]:
+    """Return the losses of one log: of the subject's pictures, and of class pictures where there is a prior."""
+    found = [
+        (key == "prior_loss", [(s["step"], float(s[key])) for s in steps if s.get(key) is not None])
+        for key in ("instance_loss", "prior_loss")
+    ]
+    return [(is_prior, points) for is_prior, points in found if len(points) > 1]
+
+
+def _curve_name(arm: str, is_prior: bool) -> str:
+    what = "class pictures (prior)" if is_prior else "the subject's pictures" if not arm else ""
+    return ", ".join(filter(None, (arm, what)))
 
 
 def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

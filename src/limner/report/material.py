@@ -1,7 +1,8 @@
-"""Reads what a run folder holds about itself; whatever an early stop left out is simply absent."""
+"""Reads what scored run folders hold about themselves; whatever an early stop left out is simply absent."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from limner.errors import UserError
-from limner.metrics.scores import Scores
+from limner.metrics.scores import MetricScore, Scores
 from limner.rundir import RunDir, read_json
 
-BASE = "base"
+BASE, TUNED = "base", "tuned"
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Shot:
     prompt_index: int
     image_index: int
     seed: int
-    files: dict[str, str]
-    """Path inside the run folder, by arm."""
+    files: dict[str, Path]
+    """By arm."""
 
     @property
     def name(self) -> str:
@@ -34,23 +35,44 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Material:
-    """Everything that a run's report is made of."""
+class Trained:
+    """A tuned arm, and what its run tells about the training."""
 
+    arm: str
     run: RunDir
-    scores: Scores
-    shots: tuple[Shot, ...]
-    pictures: tuple[dict[str, Any], ...]
-    """The training pictures' manifest rows, each with "file" as a path inside the run folder."""
+    previews: tuple[tuple[int, Path], ...]
+    """The first preview of each step that has one: step, picture."""
     class_pictures: tuple[dict[str, Any], ...]
-    previews: tuple[tuple[int, str], ...]
-    """The first preview of each step that has one: step, path inside the run folder."""
-    manifest: dict[str, Any]
-    """How the base's images were made."""
+    """Their manifest rows, each with "file" as a whole path."""
     steps: tuple[dict[str, Any], ...]
     phases: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
     recipe: str
+
+    @property
+    def name(self) -> str:
+        """Return the run's own name."""
+        return self.run.path.resolve().name
+
+    @property
+    def file(self) -> str:
+        """Return the name of what was learned: the folder of a whole model, an adapter's file, a folder of words."""
+        names = ("model", self.run.adapter.name, "embeddings")
+        return next((name for name in names if (self.run.path / name).exists()), self.run.adapter.name)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything that a report is made of."""
+
+    scores: Scores
+    shots: tuple[Shot, ...]
+    pictures: tuple[dict[str, Any], ...]
+    """The training pictures' manifest rows, each with "file" as a whole path."""
+    trained: tuple[Trained, ...]
+    """The tuned arms."""
+    base: str
+    """What the user called the base."""
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -62,28 +84,52 @@ class Material:
         """Return the arms that are not the base."""
         return self.arms[1:]
 
+    def values(self, metric: MetricScore, arm: str) -> dict[Path, float]:
+        """Return an arm's value for each of its images."""
+        folder = next((t.run.path for t in self.trained if t.arm == arm), self.trained[0].run.path)
+        return {folder / image.file: image.value for image in metric.arms[arm].images}
 
-def gather(run: RunDir) -> Material:
-    """Read a run folder that evaluate has scored."""
-    if not run.scores.is_file():
-        raise UserError(f"{run.path}: has no scores.json yet.", f"Make it with: limner evaluate {run.path}")
+
+def gather(runs: Sequence[RunDir], path: Path) -> Material:
+    """Read runs and the scores that evaluate wrote of them to `path`."""
+    again = f"limner evaluate {' '.join(str(run.path) for run in runs)}"
+    if not path.is_file():
+        raise UserError(f"{path}: is not there yet.", f"Make it with: {again}")
     try:
-        scores = Scores.model_validate(read_json(run.scores))
+        scores = Scores.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{run.scores}: {where}: {first['msg']}.", f"Score the run again: limner evaluate {run.path}"
-        ) from error
-    manifests = {arm: read_json(run.images / arm / "manifest.json") for arm in scores.design.arms}
-    return Material(
-        run=run,
+        raise UserError(f"{path}: {where}: {first['msg']}.", f"Score again: {again}") from error
+    scored = {(path.parent / info.folder).resolve(): arm for arm, info in scores.design.runs.items()}
+    if scored.keys() != {run.path.resolve() for run in runs}:
+        names = ", ".join(info.name for info in scores.design.runs.values())
+        raise UserError(f"{path}: holds the scores of other runs ({names}).", f"Score these: {again}")
+    of_arm = {scored[run.path.resolve()]: run for run in runs}
+    ordered = {arm: of_arm[arm] for arm in scores.design.runs}
+    first_run = next(iter(ordered.values()))
+    folders = {BASE: first_run.images / BASE, **{arm: run.images / TUNED for arm, run in ordered.items()}}
+    manifests = {folder: read_json(folder / "manifest.json") for folder in folders.values()}
+    material = Material(
         scores=scores,
-        shots=_shots(run, manifests),
-        pictures=_rows(run, run.pictures),
-        class_pictures=_rows(run, run.class_pictures),
+        shots=_shots(folders, manifests),
+        pictures=_rows(first_run.pictures),
+        trained=tuple(_trained(arm, run) for arm, run in ordered.items()),
+        base=manifests[folders[BASE]]["base"],
+    )
+    shown = {file for shot in material.shots if shot.files.keys() == folders.keys() for file in shot.files.values()}
+    for arm, folder in folders.items():
+        if any(material.values(metric, arm).keys() - shown for metric in scores.metrics):
+            raise UserError(f"{folder}: changed after {path} was written.", f"Score again: {again}")
+    return material
+
+
+def _trained(arm: str, run: RunDir) -> Trained:
+    return Trained(
+        arm=arm,
+        run=run,
         previews=_previews(run),
-        manifest=manifests[BASE],
+        class_pictures=_rows(run.class_pictures),
         steps=tuple(run.read_log("step")),
         phases=tuple(run.read_log("phase")),
         provenance=read_json(run.provenance) if run.provenance.is_file() else {},
@@ -91,13 +137,13 @@ def gather(run: RunDir) -> Material:
     )
 
 
-def _shots(run: RunDir, manifests: dict[str, dict[str, Any]]) -> tuple[Shot, ...]:
-    files: dict[tuple[str, int, int], dict[str, str]] = {}
-    for arm, manifest in manifests.items():
-        for row in manifest["images"]:
+def _shots(folders: dict[str, Path], manifests: dict[Path, dict[str, Any]]) -> tuple[Shot, ...]:
+    files: dict[tuple[str, int, int], dict[str, Path]] = {}
+    for arm, folder in folders.items():
+        for row in manifests[folder]["images"]:
             pair = (row["set"], row["prompt_index"], row["image_index"])
-            files.setdefault(pair, {})[arm] = str((run.images / arm / row["file"]).relative_to(run.path))
-    rows = {(row["set"], row["prompt_index"], row["image_index"]): row for row in manifests[BASE]["images"]}
+            files.setdefault(pair, {})[arm] = folder / row["file"]
+    rows = manifests[folders[BASE]]["images"]
     return tuple(
         Shot(
             set=row["set"],
@@ -105,27 +151,26 @@ def _shots(run: RunDir, manifests: dict[str, dict[str, Any]]) -> tuple[Shot, ...
             prompt_index=row["prompt_index"],
             image_index=row["image_index"],
             seed=row["seed"],
-            files=files[pair],
+            files=files[row["set"], row["prompt_index"], row["image_index"]],
         )
-        for pair, row in sorted(rows.items())
+        for row in sorted(rows, key=lambda row: (row["set"], row["prompt_index"], row["image_index"]))
     )
 
 
-def _previews(run: RunDir) -> tuple[tuple[int, str], ...]:
+def _previews(run: RunDir) -> tuple[tuple[int, Path], ...]:
     """Return the first preview of each step, in order of the steps."""
     found = []
     for manifest in sorted(run.previews.glob("step-*/manifest.json")):
         images = read_json(manifest)["images"]
         if images:
-            file = manifest.parent / images[0]["file"]
-            found.append((int(manifest.parent.name.removeprefix("step-")), str(file.relative_to(run.path))))
+            found.append((int(manifest.parent.name.removeprefix("step-")), manifest.parent / images[0]["file"]))
     return tuple(sorted(found))
 
 
-def _rows(run: RunDir, folder: Path) -> tuple[dict[str, Any], ...]:
+def _rows(folder: Path) -> tuple[dict[str, Any], ...]:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return ()
     content = read_json(manifest)
     rows = content.get("pictures") or content.get("images") or []
-    return tuple({**row, "file": str((folder / row["file"]).relative_to(run.path))} for row in rows)
+    return tuple({**row, "file": folder / row["file"]} for row in rows)

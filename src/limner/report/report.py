@@ -1,53 +1,68 @@
-"""The report stage: a scored run folder in, one self-contained report.html out."""
+"""The report stage: scored runs in, one self-contained HTML file out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from limner.metrics.scores import MetricScore, Scores
 from limner.report.charts import dot_plot, loss_plot
-from limner.report.costs import costs, in_one_line, phases
+from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
 from limner.report.embed import data_uri, is_small
 from limner.report.material import Material, gather
-from limner.report.tables import captions, command, facts, least_alike, rows_by_prompt, score_rows
-from limner.report.verdict import headline, number, verdict, with_ends
+from limner.report.numbers import number, with_ends
+from limner.report.tables import answers, captions, command, facts, least_alike, rows_by_prompt, setting
+from limner.report.verdict import verdict
+from limner.report.which import headline, which_for_what, who_learned
 from limner.rundir import RunDir, write_atomically
 
 TEMPLATES = Path(__file__).parent / "page"
 IN_CHARTS = ("subject_fidelity", "prompt_following", "class_kept")
+COLOURS = 4
+"""How many colours the page has for tuned arms."""
 
 
-def report(run: RunDir) -> Path:
-    """Write report.html from what the run folder holds and return its path; nothing in it points outside."""
-    page = _environment(run).get_template("report.html.j2").render(**_content(gather(run)))
-    write_atomically(run.report, page.encode())
-    return run.report
+def report(runs: Sequence[RunDir], scores: Path, out: Path) -> Path:
+    """Write the page about one run, or about several side by side, and return its path; nothing in it points outside.
+
+    `scores` is what evaluate wrote about these runs.
+    """
+    material = gather(runs, scores)
+    page = _environment(material).get_template("report.html.j2").render(**_content(material))
+    write_atomically(out, page.encode())
+    return out
 
 
 def _content(material: Material) -> dict[str, Any]:
     """Return everything that the template shows."""
     scores = material.scores
     by_set = {name: [s for s in material.shots if s.set == name] for name in ("subject", "class", "other")}
+    several = len(material.trained) > 1
+    own = figures(material.trained)
     return {
         "m": material,
         "scores": scores,
-        "name": material.run.path.resolve().name,
+        "several": several,
+        "name": ", ".join(one.name for one in material.trained),
         "headline": headline(scores),
         "verdicts": {arm: verdict(scores, arm) for arm in material.tuned},
+        "which": list(filter(None, (who_learned(scores), *which_for_what(scores)))),
+        "cheapest": cheapest(own) if several else "",
         "first": {name: [s for s in shots if s.image_index == 0] for name, shots in by_set.items()},
         "further": {name: [s for s in shots if s.image_index > 0] for name, shots in by_set.items()},
         "captions": captions(material),
         "plots": [dot_plot(metric) for metric in _charted(scores)],
-        "losses": loss_plot(material.steps),
-        "rows": score_rows(scores),
+        "losses": loss_plot({one.arm: one.steps for one in material.trained}),
+        "answers": answers(scores),
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
-        "worst": least_alike(material, material.tuned[0]),
+        "worst": {arm: least_alike(material, arm) for arm in material.tuned},
         "one_caption": _one_caption(material),
-        "costs": costs(material),
-        "in_one_line": in_one_line(material),
-        "phases": phases(material),
-        "small": bool(material.shots) and is_small(material.run.path / material.shots[0].files[material.arms[0]]),
+        "costs": [] if several else costs(material.trained[0]),
+        "cost_rows": cost_rows(own) if several else {},
+        "in_one_line": {one.arm: in_one_line(one) for one in own},
+        "phases": [] if several else phases(material.trained[0]),
+        "small": bool(material.shots) and is_small(material.shots[0].files[material.arms[0]]),
     }
 
 
@@ -64,11 +79,14 @@ def _one_caption(material: Material) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _environment(run: RunDir) -> Any:
+def _environment(material: Material) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    def embedded(file: str) -> str:
-        return data_uri(run.path / file)
+    def hue(arm: str) -> str:
+        """Return an arm's colours as a style: on the page, and behind white text."""
+        place = material.arms.index(arm)
+        number = 0 if place == 0 else (place - 1) % COLOURS + 1
+        return f"--hue:var(--arm-{number});--solid:var(--solid-{number})"
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -77,9 +95,8 @@ def _environment(run: RunDir) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = embedded
-    environment.filters["command"] = command
-    environment.filters["facts"] = facts
-    environment.filters["number"] = number
-    environment.filters["with_ends"] = with_ends
+    environment.filters |= {
+        "data_uri": data_uri, "command": command, "facts": facts, "number": number, "with_ends": with_ends, "hue": hue,
+        "setting": setting,
+    }  # fmt: skip
     return environment

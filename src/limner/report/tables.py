@@ -9,7 +9,7 @@ from pathlib import PurePath
 from limner.metrics.scores import Difference, Interval, MetricScore, Scores
 from limner.report.charts import prompt_means
 from limner.report.material import Material, Shot
-from limner.report.verdict import number
+from limner.report.numbers import number
 
 FINDINGS = {
     "better": "better",
@@ -24,16 +24,28 @@ FINDINGS = {
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One question's answer for one tuned arm."""
+    """One question's answer for two arms."""
 
-    metric: MetricScore
     arm: str
-    base: Interval
-    tuned: Interval
+    to: str
+    to_score: Interval
+    score: Interval
     difference: Difference
     finding: str
     bar: tuple[float, float, float] | None
     """Mean, low and high of the difference, in per cent of the bar's width; 50 is zero."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question with its rows."""
+
+    metric: MetricScore
+    is_first: bool
+    """Whether no encoder before it answered the same question."""
+    to_base: tuple[ScoreRow, ...]
+    between: tuple[ScoreRow, ...]
+    """Tuned arms among themselves."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +58,28 @@ class PromptRow:
     """Name of the shot to jump to, and its values in words."""
 
 
-def score_rows(scores: Scores) -> list[ScoreRow]:
+def answers(scores: Scores) -> list[Answer]:
     """Return the answers, in the order of the questions."""
     widest = max((_reach(d.score) for m in scores.metrics for d in m.differences), default=1.0) or 1.0
-    rows = []
+    base = scores.design.arms[0]
+    found: list[Answer] = []
     for metric in scores.metrics:
-        base = metric.arms[scores.design.arms[0]].score
-        for difference in metric.differences:
-            s = difference.score
-            bar = None
-            if s.low is not None and s.high is not None:
-                bar = (_place(s.mean, widest), _place(s.low, widest), _place(s.high, widest))
-            tuned = metric.arms[difference.arm].score
-            rows.append(ScoreRow(metric, difference.arm, base, tuned, difference, FINDINGS[difference.finding], bar))
-    return rows
+        rows = [_score_row(metric, difference, widest) for difference in metric.differences]
+        found.append(
+            Answer(
+                metric=metric,
+                is_first=all(answer.metric.kind != metric.kind for answer in found),
+                to_base=tuple(row for row in rows if row.to == base),
+                between=tuple(row for row in rows if row.to != base),
+            )
+        )
+    return found
 
 
 def rows_by_prompt(material: Material, metric: MetricScore) -> list[PromptRow]:
     """Return a metric's values prompt by prompt, each with links to its pictures."""
     means = {arm: prompt_means(metric, arm) for arm in metric.arms}
-    values = {arm: {image.file: image.value for image in score.images} for arm, score in metric.arms.items()}
+    values = {arm: material.values(metric, arm) for arm in metric.arms}
     rows = []
     for prompt in means[material.arms[0]]:
         shots = [s for s in material.shots if f"{s.set}/{s.prompt_index}" == prompt]
@@ -76,29 +90,26 @@ def rows_by_prompt(material: Material, metric: MetricScore) -> list[PromptRow]:
     return rows
 
 
-def captions(material: Material) -> dict[str, str]:
-    """Return what stands under each pair of images: its likeness, or how far it moved."""
+def captions(material: Material) -> dict[str, tuple[str, dict[str, str]]]:
+    """Return what stands at each shot's images: a word, and each arm's likeness or how far it moved."""
     words = {
         "subject": ("subject_fidelity", "likeness"),
         "class": ("class_drift", "moved by"),
         "other": ("other_drift", "moved by"),
     }
-    found: dict[str, str] = {}
-    for shot in material.shots:
-        kind, word = words.get(shot.set, ("", ""))
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for name, (kind, word) in words.items():
         metric = material.scores.find(kind)
         if metric is None:
             continue
         values = {
-            arm: next((i.value for i in metric.arms[arm].images if i.file == shot.files[arm]), None)
+            arm: material.values(metric, arm)
             for arm in material.arms
+            if not (metric.relative_to_base and arm == material.arms[0])
         }
-        shown = [
-            v
-            for arm, v in values.items()
-            if v is not None and not (metric.relative_to_base and arm == material.arms[0])
-        ]
-        found[shot.name] = f"{word} " + " → ".join(number(v) for v in shown)
+        for shot in material.shots:
+            if shot.set == name:
+                found[shot.name] = (word, {arm: number(of[shot.files[arm]]) for arm, of in values.items()})
     return found
 
 
@@ -107,8 +118,24 @@ def least_alike(material: Material, arm: str, count: int = 4) -> list[Shot]:
     metric = material.scores.find("subject_fidelity")
     if metric is None or len(metric.arms[arm].images) <= count:
         return []
-    shots = {shot.files[arm]: shot for shot in material.shots}
-    return [shots[i.file] for i in sorted(metric.arms[arm].images, key=lambda i: i.value)[:count]]
+    values, shots = material.values(metric, arm), {shot.files[arm]: shot for shot in material.shots}
+    return [shots[file] for file in sorted(values, key=values.__getitem__)[:count]]
+
+
+def _score_row(metric: MetricScore, difference: Difference, widest: float) -> ScoreRow:
+    s = difference.score
+    bar = None
+    if s.low is not None and s.high is not None:
+        bar = (_place(s.mean, widest), _place(s.low, widest), _place(s.high, widest))
+    return ScoreRow(
+        arm=difference.arm,
+        to=difference.to,
+        to_score=metric.arms[difference.to].score,
+        score=metric.arms[difference.arm].score,
+        difference=difference,
+        finding=FINDINGS[difference.finding],
+        bar=bar,
+    )
 
 
 def _reach(score: Interval) -> float:
@@ -135,3 +162,10 @@ def facts(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.10g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def setting(value: str | float | bool | None) -> str:
+    """Return a setting as a recipe writes it; a dash where a recipe has none."""
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)

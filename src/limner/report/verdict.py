@@ -1,21 +1,9 @@
-"""Says in a few sentences what the scores say, with their numbers."""
+"""Says in a few sentences what one arm changed, with the numbers."""
 
 from __future__ import annotations
 
-from limner.metrics.scores import Difference, Interval, MetricScore, Scores
-
-HEADLINES = {
-    "better": "It learned the subject.",
-    "worse": "It moved away from the subject.",
-    "no difference": "No difference found.",
-    "not conclusive": "Too few images to tell.",
-}
-
-
-def headline(scores: Scores) -> str:
-    """Return the answer in a few words: likeness to the subject, by the first encoder."""
-    metric = scores.find("subject_fidelity")
-    return HEADLINES.get(metric.differences[0].finding, "Base against tuned.") if metric else "Base against tuned."
+from limner.metrics.scores import Scores
+from limner.report.numbers import number, with_ends
 
 
 def verdict(scores: Scores, arm: str) -> list[str]:
@@ -28,36 +16,19 @@ def verdict(scores: Scores, arm: str) -> list[str]:
     return [" ".join(filter(None, sentences)) for sentences in paragraphs if any(sentences)]
 
 
-def number(value: float, *, sign: bool = False) -> str:
-    """Return a score with two digits, three where two would show nothing; a minus sign is a minus sign."""
-    digits = 2 if abs(value) >= 0.095 or value == 0 else 3
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def with_ends(value: Interval, *, sign: bool = False) -> str:
-    """Return a mean with its interval in brackets, all with as many digits as the mean needs."""
-    if value.low is None or value.high is None:
-        return number(value.mean, sign=sign)
-    ends = (value.mean, value.low, value.high)
-    digits = 2 if abs(value.mean) >= 0.095 or not any(ends) else 3
-    mean, low, high = (f"{v:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}") for v in ends)
-    return f"{mean}\N{NO-BREAK SPACE}[{low}, {high}]"
-
-
-def of_arm(metric: MetricScore, arm: str) -> Difference:
-    """Return an arm's difference to the base."""
-    return next(difference for difference in metric.differences if difference.arm == arm)
-
-
 def _likeness(scores: Scores, arm: str) -> str:
     metric = scores.find("subject_fidelity")
     if metric is None:
         return ""
-    difference, base, tuned = of_arm(metric, arm), metric.arms[scores.design.arms[0]], metric.arms[arm]
+    difference, base, tuned = (
+        metric.difference(arm, scores.design.arms[0]),
+        metric.arms[scores.design.arms[0]],
+        metric.arms[arm],
+    )
     size = with_ends(difference.score, sign=True)
     values = f"{number(tuned.score.mean)} against {number(base.score.mean)}"
     if difference.finding == "not conclusive":
-        return difference.words
+        return f"Whether it looks more like the subject is open. {difference.words}"
     if difference.finding == "no difference":
         return f"The {arm} model looks no more like the subject than the base does: {values}, difference {size}."
     more = "more" if difference.finding == "better" else "less"
@@ -73,7 +44,7 @@ def _class_kept(scores: Scores, arm: str) -> str:
     metric = scores.find("class_kept")
     if metric is None:
         return ""
-    difference = of_arm(metric, arm)
+    difference = metric.difference(arm, scores.design.arms[0])
     size = with_ends(difference.score, sign=True)
     within = next((x.value for x in metric.levels if x.name == "within"), None)
     way = within - metric.arms[scores.design.arms[0]].score.mean if within is not None else 0.0
@@ -101,7 +72,7 @@ def _prompt(scores: Scores, arm: str) -> str:
     metric = scores.find("prompt_following")
     if metric is None:
         return ""
-    difference = of_arm(metric, arm)
+    difference = metric.difference(arm, scores.design.arms[0])
     size = with_ends(difference.score, sign=True)
     return {
         "no difference": f"Prompts are followed as before: no difference found, {size}.",
@@ -115,7 +86,8 @@ def _colour_alone(scores: Scores, arm: str) -> str:
     learned, colours = scores.find("subject_fidelity"), scores.find("subject_fidelity", "colour_histogram")
     if learned is None or colours is None or learned is colours:
         return ""
-    if of_arm(colours, arm).finding == "better" and of_arm(learned, arm).finding != "better":
+    by_learned, by_colours = (m.difference(arm, scores.design.arms[0]).finding for m in (learned, colours))
+    if by_colours == "better" and by_learned in ("no difference", "worse"):
         return (
             "Only the colours came nearer to the subject: the colour histogram sees a gain that the encoder does not."
         )

@@ -72,7 +72,7 @@ def star(seed: int, background: tuple[int, int, int]) -> Image.Image:
 def make_arm(run: RunDir, arm: str, *, tuned: bool, prompts: int = 8, images: int = 3, **settings: object) -> Path:
     """Draw one arm's images with their manifest; a tuned arm draws the star where the prompt holds the token."""
     folder = run.images / arm
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in ("subject", "class", "other"):
         for p, (colour, rgb) in enumerate(list(BACKGROUNDS.items())[:prompts]):
@@ -103,11 +103,13 @@ def make_arm(run: RunDir, arm: str, *, tuned: bool, prompts: int = 8, images: in
     manifest = {
         "arm": arm,
         "base": "tiny",
+        "identity": {"unet": "0123456789abcdef", "vae": "1123456789abcdef"},
         "adapter": "adapter.safetensors" if tuned else None,
         "strength": 1.0,
         "num_inference_steps": 25,
         "guidance_scale": 4.0,
         "scheduler": "ddim",
+        "negative_prompt": "",
         "resolution_px": SIDE,
         "seconds": 12.3,
         "images": rows,
@@ -117,7 +119,17 @@ def make_arm(run: RunDir, arm: str, *, tuned: bool, prompts: int = 8, images: in
     return folder
 
 
-def make_run(path: Path, *, tuned_like_base: bool = False, prompts: int = 8, images: int = 3) -> RunDir:
+def make_run(
+    path: Path,
+    *,
+    tuned_like_base: bool = False,
+    prompts: int = 8,
+    images: int = 3,
+    subject: str = "star",
+    kind: str = "lora",
+    prior: bool = True,
+    rank: int = 8,
+) -> RunDir:
     """Make a whole run folder as the earlier stages leave it."""
     run = RunDir.create(path, name="lora-star")
     make_arm(run, "base", tuned=False, prompts=prompts, images=images)
@@ -127,18 +139,18 @@ def make_run(path: Path, *, tuned_like_base: bool = False, prompts: int = 8, ima
         rows = []
         for i, rgb in enumerate(list(BACKGROUNDS.values())[: 5 if key == "pictures" else 8]):
             draws(500 + i, rgb).save(folder / f"{i:02d}.png")
-            rows.append({"file": f"{i:02d}.png", "caption": "a photo of sks critter", "source": f"star-{i}.jpg"})
+            rows.append({"file": f"{i:02d}.png", "caption": "a photo of sks critter", "sha256": f"{subject}-{key}-{i}"})
         write_json(folder / "manifest.json", {key: rows})
     for step in (50, 100):
         folder = run.previews / f"step-{step:06d}"
         folder.mkdir(parents=True)
         star(step, BACKGROUNDS["red"]).save(folder / "free-00-00.png")
         write_json(folder / "manifest.json", {"images": [{"file": "free-00-00.png"}]})
-    _write_history(run)
+    _write_history(run, kind, prior, rank)
     return run
 
 
-def _write_history(run: RunDir) -> None:
+def _write_history(run: RunDir, kind: str, has_prior: bool, rank: int) -> None:
     rng = random.Random(0)
     run.append_log("phase", name="prepare", seconds=2.1, peak_memory_gib=0.6)
     run.append_log("phase", name="class pictures", seconds=31.0, peak_memory_gib=0.9)
@@ -157,7 +169,10 @@ def _write_history(run: RunDir) -> None:
         )
     run.append_log("phase", name="train", seconds=64.0, peak_memory_gib=1.4)
     run.append_log("phase", name="generate", seconds=41.0, peak_memory_gib=1.0)
-    run.recipe.write_text('base = "tiny"\nsteps = 200\nlearning_rate = 0.001\n\n[adapter]\nkind = "lora"\nrank = 8\n')
+    run.recipe.write_text(
+        f'base = "tiny"\nsteps = 200\nlearning_rate = 0.001\n\n[adapter]\nkind = "{kind}"\nrank = {rank}\n\n'
+        f"[prior]\nenabled = {str(has_prior).lower()}\n"
+    )
     run.update_provenance(
         command=["/usr/bin/limner", "demo", "--run", "runs/demo"],
         date="2026-11-22T09:00:00+00:00",

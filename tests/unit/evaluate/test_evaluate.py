@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,11 @@ import pytest
 from limner.errors import UserError
 from limner.evaluate.evaluate import evaluate
 from limner.metrics.colour_histogram import ColourHistogram
-from limner.metrics.forgetting import ClassDrift
 from limner.metrics.lite0 import Lite0
+from limner.metrics.metric import Metric
+from limner.metrics.questions import CLASS_DRIFT, CLASS_KEPT, SUBJECT_FIDELITY
 from limner.metrics.scores import Scores
 from limner.metrics.standard import standard_metrics
-from limner.metrics.subject import ClassKept, SubjectFidelity
 from limner.rundir import RunDir, read_json, write_json
 from tests.unit.evaluate.synthetic import make_arm, make_run
 
@@ -21,7 +22,7 @@ from tests.unit.evaluate.synthetic import make_arm, make_run
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Scores]:
     run = make_run(tmp_path_factory.mktemp("runs") / "star", prompts=7, images=2)
-    return run, evaluate(run, encoders=[Lite0(), ColourHistogram()])
+    return run, evaluate([run], run.scores, encoders=[Lite0(), ColourHistogram()])
 
 
 def test_a_planted_likeness_is_found(scored: tuple[RunDir, Scores]) -> None:
@@ -80,8 +81,8 @@ def test_images_beyond_the_closest_two_training_pictures_are_counted(scored: tup
 
 def test_identical_arms_differ_by_exactly_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "same", tuned_like_base=True, prompts=6, images=1)
-    metrics = [*standard_metrics([ColourHistogram()]), ClassDrift(encoder="lite0"), ClassKept(encoder="lite0")]
-    scores = evaluate(run, encoders=[ColourHistogram(), Lite0()], metrics=metrics, batch=5)
+    metrics = [*standard_metrics([ColourHistogram()]), Metric(CLASS_DRIFT, "lite0"), Metric(CLASS_KEPT, "lite0")]
+    scores = evaluate([run], run.scores, encoders=[ColourHistogram(), Lite0()], metrics=metrics, batch=5)
     for metric in scores.metrics:
         for difference in metric.differences:
             assert (difference.score.mean, difference.score.low, difference.score.high) == (0, 0, 0)
@@ -92,7 +93,7 @@ def test_identical_arms_differ_by_exactly_nothing(tmp_path: Path) -> None:
 
 def test_few_images_say_that_nothing_can_be_claimed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "few", prompts=2, images=2)
-    metric = evaluate(run, encoders=[ColourHistogram()]).find("subject_fidelity")
+    metric = evaluate([run], run.scores, encoders=[ColourHistogram()]).find("subject_fidelity")
     assert metric is not None
     difference = metric.differences[0]
     assert not difference.conclusive
@@ -102,7 +103,7 @@ def test_few_images_say_that_nothing_can_be_claimed(tmp_path: Path) -> None:
 
 def test_one_image_has_no_interval(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", prompts=1, images=1)
-    scores = evaluate(run, encoders=[ColourHistogram()])
+    scores = evaluate([run], run.scores, encoders=[ColourHistogram()])
     metric = scores.find("subject_fidelity")
     assert metric is not None
     assert metric.arms["tuned"].score.low is None
@@ -113,25 +114,32 @@ def test_one_image_has_no_interval(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "words"),
     [
-        ("num_inference_steps", 30, "base used 25 steps, other 30 steps"),
-        ("guidance_scale", 7.5, "base used guidance 4.0, other guidance 7.5"),
-        ("scheduler", "euler", "base used ddim, other euler"),
-        ("resolution_px", 128, "base used 64 px, other 128 px"),
+        ("num_inference_steps", 30, "base used 25 steps, tuned 30."),
+        ("guidance_scale", 7.5, "base used guidance 4.0, tuned 7.5."),
+        ("scheduler", "euler", "base used the sampler ddim, tuned euler."),
+        ("resolution_px", 128, "base used 64 px, tuned 128."),
+        ("negative_prompt", "fog", "base used the negative prompt '', tuned fog."),
+        ("base", "another", "base is tiny, tuned was made with another."),
+        (
+            "identity",
+            {"unet": "f" * 16},
+            "base is tiny (0123456789abcdef), tuned was made with tiny (ffffffffffffffff).",
+        ),
     ],
 )
 def test_arms_made_differently_are_not_compared(tmp_path: Path, setting: str, value: object, words: str) -> None:
     run = make_run(tmp_path / "run", prompts=1, images=1)
-    make_arm(run, "other", tuned=True, prompts=1, images=1, **{setting: value})
-    with pytest.raises(UserError, match="Comparison refused: ") as caught:
-        evaluate(run, encoders=[ColourHistogram()])
-    assert words in str(caught.value)
+    other = {"identity": {"unet": "f" * 16}} if setting == "base" else {}
+    make_arm(run, "tuned", tuned=True, prompts=1, images=1, **{setting: value}, **other)
+    with pytest.raises(UserError, match=f"Comparison refused: {re.escape(words)}"):
+        evaluate([run], run.scores, encoders=[ColourHistogram()])
 
 
 def test_arms_with_other_pairs_are_not_compared(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", prompts=2, images=2)
-    make_arm(run, "other", tuned=True, prompts=2, images=1)
-    with pytest.raises(UserError, match='other lacks an image .*set "class", prompt 0, image 1'):
-        evaluate(run, encoders=[ColourHistogram()])
+    make_arm(run, "tuned", tuned=True, prompts=2, images=1)
+    with pytest.raises(UserError, match='tuned lacks an image .*set "class", prompt 0, image 1'):
+        evaluate([run], run.scores, encoders=[ColourHistogram()])
 
 
 def test_arms_with_other_seeds_are_not_compared(tmp_path: Path) -> None:
@@ -140,39 +148,34 @@ def test_arms_with_other_seeds_are_not_compared(tmp_path: Path) -> None:
     manifest["images"][0]["seed"] += 1
     write_json(run.images / "tuned" / "manifest.json", manifest)
     with pytest.raises(UserError, match="Comparison refused: base made .* with seed"):
-        evaluate(run, encoders=[ColourHistogram()])
+        evaluate([run], run.scores, encoders=[ColourHistogram()])
 
 
-def test_a_run_without_images_says_what_to_do(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "empty", name="x")
-    with pytest.raises(UserError, match="holds no images of the base. Make them with: limner generate"):
-        evaluate(run, encoders=[ColourHistogram()])
-
-
-def test_a_base_alone_cannot_be_compared(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path / "base", name="x")
-    make_arm(run, "base", tuned=False, prompts=1, images=1)
-    with pytest.raises(UserError, match="nothing to compare it with"):
-        evaluate(run, encoders=[ColourHistogram()])
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_a_run_without_images_says_what_to_do(tmp_path: Path, side: str) -> None:
+    run = make_run(tmp_path / "run", prompts=1, images=1)
+    (run.images / side / "manifest.json").unlink()
+    with pytest.raises(UserError, match=f"run: has no images of {side} yet. Make them with: limner evaluate .*run$"):
+        evaluate([run], run.scores, encoders=[ColourHistogram()])
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", prompts=1, images=1)
     (run.images / "tuned" / "class-00-00.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="class-00-00.png: cannot be read"):
-        evaluate(run, encoders=[ColourHistogram()])
+        evaluate([run], run.scores, encoders=[ColourHistogram()])
 
 
 def test_the_batch_size_and_the_number_of_runs_do_not_matter(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", prompts=6, images=2)
-    one, many, again = (evaluate(run, encoders=[ColourHistogram()], batch=b) for b in (1, 32, 32))
+    one, many, again = (evaluate([run], run.scores, encoders=[ColourHistogram()], batch=b) for b in (1, 32, 32))
     assert one == many == again
 
 
 def test_progress_ends_where_it_should(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", prompts=1, images=1)
     calls: list[tuple[int, int, str]] = []
-    evaluate(run, encoders=[ColourHistogram()], batch=4, progress=lambda *call: calls.append(call))
+    evaluate([run], run.scores, encoders=[ColourHistogram()], batch=4, progress=lambda *call: calls.append(call))
     done, total, what = calls[-1]
     assert done == total > 13
     assert what == "pictures seen by colour_histogram"
@@ -180,5 +183,5 @@ def test_progress_ends_where_it_should(tmp_path: Path) -> None:
 
 def test_a_metric_without_its_encoder_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", prompts=1, images=1)
-    scores = evaluate(run, encoders=[ColourHistogram()], metrics=[SubjectFidelity(encoder="dino")])
+    scores = evaluate([run], run.scores, encoders=[ColourHistogram()], metrics=[Metric(SUBJECT_FIDELITY, "dino")])
     assert scores.skipped == {"subject_fidelity.dino": "no encoder named dino was given"}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limner.evaluate.statistics import finding, interval, sign_flip_p
+from limner.evaluate.statistics import finding, holm, interval, interval_p, sign_flip_p
 from limner.metrics.scores import Better, Interval
 
 
@@ -120,3 +120,44 @@ def test_findings(low: float | None, high: float | None, units: int, better: Bet
     mean = 0.2 if low is None or high is None else (low + high) / 2
     given_interval = Interval(mean=mean, low=low, high=high, n_images=16, n_units=units, unit="prompt")
     assert finding(given_interval, better=better) == expected
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
+def test_p_is_below_5_percent_exactly_where_the_interval_leaves_out_zero(values: list[float]) -> None:
+    found = interval(np.array(values), prompts(len(values), 1), seed=0, draws=200)
+    assert found.low is not None
+    assert found.high is not None
+    p = interval_p(found)
+    assert 0 <= p <= 1
+    if abs(p - 0.05) > 1e-6:
+        assert (p < 0.05) == (found.low > 0 or found.high < 0)
+
+
+def test_without_an_interval_nothing_is_found() -> None:
+    assert interval_p(interval(np.array([0.3]), prompts(1, 1), seed=0)) == 1
+    assert interval_p(interval(np.full(6, 0.3), prompts(6, 1), seed=0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("p", "corrected"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # the worked example of R's p.adjust
+        ([0.02], [0.02]),
+        ([0.5, 0.9], [1.0, 1.0]),
+        ([], []),
+    ],
+)
+def test_holm(p: list[float], corrected: list[float]) -> None:
+    assert holm(p) == pytest.approx(corrected)
+
+
+def test_of_many_claims_at_once_any_is_wrong_in_5_of_100_cases() -> None:
+    rng = np.random.default_rng(4)
+    names, trials, claims = prompts(8, 3), 300, 9
+    plain = held = 0
+    for trial in range(trials):
+        p = [interval_p(interval(draw(rng, 8, 3, between=0.5), names, seed=trial, draws=1000)) for _ in range(claims)]
+        plain += min(p) < 0.05
+        held += min(holm(p)) < 0.05
+    assert plain / trials > 0.25, "the case needs a correction"
+    assert held / trials <= 0.08, f"wrong in {held / trials:.3f}"

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limner.report.charts import loss_plot, nice_ticks, smooth
-from limner.report.costs import in_bytes, in_time
-from limner.report.verdict import number
+from limner.report.numbers import in_bytes, in_time, number
 
 
 @given(st.floats(-10, 10), st.floats(1e-4, 20))
@@ -31,13 +30,13 @@ def test_smoothing_keeps_a_constant_and_the_steps() -> None:
 
 def test_a_run_without_prior_has_one_curve() -> None:
     steps = [{"step": s, "loss": 1 / s, "instance_loss": 1 / s, "prior_loss": None} for s in range(1, 10)]
-    plot = loss_plot(steps)
+    plot = loss_plot({"tuned": steps})
     assert plot is not None
     assert [curve.name for curve in plot.curves] == ["the subject's pictures"]
 
 
 def test_no_steps_no_curve() -> None:
-    assert loss_plot([]) is None
+    assert loss_plot({"tuned": []}) is None
 
 
 @pytest.mark.parametrize(

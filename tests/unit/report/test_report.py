@@ -46,8 +46,8 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Scores, str]:
     run = make_run(tmp_path_factory.mktemp("runs") / "star <&> run", prompts=6, images=2)
-    scores = evaluate(run, encoders=[ColourHistogram()])
-    return run, scores, report(run).read_text(encoding="utf-8")
+    scores = evaluate([run], run.scores, encoders=[ColourHistogram()])
+    return run, scores, report([run], run.scores, run.report).read_text(encoding="utf-8")
 
 
 def test_the_page_is_whole_and_loads_nothing(made: tuple[RunDir, Scores, str]) -> None:
@@ -64,7 +64,7 @@ def test_every_link_leads_to_a_place_on_the_page(made: tuple[RunDir, Scores, str
 
 
 def test_every_picture_is_there_with_words_for_those_who_cannot_see_it(made: tuple[RunDir, Scores, str]) -> None:
-    run, scores, text = made
+    _, scores, text = made
     page = Page(text)
     pairs = 2 * sum(scores.design.images.values())
     shown = [image for image in page.images if image.get("src")]
@@ -113,24 +113,24 @@ def test_the_command_and_the_encoders_are_named(made: tuple[RunDir, Scores, str]
 
 
 def test_the_same_folder_makes_the_same_page(made: tuple[RunDir, Scores, str]) -> None:
-    assert report(made[0]).read_text(encoding="utf-8") == made[2]
+    assert report([made[0]], made[0].scores, made[0].report).read_text(encoding="utf-8") == made[2]
 
 
 def test_a_run_cut_short_still_has_a_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "cut", prompts=2, images=1)
-    evaluate(run, encoders=[ColourHistogram()])
+    evaluate([run], run.scores, encoders=[ColourHistogram()])
     for path in (run.log, run.provenance, run.class_pictures / "manifest.json"):
         path.unlink()
     shutil.rmtree(run.previews)
-    text = report(run).read_text(encoding="utf-8")
+    text = report([run], run.scores, run.report).read_text(encoding="utf-8")
     assert "Too few images to tell." in text
     assert "How it learned" not in text
 
 
 def test_identical_arms_say_no_difference(tmp_path: Path) -> None:
     run = make_run(tmp_path / "same", tuned_like_base=True, prompts=6, images=2)
-    evaluate(run, encoders=[ColourHistogram()])
-    text = report(run).read_text(encoding="utf-8")
+    evaluate([run], run.scores, encoders=[ColourHistogram()])
+    text = report([run], run.scores, run.report).read_text(encoding="utf-8")
     assert "<h1>No difference found.</h1>" in text
     assert 'class="badge better"' not in text
     assert 'class="badge worse"' not in text
@@ -138,12 +138,12 @@ def test_identical_arms_say_no_difference(tmp_path: Path) -> None:
 
 def test_a_run_without_scores_says_what_to_do(tmp_path: Path) -> None:
     run = make_run(tmp_path / "unscored", prompts=1, images=1)
-    with pytest.raises(UserError, match=r"has no scores.json yet. Make it with: limner evaluate"):
-        report(run)
+    with pytest.raises(UserError, match="scores.json: is not there yet. Make it with: limner evaluate"):
+        report([run], run.scores, run.report)
 
 
 def test_damaged_scores_are_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "damaged", prompts=1, images=1)
     run.scores.write_text("{}")
-    with pytest.raises(UserError, match="Score the run again"):
-        report(run)
+    with pytest.raises(UserError, match="Score again: limner evaluate"):
+        report([run], run.scores, run.report)

@@ -2,8 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from limner.metrics.scores import ArmScore, Better, Design, Difference, Finding, Interval, Level, MetricScore, Scores
-from limner.report.verdict import headline, verdict
+from limner.metrics.scores import (
+    ArmScore,
+    Better,
+    Design,
+    Difference,
+    Finding,
+    Interval,
+    Level,
+    MetricScore,
+    RunInfo,
+    Scores,
+)
+from limner.report.verdict import verdict
+from limner.report.which import headline, which_for_what, who_learned
 
 
 def interval(mean: float) -> Interval:
@@ -22,8 +34,11 @@ def metric(
 ) -> MetricScore:
     difference = Difference(
         arm="tuned",
+        to="base",
         score=interval(tuned - base),
         p=0.01,
+        p_holm=0.03,
+        sign_flip_p=0.02,
         conclusive=finding in ("better", "worse"),
         finding=finding,
         words="Not conclusive: only 4 images per side.",
@@ -42,6 +57,7 @@ def metric(
             Level(name="between", title="others", value=0.4, pairs=10),
             Level(name="another_seed", title="another seed", value=0.2, pairs=10),
         ),
+        is_claimed=True,
         arms={
             "base": ArmScore(score=interval(base), beyond_limit=0, images=()),
             "tuned": ArmScore(score=interval(tuned), beyond_limit=beyond, images=()),
@@ -53,6 +69,7 @@ def metric(
 def scores(*metrics: MetricScore) -> Scores:
     design = Design(
         arms=("base", "tuned"),
+        runs={"tuned": RunInfo(name="star-1", folder=".", settings={})},
         prompts={},
         images={},
         training_pictures=5,
@@ -117,3 +134,82 @@ def test_copies_are_counted_beside_the_base() -> None:
     assert text.startswith("Look for copies: 3 of 24 images")
     assert text.endswith("(base: 0).")
     assert verdict(scores(metric("copying", 0.5, 0.9, "higher", beyond=0, better="neither")), "tuned") == []
+
+
+Found = tuple[str, str, float, Finding]
+
+
+def three_arms(*found: Found, kind: str = "subject_fidelity") -> Scores:
+    """Make scores of a base and the arms a, b and c with the given differences: arm, to, mean, finding."""
+    differences = tuple(
+        Difference(
+            arm=arm, to=to, score=interval(mean), p=0.01, p_holm=0.03, sign_flip_p=0.02,
+            conclusive=finding in ("better", "worse"), finding=finding, words="",
+        )
+        for arm, to, mean, finding in found
+    )  # fmt: skip
+    made = scores(metric(kind, 0.5, 0.8, "better").model_copy(update={"differences": differences}))
+    return made.model_copy(update={"design": made.design.model_copy(update={"arms": ("base", "a", "b", "c")})})
+
+
+def to_base(*findings: Finding) -> tuple[Found, ...]:
+    return tuple((arm, "base", 0.2, finding) for arm, finding in zip("abc", findings, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("findings", "words"),
+    [
+        (("better", "better", "better"), "All three learned the subject."),
+        (("better", "no difference", "better"), "Two of three learned the subject."),
+        (("better", "not conclusive", "not conclusive"), "One of three learned the subject."),
+        (("no difference", "worse", "no difference"), "None learned the subject."),
+        (("no difference", "not conclusive", "no difference"), "Nothing conclusive."),
+        (("no difference", "no difference", "no difference"), "No difference found."),
+    ],
+)
+def test_the_headline_of_several_counts_those_that_learned(findings: tuple[Finding, ...], words: str) -> None:
+    assert headline(three_arms(*to_base(*findings))) == words
+
+
+def test_who_learned_is_named_where_arms_differ() -> None:
+    assert who_learned(three_arms(*to_base("better", "no difference", "better"))) == "Learned by a and c."
+    some = three_arms(*to_base("better", "not conclusive", "not conclusive"))
+    assert who_learned(some) == "Learned by a; of b and c it is open."
+    assert who_learned(three_arms(*to_base("better", "better", "better"))) == ""
+    assert who_learned(three_arms(*to_base("worse", "not conclusive", "worse"))) == ""
+
+
+def test_only_conclusive_differences_between_arms_are_claimed() -> None:
+    pairs: tuple[Found, ...] = (("b", "a", 0.1, "better"), ("c", "a", 0.3, "not conclusive"), ("c", "b", -0.2, "worse"))
+    (sentence,) = which_for_what(three_arms(*to_base("better", "better", "better"), *pairs))
+    size = "\N{NO-BREAK SPACE}["
+    assert sentence == (
+        f"b looks more like the subject than a, by 0.10{size}0.05, 0.15]; and than c, by 0.20{size}0.15, 0.25]."
+    )
+
+
+def test_the_winner_of_a_question_where_less_is_better_has_the_lower_score() -> None:
+    pairs: tuple[Found, ...] = (("b", "a", -0.1, "better"), ("c", "a", 0.1, "worse"), ("c", "b", 0.0, "no difference"))
+    found = which_for_what(three_arms(*to_base("better", "better", "better"), *pairs, kind="class_kept"))
+    assert [sentence.split(", by 0.10")[0] for sentence in found] == [
+        "b keeps others of the class further from the subject than a",
+        "a keeps others of the class further from the subject than c",
+    ]
+
+
+def test_what_is_the_same_and_what_is_open_are_told_apart() -> None:
+    same = three_arms(*to_base("better", "better", "better"), ("b", "a", 0.0, "no difference"))
+    unclear = three_arms(*to_base("better", "better", "better"), ("b", "a", 0.0, "not conclusive"), kind="other_drift")
+    both = same.model_copy(update={"metrics": (*same.metrics, *unclear.metrics)})
+    assert which_for_what(both) == [
+        "No difference between them was found in likeness to the subject.",
+        "Nothing can be claimed about keeping everything else.",
+    ]
+
+
+def test_a_gain_in_colour_beside_an_open_answer_is_no_warning() -> None:
+    found = scores(
+        metric("subject_fidelity", 0.5, 0.6, "not conclusive"),
+        metric("subject_fidelity", 0.2, 0.6, "better", encoder="colour_histogram"),
+    )
+    assert not any("Only the colours" in text for text in verdict(found, "tuned"))

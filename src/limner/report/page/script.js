@@ -9,24 +9,29 @@ document.querySelectorAll(".compare").forEach(slide);
 
 const dialog = document.querySelector("dialog");
 const pairs = [...document.querySelectorAll(".pair")];
+const choices = [...dialog.querySelectorAll(".choice button")];
 let current = 0, arm = 1;
 const show = (index) => {
   current = (index + pairs.length) % pairs.length;
   const images = pairs[current].querySelectorAll("img");
   const [under, over] = dialog.querySelectorAll("img");
-  const names = pairs[current].querySelectorAll(".heads span");
   under.src = images[0].src; under.alt = images[0].alt;
   over.src = images[arm].src; over.alt = images[arm].alt;
-  dialog.querySelector(".tag.right").textContent = names[arm].textContent;
+  choices.forEach((choice, i) => choice.setAttribute("aria-pressed", i + 1 === arm));
+  if (choices.length) {
+    dialog.querySelector(".tag.right").textContent = choices[arm - 1].textContent;
+    dialog.setAttribute("style", choices[arm - 1].getAttribute("style"));
+  }
   dialog.querySelector(".words").innerHTML = pairs[current].querySelector("figcaption").innerHTML;
 };
 pairs.forEach((pair, index) => pair.querySelector("button").addEventListener("click", (event) => {
   const hit = [...pair.querySelectorAll("img")].indexOf(event.target);
-  arm = hit > 0 ? hit : pair.querySelectorAll("img").length - 1;
+  arm = hit > 0 ? hit : arm;
   show(index);
   dialog.showModal();
   dialog.querySelector("input").focus();
 }));
+choices.forEach((choice, i) => choice.addEventListener("click", () => { arm = i + 1; show(current); }));
 dialog.querySelector(".before").addEventListener("click", () => show(current - 1));
 dialog.querySelector(".after").addEventListener("click", () => show(current + 1));
 dialog.querySelector(".close").addEventListener("click", () => dialog.close());
