@@ -21,9 +21,10 @@ def on_page_markdown(markdown: str, **_page: Any) -> str:
 def settings() -> str:
     """Return one table for each section of the recipe, the top of the recipe first."""
     sections: dict[str, list[str]] = {"": []}
-    for name, field in setting_names():
+    for name, field, kinds in setting_names():
         section, _, _ = name.rpartition(".")
         words = " ".join((field.description or "").split()).replace("|", "\\|")
+        words += f" With `kind` {', '.join(kinds)}." if kinds else ""
         sections.setdefault(section, []).append(f"| `{name}` | {kind(field.annotation)} | {default(field)} | {words} |")
     return "\n\n".join("\n".join([*heading(section), *rows]) for section, rows in sections.items())
 

@@ -64,7 +64,7 @@ def test_mistakes_are_named(settings: dict[str, object], message: str) -> None:
 
 
 def test_every_setting_one_edit_off_is_refused_with_the_right_suggestion() -> None:
-    for name, _ in setting_names():
+    for name, _, _ in setting_names():
         section, dot, last = name.rpartition(".")
         wrong = f"{section}{dot}{last[:-1]}" if len(last) > 4 else f"{section}{dot}{last}s"
         with pytest.raises(UserError, match=r"Did you mean|is not a setting"):
@@ -84,7 +84,7 @@ def test_recipe_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_explained() -> None:
-    for name, field in setting_names():
+    for name, field, _ in setting_names():
         assert name in explain(name)
         assert field.description or name.endswith(".kind"), f"{name} has no docstring"
     assert explain("adapter").count("adapter.") >= 4
