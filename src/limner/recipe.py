@@ -130,7 +130,7 @@ class Recipe(Spec):
             raise UserError("prior.teacher=true: prior preservation is off.", "Set prior.enabled=true.")
         if self.prior.teacher and self.objective.prediction_type != "base":
             raise UserError(
-                f"prior.teacher=true: the base cannot teach objective.prediction_type={self.objective.prediction_type}.",
+                f"prior.teacher=true: the base does not predict {self.objective.prediction_type}, as the objective asks.",
                 "Leave one of the two out.",
             )
 
@@ -214,9 +214,9 @@ def setting_names(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
 
 
 def _settings_of_union(members: Mapping[str, type[BaseModel]], field: FieldInfo, prefix: str) -> Iterator[Setting]:
-    lines = [f"{kind}: {(member.__doc__ or '').partition(chr(10))[0]}" for kind, member in members.items()]
+    about = "\n".join(f"{kind}: {(member.__doc__ or '').partition(chr(10))[0]}" for kind, member in members.items())
     kinds: Any = Literal[tuple(members)]  # type: ignore[valid-type]
-    yield Setting(f"{prefix}kind", FieldInfo(annotation=kinds, default=field.default.kind, description="\n".join(lines)))
+    yield Setting(f"{prefix}kind", FieldInfo(annotation=kinds, default=field.default.kind, description=about))
     same: dict[str, tuple[Setting, list[str]]] = {}
     for kind, member in members.items():
         for setting in setting_names(member, prefix):
@@ -337,7 +337,7 @@ def _union_error(where: str, section: str, inner: Sequence[str], first: Any, tre
 
 def _did_you_mean(key: str) -> str:
     names = {setting.name for setting in setting_names()}
-    by_last = {name.rpartition(".")[2]: name for name in sorted(names, reverse=True)}
+    by_last = {name.rpartition(".")[2]: name for name in sorted(names, key=lambda n: (-n.count("."), n))}
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6) or [
         by_last[last] for last in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)
     ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from limner.spec import Spec
 
@@ -29,4 +30,4 @@ class Average:
     def follow(self, step: int) -> None:
         """Move towards the weights after `step` (counted from 1); at the beginning the average is short."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+        get_ema_multi_avg_fn(decay)([*self.values.values()], [p.detach() for p in self.parameters.values()], step)

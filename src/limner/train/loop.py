@@ -160,7 +160,7 @@ class Training:
     def _taught(
         self, x_t: Latents, t: Timesteps, conditioning: Conditioning, taught: Bool[Tensor, " batch"]
     ) -> Latents:
-        """Return what the base without the adapter predicts for the rows that are `taught`, and zeros for the others."""
+        """Return what the base alone predicts for the rows that are `taught`, and zeros for the others."""
         predictions, rows = torch.zeros_like(x_t), taught.nonzero()[:, 0]
         with self.adapter.disabled():
             told = conditioning.select(rows)

@@ -52,9 +52,8 @@ class Optimizer(Spec, ABC):
         """Refuse what does not go together, and a package that is missing."""
         if self.package and importlib.util.find_spec(self.package[0]) is None:
             _, package, extra = self.package
-            raise UserError(
-                f"optimizer.kind={self.kind!r} needs {package}, which is not installed:", f"pip install 'limner[{extra}]'"
-            )
+            message = f"optimizer.kind={self.kind!r} needs {package}, which is not installed:"
+            raise UserError(message, f"pip install 'limner[{extra}]'")
         if self.warmup_steps and self.warmup_fraction:
             raise UserError(
                 f"optimizer.warmup_steps={self.warmup_steps} and optimizer.warmup_fraction={self.warmup_fraction:g} "
@@ -257,7 +256,7 @@ class ScheduleFree(Optimizer):
 
 
 class Lion(Optimizer):
-    """Steps by the sign of the gradient's mean (arXiv:2302.06675); wants a third to a tenth of AdamW's learning rate."""
+    """Steps by the sign of the gradient's mean (arXiv:2302.06675); wants 1/3 to 1/10 of AdamW's learning rate."""
 
     package: ClassVar[tuple[str, str, str] | None] = ("lion_pytorch", "lion-pytorch", "optimizers")
     kind: Literal["lion"] = "lion"
@@ -271,6 +270,4 @@ class Lion(Optimizer):
     def build(self, parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.Optimizer:
         from lion_pytorch import Lion as Library
 
-        return Library(
-            parameters, lr=learning_rate, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
-        )
+        return Library(parameters, lr=learning_rate, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay)

@@ -50,7 +50,7 @@ class Update:
             rate = slot.rates.get(group, slot.learning_rate)
             self.parts.append(Part(group, rate, members, optimizer.build(list(members.values()), rate)))
         self.average = Average(self.parameters, ema.decay) if ema.decay else None
-        self._norms: list[Tensor] = []
+        self._norms: dict[str, Tensor] = {}
 
     def begin(self, step: int) -> None:
         """Set the learning rates of `step`, counted from 1."""
@@ -65,14 +65,14 @@ class Update:
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Within this block, where it is fused, each weight is updated and its gradient freed as soon as it is there."""
+        """Within this block, where it is fused, each gradient updates its weight and is freed as soon as it is there."""
         if not self.spec.fused_backward:
             yield
             return
         handles = [
-            parameter.register_post_accumulate_grad_hook(functools.partial(self._update_one, part.optimizer))
+            parameter.register_post_accumulate_grad_hook(functools.partial(self._update_one, name, part.optimizer))
             for part in self.parts
-            for parameter in part.parameters.values()
+            for name, parameter in part.parameters.items()
         ]
         try:
             yield
@@ -81,12 +81,12 @@ class Update:
                 handle.remove()
 
     @torch.no_grad()
-    def _update_one(self, optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
+    def _update_one(self, name: str, optimizer: torch.optim.Optimizer, parameter: Tensor) -> None:
         assert parameter.grad is not None, "autograd calls this when the gradient is there"
         if self.scale.factor != 1:
             parameter.grad /= self.scale.factor
-        self._norms.append(torch.linalg.vector_norm(parameter.grad))
-        if bool(self._norms[-1].isfinite()):
+        self._norms[name] = torch.linalg.vector_norm(parameter.grad)
+        if bool(self._norms[name].isfinite()):
             optimizer.step()
         parameter.grad = None
 
@@ -94,10 +94,12 @@ class Update:
     def clip(self) -> float:
         """Undo the loss scale, clip the gradient, and return its norm before clipping."""
         if self.spec.fused_backward:
-            norms, self._norms = self._norms, []
+            norms = [self._norms.pop(name) for name in self.parameters if name in self._norms]
             return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
         if self.scale.factor != 1:
-            torch._foreach_div_([p.grad for p in self.parameters.values() if p.grad is not None], self.scale.factor)
+            for parameter in self.parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad /= self.scale.factor
         return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.max_grad_norm or math.inf))
 
     @torch.no_grad()
