@@ -47,7 +47,7 @@ def default(field: FieldInfo) -> str:
 def kind(annotation: Any) -> str:
     """Return what a value may be, in words."""
     if typing.get_origin(annotation) is typing.Literal:
-        return " or ".join(f'`"{word}"`' for word in typing.get_args(annotation))
+        return " or ".join(f"`{json.dumps(word)}`" for word in typing.get_args(annotation))
     parts = typing.get_args(annotation)
     if typing.get_origin(annotation) in (list, tuple, set):
         return f"list of {kind(parts[0])}"

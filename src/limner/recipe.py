@@ -130,7 +130,7 @@ class Recipe(Spec):
             raise UserError("prior.teacher=true: prior preservation is off.", "Set prior.enabled=true.")
         if self.prior.teacher and self.objective.prediction_type != "base":
             raise UserError(
-                f"prior.teacher=true: the base does not predict {self.objective.prediction_type}, as the objective asks.",
+                f"prior.teacher=true: the base does not predict {self.objective.prediction_type}.",
                 "Leave one of the two out.",
             )
 

@@ -1,5 +1,7 @@
 """Loss scaling: float16 loses small gradients, so the loss is multiplied before the backward pass."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +19,7 @@ class LossScale:
     good_steps: int = 0
 
     @staticmethod
-    def of(dtype: torch.dtype) -> "LossScale":
+    def of(dtype: torch.dtype) -> LossScale:
         """Return the scale to begin with for a base of this number format."""
         return LossScale(2.0**16, limit=2.0**24) if dtype == torch.float16 else LossScale()
 

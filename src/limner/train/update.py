@@ -65,7 +65,7 @@ class Update:
 
     @contextmanager
     def backward(self) -> Iterator[None]:
-        """Within this block, where it is fused, each gradient updates its weight and is freed as soon as it is there."""
+        """Within this block, where it is fused, each gradient updates its weight and is freed once it is there."""
         if not self.spec.fused_backward:
             yield
             return
