@@ -21,9 +21,10 @@ def on_page_markdown(markdown: str, **_page: Any) -> str:
 def settings() -> str:
     """Return one table for each section of the recipe, the top of the recipe first."""
     sections: dict[str, list[str]] = {"": []}
-    for name, field in setting_names():
+    for name, field, kinds in setting_names():
         section, _, _ = name.rpartition(".")
         words = " ".join((field.description or "").split()).replace("|", "\\|")
+        words += f" With `kind` {', '.join(kinds)}." if kinds else ""
         sections.setdefault(section, []).append(f"| `{name}` | {kind(field.annotation)} | {default(field)} | {words} |")
     return "\n\n".join("\n".join([*heading(section), *rows]) for section, rows in sections.items())
 
@@ -46,7 +47,7 @@ def default(field: FieldInfo) -> str:
 def kind(annotation: Any) -> str:
     """Return what a value may be, in words."""
     if typing.get_origin(annotation) is typing.Literal:
-        return " or ".join(f'`"{word}"`' for word in typing.get_args(annotation))
+        return " or ".join(f"`{json.dumps(word)}`" for word in typing.get_args(annotation))
     parts = typing.get_args(annotation)
     if typing.get_origin(annotation) in (list, tuple, set):
         return f"list of {kind(parts[0])}"

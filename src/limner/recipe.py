@@ -8,10 +8,11 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
@@ -25,12 +26,16 @@ from limner.objectives import Denoising
 from limner.pictures.spec import Pictures, Prior
 from limner.rundir import write_atomically
 from limner.spec import Spec
-from limner.train.optimizer import AdamW
+from limner.train.average import Ema
+from limner.train.optimizer import Adafactor, AdamW, AdamW8bit, Lion, Prodigy, ScheduleFree
 
 # Every member of each axis; a second member makes the alias a union discriminated by `kind`.
 Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal, Field(discriminator="kind")]
 Objective = Denoising
-Optimizer = AdamW
+Optimizer = Annotated[
+    AdamW | AdamW8bit | Adafactor | Prodigy | ScheduleFree | Lion,
+    Field(discriminator="kind"),
+]
 
 LENGTHS = {"steps", "epochs", "exposures"}
 SHIPPED = importlib.resources.files("limner") / "recipes"
@@ -69,6 +74,8 @@ class Recipe(Spec):
     """Length of the run in times that each picture of the subject is seen, on average."""
     batch: int = Field(default=1, ge=1)
     """Subject pictures per step; with prior preservation as many class pictures come on top."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
     resolution: int = Field(default=0, ge=0)
     """Side of the training pictures in pixels; 0 takes the base's own."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -89,6 +96,8 @@ class Recipe(Spec):
     """Prior preservation: class pictures that keep the class what it was (arXiv:2208.12242)."""
     optimizer: Optimizer = AdamW()
     """How weights follow gradients."""
+    ema: Ema = Ema()
+    """A moving average of what learns, in the place of its last values."""
     generation: Sampling = Sampling()
     """How pictures are drawn: class pictures, previews, both sides of the comparison."""
     checkpoint: Checkpoint = Checkpoint()
@@ -109,6 +118,32 @@ class Recipe(Spec):
         if self.prior.active:
             self.prior.caption(self.pictures)
 
+    def check_training(self) -> None:
+        """Refuse settings of the training that do not go together, and an optimizer whose package is missing."""
+        self.optimizer.check(learning_rate=self.learning_rate, accumulate=self.accumulate)
+        if self.ema.decay and self.optimizer.averages:
+            raise UserError(
+                f"ema.decay={self.ema.decay:g}: optimizer.kind={self.optimizer.kind!r} keeps an average of its own.",
+                "Leave ema.decay out.",
+            )
+        if self.prior.teacher and not self.prior.active:
+            raise UserError("prior.teacher=true: prior preservation is off.", "Set prior.enabled=true.")
+        if self.prior.teacher and self.objective.prediction_type != "base":
+            raise UserError(
+                f"prior.teacher=true: the base does not predict {self.objective.prediction_type}.",
+                "Leave one of the two out.",
+            )
+
+
+def members_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """Return the members of an axis by their kind; nothing where a field is no union."""
+    members = get_args(field.annotation) if field.discriminator else ()
+    return {member.model_fields["kind"].default: member for member in members}
+
+
+UNIONS = {name: members for name, field in Recipe.model_fields.items() if (members := members_of(field))}
+"""The axes that have several members, by their section of the recipe: kind -> member."""
+
 
 def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe of a shipped name or a .toml file, with `settings` ("adapter.rank": 4) laid over it.
@@ -121,6 +156,10 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
     settings = settings or {}
     if LENGTHS & settings.keys():  # another length than the recipe's takes its place
         tree = {key: value for key, value in tree.items() if key not in LENGTHS}
+    for section, members in UNIONS.items():  # of another member than the recipe's, only what both have is kept
+        member = members.get(settings.get(f"{section}.kind", ""))
+        if member and section in tree:
+            tree[section] = {key: value for key, value in tree[section].items() if key in member.model_fields}
     for key, value in settings.items():
         section, _, last = key.rpartition(".")
         if last == "kind" and section in tree and value != tree[section].get("kind"):
@@ -156,35 +195,65 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def setting_names(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every setting's full name and its pydantic field."""
+class Setting(NamedTuple):
+    """One setting of a recipe."""
+
+    name: str
+    """In full: "optimizer.beta1"."""
+    field: FieldInfo
+    kinds: tuple[str, ...] = ()
+    """The members of its axis that have it, where not all do."""
+
+
+def setting_names(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting; where members of an axis have the same one, once."""
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        inner, members = field.annotation, members_of(field)
+        if members:
+            yield from _settings_of_union(members, field, f"{prefix}{name}.")
+        elif isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from setting_names(inner, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            yield Setting(f"{prefix}{name}", field)
+
+
+def _settings_of_union(members: Mapping[str, type[BaseModel]], field: FieldInfo, prefix: str) -> Iterator[Setting]:
+    about = "\n".join(f"{kind}: {(member.__doc__ or '').partition(chr(10))[0]}" for kind, member in members.items())
+    kinds: Any = Literal[tuple(members)]  # type: ignore[valid-type]
+    yield Setting(f"{prefix}kind", FieldInfo(annotation=kinds, default=field.default.kind, description=about))
+    same: dict[str, tuple[Setting, list[str]]] = {}
+    for kind, member in members.items():
+        for setting in setting_names(member, prefix):
+            same.setdefault(f"{setting.name} {setting.field!r}", (setting, []))[1].append(kind)
+    names = [setting.name for setting, _ in same.values()]
+    for setting, having in sorted(same.values(), key=lambda found: names.index(found[0].name)):
+        if setting.name != f"{prefix}kind":
+            yield setting if len(having) == len(members) else setting._replace(kinds=tuple(having))
 
 
 def outline() -> str:
     """Return every setting with its default and the first sentence of what it is."""
     rows = [
-        (f"{name} = {field.get_default()!r}", (field.description or "").partition(". ")[0])
-        for name, field in setting_names()
+        (f"{name} = {field.get_default()!r}", (field.description or "").partition(". ")[0] + _with(name, kinds))
+        for name, field, kinds in setting_names()
     ]
     return "\n".join(f"{left[:60]:<62}{' '.join(right.split())}" for left, right in rows)
 
 
 def explain(key: str) -> str:
     """Return what a setting (or a section) is, its kind of value and its default."""
-    fields = dict(setting_names())
-    inside = {name: field for name, field in fields.items() if name == key or name.startswith(f"{key}.")}
+    inside = [s for s in setting_names() if s.name == key or s.name.startswith(f"{key}.")]
     if not inside:
-        raise UserError(f"{key!r}: is not a setting.", _did_you_mean(key, fields))
+        raise UserError(f"{key!r}: is not a setting.", _did_you_mean(key))
     return "\n\n".join(
-        f"{name} = {field.get_default()!r}   ({_kind(field.annotation)})\n    {field.description}"
-        for name, field in inside.items()
+        f"{name} = {field.get_default()!r}   ({_kind(field.annotation)}){_with(name, kinds)}\n    "
+        + (field.description or "").replace("\n", "\n    ")
+        for name, field, kinds in inside
     )
+
+
+def _with(name: str, kinds: Sequence[str]) -> str:
+    return f"   [{name.rpartition('.')[0]}.kind = {', '.join(kinds)}]" if kinds else ""
 
 
 def _kind(annotation: Any) -> str:
@@ -222,24 +291,57 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
-def _build(where: str, tree: dict[str, Any]) -> Recipe:
+def _build(where: str, tree: Mapping[str, Any]) -> Recipe:
+    tree = dict(tree)
+    for section in UNIONS:
+        if isinstance(tree.get(section), dict):  # without a kind, the default member is meant
+            tree[section] = {"kind": Recipe.model_fields[section].default.kind, **tree[section]}
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            names = dict(setting_names())
-            raise UserError(f"{where}: {key} is not a setting.", _did_you_mean(key, names)) from None
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"{where}: {key} = {first['input']!r} is not allowed ({message[0].lower()}{message[1:]}).",
-            f"See: limner explain {key.partition('[')[0]}",
-        ) from None
+        parts = [str(part) for part in first["loc"]]
+        if parts[0] in UNIONS:
+            raise _union_error(where, parts[0], parts[2:], first, tree) from None
+        raise _error(where, ".".join(parts), first["type"], first["msg"], first["input"]) from None
 
 
-def _did_you_mean(key: str, names: Mapping[str, Any]) -> str:
-    by_last = {name.rpartition(".")[2]: name for name in names}
+def _error(where: str, key: str, kind: str, message: str, found: Any) -> UserError:
+    if kind == "extra_forbidden":
+        return UserError(f"{where}: {key} is not a setting.", _did_you_mean(key))
+    message = message.removeprefix("Value error, ")
+    return UserError(
+        f"{where}: {key} = {found!r} is not allowed ({message[0].lower()}{message[1:]}).",
+        f"See: limner explain {key.partition('[')[0]}",
+    )
+
+
+def _union_error(where: str, section: str, inner: Sequence[str], first: Any, tree: Mapping[str, Any]) -> UserError:
+    """Say what is wrong within a section whose members have different settings; `inner` is the place in it."""
+    key, kinds = ".".join([section, *inner]), ", ".join(UNIONS[section])
+    if first["type"] == "union_tag_invalid":
+        close = difflib.get_close_matches(str(tree[section]["kind"]), UNIONS[section], n=1)
+        return UserError(
+            f"{where}: {section}.kind = {tree[section]['kind']!r} is not allowed (use one of {kinds}).",
+            f"Did you mean {close[0]}?" if close else f"See: limner explain {section}.kind",
+        )
+    if not inner:
+        return UserError(
+            f"{where}: {section} = {first['input']!r} is not allowed (it is a section).",
+            f"Set its parts, such as {section}.kind, to one of {kinds}.",
+        )
+    having = [kinds for name, _, kinds in setting_names() if name == key]
+    if first["type"] == "extra_forbidden" and having:
+        return UserError(
+            f"{where}: {key} has no meaning for {section}.kind={tree[section]['kind']}.",
+            f"Leave it out, or use {section}.kind={' or '.join(kind for kinds in having for kind in kinds)}.",
+        )
+    return _error(where, key, first["type"], first["msg"], first["input"])
+
+
+def _did_you_mean(key: str) -> str:
+    names = {setting.name for setting in setting_names()}
+    by_last = {name.rpartition(".")[2]: name for name in sorted(names, key=lambda n: (-n.count("."), n))}
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6) or [
         by_last[last] for last in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)
     ]

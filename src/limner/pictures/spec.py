@@ -123,6 +123,9 @@ class Prior(Spec):
     count: int = Field(default=32, ge=1)
     """How many class pictures are made by the base when no folder of them is given."""
 
+    teacher: bool = False
+    """Let the base teach the class pictures: the target is what it predicts for them, not the noise that was added."""
+
     prompt: str = "a photo of a {class_noun}"
     """Prompt and caption of the class pictures; {class_noun} is filled in."""
 

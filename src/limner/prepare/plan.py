@@ -41,6 +41,7 @@ def plan_length(
     checked: Checked,
     *,
     batch: int,
+    accumulate: int = 1,
     steps: int | None = None,
     epochs: float | int | None = None,
     exposures: float | int | None = None,
@@ -59,14 +60,15 @@ def plan_length(
     if value <= 0:
         raise UserError(f"{name}={value:g} trains nothing.", "Give a number above 0.")
     order = checked.order(batch)
-    pictures, per_epoch, per_step = checked.num_pictures, order.examples_per_epoch, order.rows_per_step
+    pictures, per_epoch, per_step = checked.num_pictures, order.examples_per_epoch, order.rows_per_step * accumulate
     if epochs is not None:
         steps = ceil(Fraction(epochs) * per_epoch / per_step)
     if exposures is not None:
         steps = ceil(Fraction(exposures) * pictures / per_step)
     assert steps is not None, "one of three was given"
     rows = steps * per_step
-    return Plan(steps, float(rows / per_epoch), float(rows / pictures), pictures, num_prior_examples, batch)
+    seen = batch * accumulate
+    return Plan(steps, float(rows / per_epoch), float(rows / pictures), pictures, num_prior_examples, seen)
 
 
 def batch_notes(checked: Checked, batch: int) -> list[str]:

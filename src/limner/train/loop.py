@@ -4,73 +4,40 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from limner.adapters.adapter import Attached
-from limner.errors import Guarded
+from limner.errors import Guarded, UserError
 from limner.families.family import Family
 from limner.objectives import Denoising
 from limner.seeds import generator
-from limner.train.optimizer import AdamW
-from limner.types import Batch, Conditioning, PerExample
+from limner.train.average import Ema
+from limner.train.loss_scale import LossScale
+from limner.train.optimizer import Optimizer
+from limner.train.slots import Group, Slot, SlotStep, Source, Step
+from limner.train.update import Update
+from limner.types import Batch, Conditioning, Latents, PerExample, Timesteps
+
+__all__ = ["Slot", "SlotStep", "Source", "Step", "Training"]
 
 MAX_SKIPPED = 5
 """So many steps in a row with a loss or gradient that is not finite stop the run."""
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Where a slot's examples come from: a pure function of the step and the seed."""
-
-    def batch(self, step: int, *, seed: int) -> Batch: ...
-
-
 @dataclass(frozen=True)
-class Slot:
-    """One subject of a run: its examples, its seed, its length, its learning rates."""
+class Pass:
+    """One forward and backward pass over a batch of every slot; a step has one or more."""
 
-    name: str
-    source: Source
-    seed: int
-    steps: int
-    learning_rate: float
-    rates: Mapping[str, float] = field(default_factory=dict[str, float])
-    """Learning rate of each group of the adapter; one that is not listed has `learning_rate`."""
-
-
-@dataclass(frozen=True)
-class SlotStep:
-    """What one slot did in one step."""
-
-    slot: str
-    loss: float
-    instance_loss: float
-    prior_loss: float | None
-    learning_rate: float
-    grad_norm: float
-    """Norm of the slot's gradient before clipping."""
-    skipped: bool
-    """True where loss or gradient was not finite, and the slot's weights stayed as they were."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One update of every slot that still trains; `index` counts from 1."""
-
-    index: int
-    slots: tuple[SlotStep, ...]
-    seconds: float
-
-    @property
-    def loss(self) -> float:
-        """Mean of the slots' losses."""
-        return sum(s.loss for s in self.slots) / len(self.slots)
+    batches: Sequence[Batch]
+    losses: Float[Tensor, "slots rows"]
+    per_slot: Float[Tensor, " slots"]
 
 
 class Training:
@@ -83,17 +50,30 @@ class Training:
         slots: Sequence[Slot],
         *,
         objective: Denoising,
-        optimizer: AdamW,
+        optimizer: Optimizer,
+        accumulate: int = 1,
+        ema: Ema | None = None,
+        teacher: bool = False,
     ) -> None:
         if len(slots) != adapter.slots:
             raise ValueError(f"{len(slots)} slots for an adapter of {adapter.slots}")
         self.family, self.adapter, self.slots = family, adapter, tuple(slots)
-        self.objective, self.optimizer = objective, optimizer
+        self.objective, self.accumulate, self.teacher = objective, accumulate, teacher
         self.index = 0
         self.skipped_in_a_row = [0] * len(slots)
         self.parameters = [adapter.slot_parameters(i) for i in range(len(slots))]
-        self.optimizers = [
-            optimizer.build(p.values(), slot.learning_rate) for p, slot in zip(self.parameters, slots, strict=True)
+        for slot in slots:
+            optimizer.check(learning_rate=slot.learning_rate, accumulate=accumulate)
+            optimizer.warmup(slot.steps)
+        if optimizer.fused_backward and not all(p.requires_grad for p in self.parameters[0].values()):
+            raise UserError(
+                "optimizer.fused_backward=true is for adapters that train the base's own weights, and this one adds "
+                f"{adapter.trainable_parameters():,} weights of its own, whose gradients are small.",
+                "Leave it out, or set adapter.kind=full.",
+            )
+        self.updates = [
+            Update(p, slot, optimizer=optimizer, ema=ema or Ema(), scale=LossScale.of(family.dtype))
+            for p, slot in zip(self.parameters, slots, strict=True)
         ]
 
     @property
@@ -109,89 +89,150 @@ class Training:
         """Train every slot that is not finished by one update."""
         started = time.perf_counter()
         self.adapter.zero_grad()
-        batches = [slot.source.batch(self.index, seed=slot.seed) for slot in self.slots]
-        losses, per_slot = self._losses(batches)
-        broken = [i for i, loss in enumerate(per_slot.tolist()) if not math.isfinite(loss)]
-        if broken and len(broken) < len(self.slots):
-            # stacked layers multiply a neighbour's zero gradients with these rows: without them it trains undisturbed
-            quiet = [_silenced(b) if i in broken else b for i, b in enumerate(batches)]
-            self._losses(quiet)[1].sum().backward()
-        elif not broken:
-            per_slot.sum().backward()
+        training = [i for i, slot in enumerate(self.slots) if self.index < slot.steps]
+        for i in training:
+            self.updates[i].begin(self.index + 1)
+        passes = [self._pass(part) for part in range(self.accumulate)]
         self.index += 1
-        done = [
-            self._update(i, batches[i], float(per_slot[i].detach()), losses[i].detach())
-            for i, slot in enumerate(self.slots)
-            if self.index <= slot.steps
-        ]
+        done = [self._update(i, passes) for i in training]
         return Step(self.index, tuple(done), time.perf_counter() - started)
 
-    def _losses(self, batches: Sequence[Batch]) -> tuple[Float[Tensor, "slots rows"], Float[Tensor, " slots"]]:
+    def _pass(self, part: int) -> Pass:
+        """Add the gradients of batch `part` of this step to those that are there."""
+        number = self.index * self.accumulate + part
+        batches = [slot.source.batch(number, seed=slot.seed) for slot in self.slots]
+        losses, per_slot = self._losses(batches, part)
+        broken = [i for i, loss in enumerate(per_slot.tolist()) if not math.isfinite(loss)]
+        if not broken:
+            self._backward(per_slot)
+        elif len(broken) < len(self.slots):
+            # stacked layers multiply a neighbour's zero gradients with these rows: without them it trains undisturbed
+            quiet = [_silenced(b) if i in broken else b for i, b in enumerate(batches)]
+            self._backward(self._losses(quiet, part)[1])
+        return Pass(batches, losses.detach(), per_slot.detach())
+
+    def _backward(self, per_slot: Float[Tensor, " slots"]) -> None:
+        """Run back from the sum of the slots' losses: each slot's gradient is that of its own mean over the passes."""
+        scale = per_slot.new_tensor([update.scale.factor / self.accumulate for update in self.updates])
+        with ExitStack() as stack:
+            for update in self.updates:
+                stack.enter_context(update.backward())
+            (scale * per_slot).sum().backward()
+
+    def _losses(
+        self, batches: Sequence[Batch], part: int
+    ) -> tuple[Float[Tensor, "slots rows"], Float[Tensor, " slots"]]:
         """Return the loss of every row, and each slot's: its weighted sum over the number of its instance rows."""
-        losses = self._row_losses(batches).view(len(self.slots), -1)
+        losses = self._row_losses(batches, part).view(len(self.slots), -1)
         weight = torch.stack([b.weight for b in batches]).to(losses)
         instances = torch.tensor([b.is_prior.count(False) for b in batches]).to(losses)
         return losses, (weight * losses).sum(1) / instances
 
-    def _row_losses(self, batches: Sequence[Batch]) -> PerExample:
+    def _row_losses(self, batches: Sequence[Batch], part: int) -> PerExample:
         """Draw latents afresh from the moments of every row of every slot, and ask the objective."""
         device, dtype = self.family.device, self.family.dtype
-        draws = [generator(slot.seed, "step", self.index) for slot in self.slots]
+        purpose = ("step", self.index) if self.accumulate == 1 else ("step", self.index, part)
+        draws = [generator(slot.seed, *purpose) for slot in self.slots]
         latents = []
         for batch, draw in zip(batches, draws, strict=True):
             mean, std = batch.moments.float().unbind(1)
             latents.append(mean + std * torch.randn(mean.shape, generator=draw))
         x_0 = self.family.scale_latents(torch.cat(latents)).to(device)
-        conditioning = Conditioning.cat([b.conditioning for b in batches])
+        untouched = Conditioning.cat([b.conditioning for b in batches]).to(device, dtype)
+        conditioning = untouched
         if self.adapter.learns_text:  # the cached embeddings are those of the untouched text encoder
             captions = [caption for b in batches for caption in b.captions]
-            conditioning = replace(conditioning, hidden=self.family.encode_text(captions, learn=True).hidden)
-        conditioning = conditioning.to(device, dtype)
+            hidden = self.family.encode_text(captions, learn=True).hidden
+            conditioning = replace(untouched, hidden=hidden).to(device, dtype)
         masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
         mask = None if all(b.mask is None for b in batches) else torch.cat(masks).to(device)
+        taught = torch.tensor([is_prior for b in batches for is_prior in b.is_prior], device=device)
         return self.objective.losses(
             lambda x_t, t: self.family.predict(x_t.to(dtype), t, conditioning),
             x_0,
             self.family.schedule,
             draws=draws,
             mask=mask,
+            teacher=lambda x_t, t: self._taught(x_t, t, untouched, taught),
+            taught=taught if self.teacher and bool(taught.any()) else None,
         )
 
-    def _update(self, i: int, batch: Batch, loss: float, losses: PerExample) -> SlotStep:
+    def _taught(
+        self, x_t: Latents, t: Timesteps, conditioning: Conditioning, taught: Bool[Tensor, " batch"]
+    ) -> Latents:
+        """Return what the base alone predicts for the rows that are `taught`, and zeros for the others."""
+        predictions, rows = torch.zeros_like(x_t), taught.nonzero()[:, 0]
+        with self.adapter.disabled():
+            told = conditioning.select(rows)
+            predictions[rows] = self.family.predict(x_t[rows].to(self.family.dtype), t[rows], told).to(x_t)
+        return predictions
+
+    def _update(self, i: int, passes: Sequence[Pass]) -> SlotStep:
         """Clip and apply the gradient of slot `i`, unless it is not finite."""
-        slot, parameters, optimizer = self.slots[i], list(self.parameters[i].values()), self.optimizers[i]
-        limit = self.optimizer.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        learning_rate = slot.learning_rate * self.optimizer.factor(self.index, slot.steps)
+        update = self.updates[i]
+        loss = float(torch.stack([p.per_slot[i] for p in passes]).mean())
+        norm = update.clip()
         finite = math.isfinite(loss) and math.isfinite(norm)  # a broken slot's gradient is zero, its loss says so
         if finite:
             self.skipped_in_a_row[i] = 0
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
-        else:
+            update.scale.passed()
+            update.apply(self.index)
+        elif not (math.isfinite(loss) and update.scale.overflowed()):
             self.skipped_in_a_row[i] += 1
-            self._guard(i, batch, learning_rate)
-        prior = torch.tensor(batch.is_prior)
+            self._guard(i, passes)
+        losses = torch.cat([p.losses[i] for p in passes])
+        prior = torch.tensor([is_prior for p in passes for is_prior in p.batches[i].is_prior])
         return SlotStep(
-            slot=slot.name,
+            slot=self.slots[i].name,
             loss=loss,
             instance_loss=float(losses[~prior].mean()),
             prior_loss=float(losses[prior].mean()) if prior.any() else None,
-            learning_rate=learning_rate,
+            learning_rates=update.learning_rates,
             grad_norm=norm,
             skipped=not finite,
         )
 
-    def _guard(self, i: int, batch: Batch, learning_rate: float) -> None:
+    def _guard(self, i: int, passes: Sequence[Pass]) -> None:
         if self.skipped_in_a_row[i] < MAX_SKIPPED:
             return
+        pictures = [name for p in passes for name in p.batches[i].ids]
         raise Guarded(
             f"Stopped at step {self.index}: the loss was not finite {MAX_SKIPPED} times in a row "
-            f"(pictures: {', '.join(batch.ids[:4])}; learning rate {learning_rate:g}; {self.family.dtype}). "
-            f"The weights are those of step {self.index - MAX_SKIPPED}.",
+            f"(pictures: {', '.join(pictures[:4])}; learning rate {self.slots[i].learning_rate:g}; "
+            f"{self.family.dtype}). The weights are those of step {self.index - MAX_SKIPPED}.",
             "Try a learning rate of 1e-4 or less, or precision=float32.",
         )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within this block the weights are those to judge and to save: their average, where one is kept.
+
+        Afterwards they are bit for bit what they were, so that previews and saves never change the training.
+        """
+        with ExitStack() as stack:
+            for update in self.updates:
+                stack.enter_context(update.evaluating())
+            yield
+
+    def groups(self) -> list[Group]:
+        """Return what trains: every group of every slot, its size and its learning rate."""
+        return [
+            Group(slot.name, name, change.tensors, change.parameters, slot.rates.get(name, slot.learning_rate))
+            for i, slot in enumerate(self.slots)
+            for name, change in self.adapter.changes(i).items()
+        ]
+
+    def check_changes(self) -> None:
+        """Refuse a result in which something that was to be trained is what it was before."""
+        for i, slot in enumerate(self.slots):
+            for group, change in self.adapter.changes(i).items():
+                if change.norm == 0:
+                    rate = slot.rates.get(group, slot.learning_rate)
+                    raise UserError(
+                        f"{slot.name}: {group} was to be trained but did not change in {self.index} steps "
+                        f"(learning rate {rate:g}).",
+                        "Raise steps or its learning rate.",
+                    )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that a resumed run needs: tensors by name, and plain numbers.
@@ -199,22 +240,19 @@ class Training:
         No generator and no place in the data is in it: both follow from the seed and the step.
         """
         tensors: dict[str, Tensor] = {}
-        for i, (parameters, optimizer) in enumerate(zip(self.parameters, self.optimizers, strict=True)):
-            for name, parameter in parameters.items():
-                kept = {"weight": parameter, **optimizer.state.get(parameter, {})}
-                tensors |= {f"{i}|{key}|{name}": torch.as_tensor(t).contiguous() for key, t in kept.items()}
-        return tensors, {"step": self.index, "skipped_in_a_row": self.skipped_in_a_row}
+        numbers: list[dict[str, Any]] = []
+        for i, update in enumerate(self.updates):
+            held, counted = update.state()
+            tensors |= {f"{i}|{name}": tensor.contiguous() for name, tensor in held.items()}
+            numbers.append(counted)
+        return tensors, {"step": self.index, "skipped_in_a_row": self.skipped_in_a_row, "updates": numbers}
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """Set the state that `state` returned; the slots and the adapter must be the same as then."""
-        for full_name, tensor in tensors.items():
-            i, key, name = full_name.split("|", 2)
-            parameter = self.parameters[int(i)][name]
-            if key == "weight":
-                parameter.copy_(tensor)
-            else:
-                state = self.optimizers[int(i)].state[parameter]
-                state[key] = tensor.clone() if tensor.ndim == 0 else torch.empty_like(parameter).copy_(tensor)
+        for i, update in enumerate(self.updates):
+            prefix = f"{i}|"
+            own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            update.restore(own, numbers["updates"][i])
         self.index, self.skipped_in_a_row = numbers["step"], numbers["skipped_in_a_row"]
 
 

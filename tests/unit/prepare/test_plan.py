@@ -45,6 +45,15 @@ def test_planned_steps_are_those_that_show_every_picture_so_often(n, batch, repe
     assert again.epochs == plan.epochs >= exposures
 
 
+def test_accumulated_batches_count_as_one_step():
+    data = checked([64] * 10)
+    plan = plan_length(data, batch=2, accumulate=3, exposures=50)
+    assert plan == plan_length(data, batch=6, exposures=50)
+    assert (
+        plan_length(checked([64, 80] * 5), batch=2, accumulate=3, epochs=3).steps == 6
+    )  # 6 batches of 10 / 6 an epoch
+
+
 def test_the_line_tells_all():
     plan = plan_length(checked([64] * 28), batch=4, exposures=50)
     assert plan.steps == 350

@@ -1,0 +1,75 @@
+"""What a run trains and what it tells: the slots that go in, the steps that come out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from limner.types import Batch
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where a slot's examples come from: a pure function of the number of the batch and the seed."""
+
+    def batch(self, step: int, *, seed: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One subject of a run: its examples, its seed, its length, its learning rates."""
+
+    name: str
+    source: Source
+    seed: int
+    steps: int
+    learning_rate: float
+    rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Learning rate of each group of the adapter; one that is not listed has `learning_rate`."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters of one slot that train together: the UNet's, a text encoder's, the new words'."""
+
+    slot: str
+    name: str
+    tensors: int
+    parameters: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class SlotStep:
+    """What one slot did in one step."""
+
+    slot: str
+    loss: float
+    instance_loss: float
+    prior_loss: float | None
+    learning_rates: Mapping[str, float]
+    """Learning rate of each group in this step, warm-up and schedule in it."""
+    grad_norm: float
+    """Norm of the slot's gradient before clipping."""
+    skipped: bool
+    """True where loss or gradient was not finite, and the slot's weights stayed as they were."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Return the learning rate of the first group."""
+        return next(iter(self.learning_rates.values()))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update of every slot that still trains; `index` counts from 1."""
+
+    index: int
+    slots: tuple[SlotStep, ...]
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Mean of the slots' losses."""
+        return sum(s.loss for s in self.slots) / len(self.slots)
