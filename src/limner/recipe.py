@@ -76,6 +76,8 @@ class Recipe(Spec):
     """Subject pictures per step; with prior preservation as many class pictures come on top."""
     accumulate: int = Field(default=1, ge=1)
     """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
+    gradient_checkpointing: bool = False
+    """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
     resolution: int = Field(default=0, ge=0)
     """Side of the training pictures in pixels; 0 takes the base's own."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -160,10 +162,6 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
         member = members.get(settings.get(f"{section}.kind", ""))
         if member and section in tree:
             tree[section] = {key: value for key, value in tree[section].items() if key in member.model_fields}
-    for key, value in settings.items():
-        section, _, last = key.rpartition(".")
-        if last == "kind" and section in tree and value != tree[section].get("kind"):
-            tree = {**tree, section: {}}  # another member's settings mean nothing to this one
     for key, value in settings.items():
         _set(tree, key, value)
     return _build("settings" if settings else where, tree)

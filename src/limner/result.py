@@ -24,9 +24,6 @@ from limner.families.family import Family
 from limner.recipe import Recipe
 from limner.rundir import RunDir
 
-ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-"""What embedding files call the vectors of each text encoder."""
-
 
 def write_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> list[Path]:
     """Write the files of a run's adapter, each read back and compared; return them, the one to load first.
@@ -56,7 +53,7 @@ def _write_words(folder: RunDir, words: LearnedWords, about: Mapping[str, Any]) 
     vectors: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in words.state_dict().items():
         _, encoder, word = name.split(".", 2)
-        vectors.setdefault(word, {})[ENCODERS[encoder]] = tensor
+        vectors.setdefault(word, {})[encoder] = tensor
     return [
         write_embedding(parts, folder.embedding(word), token=word, about={**about, "token": word})
         for word, parts in vectors.items()
@@ -106,10 +103,7 @@ def attach_result(family: Family, folder: RunDir) -> list[Attached]:
     attached: list[Attached] = []
     if folder.adapter.is_file():
         attached.append(attach_file(family, folder.adapter, 1.0))
-    words = {}
-    for file in folder.embeddings():
-        token, vectors = read_embedding(file)
-        words[token] = {encoder: vectors[name] for encoder, name in ENCODERS.items() if name in vectors}
+    words = dict(read_embedding(file) for file in folder.embeddings())
     if words:
         attached.append(attach_words(family, words))
     return attached
