@@ -29,6 +29,7 @@ SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder to make.", metavar="DIR")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe or a .toml file.", metavar="NAME|FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, and no progress.")]
+RUNS_HELP = "A run folder, or several of one subject to compare."
 SETTINGS_HELP = "key=value settings laid over the recipe."
 
 
@@ -136,8 +137,10 @@ def generate(
 
 
 @app.command()
-def evaluate(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: JsonOption = False) -> None:
-    """Score a run: base against tuned, with intervals; writes scores.json."""
+def evaluate(
+    run: Annotated[list[Path], typer.Argument(help=RUNS_HELP, metavar="RUN...")], as_json: JsonOption = False
+) -> None:
+    """Score a run, base against tuned, with intervals; several runs of one subject are scored side by side."""
     from limner import run as runs
 
     with watch_for(as_json) as watch:
@@ -146,12 +149,16 @@ def evaluate(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")], as_json: JsonOption = False) -> None:
-    """Write the run's report.html: one file with pictures, curves, scores and costs."""
+def report(
+    run: Annotated[list[Path], typer.Argument(help=RUNS_HELP, metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="The page to write.", metavar="FILE")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one file with pictures, curves, scores and costs of a run, or of several side by side."""
     from limner import run as runs
 
     with watch_for(as_json) as watch:
-        page = runs.report(run, watch=watch)
+        page = runs.report(run, out=out, watch=watch)
     _done(as_json, report=page)
 
 

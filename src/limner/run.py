@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -160,25 +161,38 @@ def generate(
     return out
 
 
-def evaluate(run: str | Path, *, watch: Watch | None = None) -> Path:
-    """Score a run: draw its comparison pictures where they are missing, measure them, write scores.json."""
+def evaluate(runs: Paths, *, watch: Watch | None = None) -> Path:
+    """Score a run, or several side by side: draw their pictures where missing, measure them; return the file of scores.
+
+    One run gets its scores.json; several of one subject get a comparison.json beside the first run's folder.
+    """
     from limner.evaluate.evaluate import evaluate as score
+    from limner.evaluate.images import check_runs
 
     watch = watch or Watch()
-    folder = RunDir.open(Path(run))
-    recipe = load_recipe(folder.recipe)
-    draw_comparison(folder, recipe, watch)
-    with watch.phase("evaluate"), folder.timed("evaluate"):
-        score(folder, progress=watch.progress)
-    return folder.scores
+    folders = [RunDir.open(path) for path in _paths(runs)]
+    check_runs(folders)
+    for folder in folders:
+        draw_comparison(folder, load_recipe(folder.recipe), watch)
+    is_alone = len(folders) == 1
+    with watch.phase("evaluate"), folders[0].timed("evaluate") if is_alone else nullcontext():
+        score(folders, _scores(folders), progress=watch.progress)
+    return _scores(folders)
 
 
-def report(run: str | Path, *, watch: Watch | None = None) -> Path:
-    """Write the run's report.html from what is in its folder."""
+def report(runs: Paths, *, out: str | Path | None = None, watch: Watch | None = None) -> Path:
+    """Write the page of a run, or of several side by side, from what `evaluate` left; return it.
+
+    Without `out` it is the run's report.html, or comparison.html beside the first run's folder.
+    """
     from limner.report.report import report as write
 
+    folders = [RunDir.open(path) for path in _paths(runs)]
+    page = folders[0].report if len(folders) == 1 else _scores(folders).with_suffix(".html")
+    if out and Path(out).is_dir():
+        raise UserError(f"--out {out}: is a folder.", "Name the file to write, such as page.html.")
     with (watch or Watch()).phase("report"):
-        return write(RunDir.open(Path(run)))
+        return write(folders, _scores(folders), Path(out or page))
 
 
 def caption(
@@ -332,6 +346,12 @@ def _words(recipe: Recipe, checked: Checked) -> dict[str, str]:
         return {recipe.pictures.token: recipe.pictures.class_noun or "thing"}
     own = [spec_of(subject, recipe.pictures) for subject in dict.fromkeys(e.picture.subject for e in checked.examples)]
     return {spec.token: spec.class_noun or "thing" for spec in own}
+
+
+def _scores(folders: Sequence[RunDir]) -> Path:
+    """Return where the scores of a run lie, or those of several side by side."""
+    first = folders[0]
+    return first.scores if len(folders) == 1 else first.path.parent / "comparison.json"
 
 
 def _paths(given: Paths) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from limner.errors import UserError
 from limner.evaluate.claims import corrected, differences
 from limner.evaluate.encoders import default_encoders
-from limner.evaluate.images import TUNED, Arm, ArmImage, read_arms, read_pictures
+from limner.evaluate.images import TUNED, Arm, ArmImage, check_runs, read_arms, read_pictures
 from limner.evaluate.look import Progress, Seen, look
 from limner.evaluate.names import Setting, arm_names, read_recipe, settings_apart
 from limner.evaluate.statistics import DRAWS, interval
@@ -80,10 +80,7 @@ def evaluate(
 
 def _gather(runs: Sequence[RunDir], names: Sequence[str]) -> Material:
     """Read what the runs hold; the class pictures are those of the first run that has any."""
-    folders = [run.path.resolve() for run in runs]
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise UserError(f"{folder}: is named twice.", "Name each run once.")
+    check_runs(runs)
     arms = read_arms(runs, names)
     subject = read_pictures(runs[0].pictures)
     if not subject:

@@ -59,21 +59,29 @@ class Arm:
     images: tuple[ArmImage, ...]
 
 
+def check_runs(runs: Sequence[RunDir]) -> None:
+    """Refuse runs that learned different subjects, and a run named twice."""
+    folders = [run.path.resolve() for run in runs]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UserError(f"{folder}: is named twice.", "Name each run once.")
+    first, *others = runs
+    for run in others:
+        if _subject(run) != _subject(first):
+            raise UserError(
+                f"Comparison refused: {first.path} and {run.path} learned from different pictures.",
+                "Compare runs of one subject.",
+            )
+
+
 def read_arms(runs: Sequence[RunDir], names: Sequence[str]) -> tuple[Arm, ...]:
     """Return the base, with the first run's images of it, and each run's tuned arm under its name.
 
-    Refuse arms that cannot be compared picture by picture, and runs of different subjects or bases.
+    Refuse arms that cannot be compared picture by picture.
     """
-    base, *own_bases = [
-        _read_arm(run, BASE, BASE if i == 0 else f"the base of {names[i]}") for i, run in enumerate(runs)
-    ]
+    bases = [BASE, *(f"the base of {name}" for name in names[1:])]
+    base, *own_bases = (_read_arm(run, BASE, name) for run, name in zip(runs, bases, strict=True))
     tuned = [_read_arm(run, TUNED, name) for run, name in zip(runs, names, strict=True)]
-    for arm in tuned[1:]:
-        if _subject(arm.run) != _subject(base.run):
-            raise UserError(
-                f"Comparison refused: {base.run.path.name} and {arm.run.path.name} learned from different pictures.",
-                "Compare runs of one subject.",
-            )
     for arm in (*own_bases, *tuned):
         _check_comparable(base, arm)
     return base, *tuned

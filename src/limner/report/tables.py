@@ -164,7 +164,7 @@ def facts(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def setting(value: str | float | bool | None) -> str:
+def setting(value: str | int | float | bool | None) -> str:
     """Return a setting as a recipe writes it; a dash where a recipe has none."""
     if value is None:
         return "–"

@@ -137,7 +137,7 @@ def test_a_claim_that_falls_is_taken_back(three: tuple[list[RunDir], Path, Score
 
 def test_runs_of_different_subjects_are_not_compared(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, prompts=1, images=1, subject=name) for name in ("star", "moon")]
-    with pytest.raises(UserError, match="refused: star and moon learned from different pictures. Compare runs of"):
+    with pytest.raises(UserError, match="refused: .*star and .*moon learned from different pictures. Compare runs of"):
         compare(runs, tmp_path / "comparison.json")
 
 
