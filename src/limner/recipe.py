@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
+from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
@@ -28,7 +29,7 @@ from limner.spec import Spec
 from limner.train.optimizer import AdamW
 
 # Every member of each axis; a second member makes the alias a union discriminated by `kind`.
-Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal, Field(discriminator="kind")]
+Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal | Peft, Field(discriminator="kind")]
 Objective = Denoising
 Optimizer = AdamW
 
