@@ -377,6 +377,9 @@ def _build(
         shared = {id(tensor) for tensor in tensors.values()}
         own = layer.state_dict(keep_vars=True, prefix=f"{path}.")
         tensors |= {n: t for n, t in own.items() if not n.startswith(f"{path}.base_layer.") and id(t) not in shared}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()  # peft takes the base's number format
     return layers, {re.sub(r"\.default(?=\.|$)", "", name): tensor for name, tensor in tensors.items()}
 
 
