@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
+from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
@@ -30,7 +31,7 @@ from limner.train.average import Ema
 from limner.train.optimizer import Adafactor, AdamW, AdamW8bit, Lion, Prodigy, ScheduleFree
 
 # Every member of each axis; a second member makes the alias a union discriminated by `kind`.
-Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal, Field(discriminator="kind")]
+Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal | Peft, Field(discriminator="kind")]
 Objective = Denoising
 Optimizer = Annotated[
     AdamW | AdamW8bit | Adafactor | Prodigy | ScheduleFree | Lion,

@@ -12,6 +12,7 @@ from limner import recipe
 from limner.adapters.adapter import Attached, SlotSettings
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
+from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
@@ -27,6 +28,9 @@ CASES: dict[str, Any] = {
     "full": Full(),
     "full-part-text": Full(targets=("*.attn2.*",), text_encoder=True),
     "words": TextualInversion(vectors=3),
+    "peft-dora": Peft(method="dora", rank=2, targets="transformer", text_encoder=True),
+    "peft-lokr": Peft(method="lokr", rank=2, targets="all"),
+    "peft-vera": Peft(method="vera", rank=4),
     "pivotal": Pivotal(lora=LoRA(rank=2, targets="attention"), words=TextualInversion(vectors=2)),
 }
 STACKED = [name for name, spec in CASES.items() if isinstance(spec, LoRA | TextualInversion | Pivotal)]

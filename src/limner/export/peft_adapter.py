@@ -1,0 +1,106 @@
+"""The files of peft's methods: an ordinary LoRA file where the method is one, else peft's own names and config.
+
+rsLoRA, PiSSA, OLoRA and MiCA are written as LoRA, DoRA in diffusers' layout: whatever reads those, reads them. Any
+other method's file is for Limner and for peft: its header holds peft's config of each part (unet, text_encoder), and
+its keys are `<part>.<path>.<peft's name>`, to be given to `set_peft_model_state_dict` without the part's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limner.adapters.peft import METHODS, Peft
+from limner.errors import UserError
+from limner.export.diffusers_lora import write_lora
+from limner.export.modelspec import modelspec
+from limner.export.tensors import HEADER, header, read_tensors, write_tensors
+
+SPEC, CONFIGS = "limner_adapter", "peft"
+"""Keys of the header: the settings of `Peft`, and peft's own config of each part."""
+MAGNITUDE = ".lora_magnitude_vector"
+"""How DoRA's magnitudes end in a file; in memory peft has them as a module's weight."""
+
+
+def write_peft(spec: Peft, state: Mapping[str, Tensor], path: Path, about: Mapping[str, object]) -> None:
+    """Write an adapter's `state_dict` so that whatever can read its method does, and check what was written.
+
+    `about` (family, base, token ...) is kept in the header under "limner".
+    """
+    is_lora = METHODS[spec.method].kind == "LORA"
+    if is_lora and spec.method != "dora":
+        write_lora(_as_lora(spec, state), path, about)
+        return
+    if is_lora:
+        spec, state = _folded(spec, state)
+    configs = {part: _plain(spec.config(layers)) for part, layers in _layers(spec, state).items()}
+    metadata = header(about, modelspec(about, adapter="lora" if is_lora else spec.method, implementation="peft"))
+    metadata |= {SPEC: spec.model_dump_json(), CONFIGS: json.dumps(configs, sort_keys=True)}
+    if is_lora:
+        flat = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
+        metadata["lora_adapter_metadata"] = json.dumps(flat, sort_keys=True)
+    write_tensors(path, {name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): t for name, t in state.items()}, metadata)
+
+
+def read_peft(path: Path) -> tuple[Peft, dict[str, Tensor], dict[str, object]]:
+    """Return the settings, the `state_dict` and what the header says of an adapter in peft's own layout.
+
+    Raises:
+        UserError: the file is missing, damaged, or not of this layout.
+    """
+    tensors, metadata = read_tensors(path)
+    if SPEC not in metadata:
+        raise UserError(
+            f"{path}: is not in the layout of adapter.kind=peft (its header has no {SPEC!r}).",
+            "Use a file that Limner wrote; rsLoRA, PiSSA, OLoRA and MiCA are read as LoRA.",
+        )
+    state = {name.replace(MAGNITUDE, f"{MAGNITUDE}.weight"): tensor for name, tensor in tensors.items()}
+    return Peft.model_validate_json(metadata[SPEC]), state, json.loads(metadata.get(HEADER, "{}"))
+
+
+def _as_lora(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the change as a plain LoRA's `state_dict`, alpha equal to rank.
+
+    What PiSSA takes out of the base at its start becomes a second half of the rank, with the opposite sign.
+    """
+    _, folded = _folded(spec, state)
+    lora: dict[str, Tensor] = {}
+    for layer in sorted({name.partition(".lora_")[0] for name in folded if ".lora_" in name}):
+        A, B = folded[f"{layer}.lora_A.weight"], folded[f"{layer}.lora_B.weight"].flatten(1)
+        if f"{layer}.start_A" in folded:
+            A = torch.cat([A, folded[f"{layer}.start_A"]])
+            B = torch.cat([B, -folded[f"{layer}.start_B"]], 1)
+        lora |= {f"{layer}.lora_A": A, f"{layer}.lora_B": B, f"{layer}.alpha": torch.tensor(float(A.shape[0]))}
+    return lora
+
+
+def _folded(spec: Peft, state: Mapping[str, Tensor]) -> tuple[Peft, dict[str, Tensor]]:
+    """Return the same adapter with its scale folded into B, so that alpha is its rank."""
+    config = spec.config(())
+    scale = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+    folded = {name: t * scale if name.endswith(".lora_B.weight") else t for name, t in state.items()}
+    return spec.model_copy(update={"rank": config.r, "alpha": float(config.r), "options": {}}), folded
+
+
+def _layers(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the paths of the layers that a `state_dict` is for, by part."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PeftType
+
+    mark = f".{PEFT_TYPE_TO_PREFIX_MAPPING[PeftType[METHODS[spec.method].kind]]}"
+    found: dict[str, list[str]] = {}
+    for name in sorted({name.partition(mark)[0] for name in state if mark in name}):
+        part, _, path = name.partition(".")
+        found.setdefault(part, []).append(path)
+    return found
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Return a peft config as JSON can hold it, without what says nothing."""
+    fields = {name: sorted(v) if isinstance(v, set) else v for name, v in config.to_dict().items()}
+    return {name: value for name, value in fields.items() if value not in (None, {}, [])}
