@@ -32,14 +32,10 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
     Raises:
         UserError: there is no such base, it is not complete, or it is of a family that is not supported.
     """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
     base = recognise(name)
     refuse_unsupported(base)
     base = base if base.path.is_file() else _with_weights(base)
+    _silence()
     components = _modules(base)
     for part in ("vae", "text_encoder", "unet"):
         module = components[part]
@@ -75,6 +71,16 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _silence() -> None:
+    """Stop the libraries from telling of what concerns their developers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def _modules(base: Recognised) -> dict[str, Any]:
@@ -145,4 +151,8 @@ def _scheduler(base: Recognised) -> Any:
     kind = getattr(diffusers, str(config["_class_name"]), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
         raise UserError(f"{file}: {config['_class_name']} is no scheduler of diffusers.", "Name one, such as DDIMScheduler.")
+    if base.zero_terminal_snr and not config.get("rescale_betas_zero_snr"):
+        return diffusers.DDIMScheduler.from_config(
+            config, prediction_type=base.prediction_type, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        )
     return kind.from_config(config, prediction_type=base.prediction_type)

@@ -45,6 +45,8 @@ class Recognised:
     """Side of the pictures that it draws."""
     configurations: Path
     """The diffusers folder that its configurations are in; of a single file, one of Limner's own."""
+    zero_terminal_snr: bool = False
+    """Whether the noise schedule ends in pure noise."""
 
     @property
     def inpainting(self) -> bool:
@@ -97,7 +99,8 @@ def _folder(name: str, folder: Path) -> Recognised:
         return Recognised(name, folder, family, "unknown", index.name, 0, 0, 0, folder)
     unet, vae = _read(folder / "unet/config.json", name), _read(folder / "vae/config.json", name)
     scheduler = folder / "scheduler/scheduler_config.json"
-    said = _read(scheduler, name).get("prediction_type")
+    schedule = _read(scheduler, name)
+    said = schedule.get("prediction_type")
     width = unet["cross_attention_dim"]
     _check_header(name, folder / "unet", unet)
     return Recognised(
@@ -105,6 +108,7 @@ def _folder(name: str, folder: Path) -> Recognised:
         scheduler.name if said else f"assumed: {scheduler.name} does not say",
         unet["in_channels"], width if isinstance(width, int) else max(width),
         unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1), folder,
+        bool(schedule.get("rescale_betas_zero_snr")),
     )  # fmt: skip
 
 
@@ -146,7 +150,7 @@ def _single_file(name: str, path: Path) -> Recognised:
     like = _folder(name, skeleton)
     return Recognised(
         name, path, family, prediction_type or like.prediction_type, said_by, first[1], width,
-        like.native_resolution_px, skeleton,
+        like.native_resolution_px, skeleton, "ztsnr" in header.shapes,
     )  # fmt: skip
 
 
