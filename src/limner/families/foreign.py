@@ -66,7 +66,7 @@ def _embedding(header: Header) -> tuple[str, str] | None:
     if not known and not alone:
         return None
     shapes = [header.shapes[key] for key in sorted(known or header.shapes)]
-    widths = [shape[-1] for shape in shapes if shape and len(shape) <= 2]
+    widths = [shape[len(shape) - 1] for shape in shapes if len(shape) in (1, 2)]
     if not widths or not set(widths) <= WIDTHS.keys():
         return None
     vectors = shapes[0][0] if len(shapes[0]) == 2 else 1

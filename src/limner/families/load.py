@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +48,10 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
         "vae": fingerprint(components["vae"]),
         "text": fingerprint(components["text_encoder"]),
     }
-    return SD15(name, components, identity)
+    family = SD15(name, components, identity)
+    if base.zero_terminal_snr:
+        family.set_schedule(zero_terminal_snr=True)
+    return family
 
 
 def native_resolution(name: str) -> int:
@@ -93,8 +97,8 @@ def _modules(base: Recognised) -> dict[str, Any]:
     text = CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True)
     with init_empty_weights():
         return {
-            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(folder / "unet"))),
-            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / "vae"))),
+            "unet": UNet2DConditionModel.from_config(_json(folder / "unet/config.json")),
+            "vae": AutoencoderKL.from_config(_json(folder / "vae/config.json")),
             "text_encoder": CLIPTextModel(text),
         }
 
@@ -147,12 +151,14 @@ def _scheduler(base: Recognised) -> Any:
     import diffusers
 
     file = base.configurations / "scheduler/scheduler_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    kind = getattr(diffusers, str(config["_class_name"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise UserError(f"{file}: {config['_class_name']} is no scheduler of diffusers.", "Name one, such as DDIMScheduler.")
-    if base.zero_terminal_snr and not config.get("rescale_betas_zero_snr"):
-        return diffusers.DDIMScheduler.from_config(
-            config, prediction_type=base.prediction_type, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    config = _json(file)
+    kind: Any = getattr(diffusers, str(config["_class_name"]), None)
+    if kind is None or diffusers.SchedulerMixin not in kind.__mro__:
+        raise UserError(
+            f"{file}: {config['_class_name']} is no scheduler of diffusers.", "Name one, such as DDIMScheduler."
         )
     return kind.from_config(config, prediction_type=base.prediction_type)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -46,7 +46,7 @@ class Recognised:
     configurations: Path
     """The diffusers folder that its configurations are in; of a single file, one of Limner's own."""
     zero_terminal_snr: bool = False
-    """Whether the noise schedule ends in pure noise."""
+    """Whether a single file's marker says that the noise schedule ends in pure noise; a folder's scheduler knows it."""
 
     @property
     def inpainting(self) -> bool:
@@ -99,8 +99,7 @@ def _folder(name: str, folder: Path) -> Recognised:
         return Recognised(name, folder, family, "unknown", index.name, 0, 0, 0, folder)
     unet, vae = _read(folder / "unet/config.json", name), _read(folder / "vae/config.json", name)
     scheduler = folder / "scheduler/scheduler_config.json"
-    schedule = _read(scheduler, name)
-    said = schedule.get("prediction_type")
+    said = _read(scheduler, name).get("prediction_type")
     width = unet["cross_attention_dim"]
     _check_header(name, folder / "unet", unet)
     return Recognised(
@@ -108,12 +107,11 @@ def _folder(name: str, folder: Path) -> Recognised:
         scheduler.name if said else f"assumed: {scheduler.name} does not say",
         unet["in_channels"], width if isinstance(width, int) else max(width),
         unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1), folder,
-        bool(schedule.get("rescale_betas_zero_snr")),
     )  # fmt: skip
 
 
 def _family_of_unet(unet: Mapping[str, Any], pipeline: Mapping[str, Any]) -> str:
-    """Return the family of a diffusers folder; small test models have widths of their own, so the structure is first."""
+    """Return the family of a diffusers folder: by its structure first, as small models have other widths."""
     if unet.get("addition_embed_type") == "text_time" or pipeline.get("text_encoder_2", [None])[0]:
         return "sdxl" if pipeline.get("text_encoder", [None])[0] else "sdxl-refiner"
     return BY_CROSS_ATTENTION.get(unet["cross_attention_dim"], "sd15")

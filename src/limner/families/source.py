@@ -85,18 +85,13 @@ def _in_hub_cache(name: str) -> Path | None:
 
 def _download(name: str, cached: Path | None, *, weights: bool) -> Path:
     """Fetch from the hub what one run needs, and no more: one set of weights, not every variant that lies there."""
-    from httpx import HTTPError
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     try:
         listed = [file.rfilename for file in HfApi().model_info(name).siblings or ()]
-        if "model_index.json" not in listed:
-            raise UserError(
-                f"base={name!r}: is no diffusers model (the hub lists no model_index.json there).",
-                "Name another, or download its .safetensors file and give the file's path.",
-            )
-        return Path(snapshot_download(name, allow_patterns=list(_wanted(listed, weights=weights))))
+        if "model_index.json" in listed:
+            return Path(snapshot_download(name, allow_patterns=list(_wanted(listed, weights=weights))))
     except GatedRepoError as error:
         raise UserError(
             f"base={name!r}: the hub gives it only to those who accepted its terms.",
@@ -104,10 +99,14 @@ def _download(name: str, cached: Path | None, *, weights: bool) -> Path:
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(f"base={name!r}: the hub has no such model.", "See the name on its page.") from error
-    except (OSError, HTTPError) as error:
-        off = isinstance(error, OfflineModeIsEnabled)
-        reason = "is switched off (HF_HUB_OFFLINE=1)" if off else f"cannot be reached ({type(error).__name__})"
-        raise _absent(name, cached, reason, weights=weights) from error
+    except OfflineModeIsEnabled as error:
+        raise _absent(name, cached, "is switched off (HF_HUB_OFFLINE=1)", weights=weights) from error
+    except Exception as error:  # which errors a broken network gives depends on the hub library's HTTP library
+        raise _absent(name, cached, f"gave nothing ({type(error).__name__}: {error})", weights=weights) from error
+    raise UserError(
+        f"base={name!r}: is no diffusers model (the hub lists no model_index.json there).",
+        "Name another, or download its .safetensors file and give the file's path.",
+    )
 
 
 def _wanted(listed: Collection[str], *, weights: bool) -> Iterator[str]:

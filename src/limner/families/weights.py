@@ -129,9 +129,7 @@ def _read_pickled(path: Path, *, device: str) -> dict[str, Tensor]:
         raise UserError(f"{path}: is a bare pickle or damaged, and was not loaded.", SAFE_FORM)
     code = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     if code:
-        raise UserError(
-            f"{path}: contains pickled code ({', '.join(sorted(code)[:3])}) and was not loaded.", SAFE_FORM
-        )
+        raise UserError(f"{path}: contains pickled code ({', '.join(sorted(code)[:3])}) and was not loaded.", SAFE_FORM)
     try:
         held = torch.load(path, map_location=device, weights_only=True, mmap=device == "cpu")
     except Exception as error:  # a pickle can be broken or hostile in any way; none of them is a bug of ours
