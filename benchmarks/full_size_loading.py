@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import select
 import subprocess
@@ -39,7 +40,8 @@ def measure(base: str, dtypes: list[str], rounds: int) -> None:
 def child(loader: str, base: str, dtype: str) -> tuple[float, float, float, float, float]:
     """Return loaded, peak anonymous, peak total, total after (MB) and seconds of one loading, watched from outside."""
     command = [sys.executable, "-m", "benchmarks.full_size_loading", loader, base, dtype]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdout.readline()  # its libraries are imported
@@ -77,7 +79,9 @@ def load_with_limner(base: str, dtype: torch.dtype) -> list[Any]:
 def load_with_diffusers(base: str, dtype: torch.dtype) -> list[Any]:
     """Return the modules as the stock pipeline loads them."""
     from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
 
+    logging.disable_progress_bar()
     if Path(base).is_file():
         from limner.families.source import ASSETS
 
