@@ -56,7 +56,7 @@ def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from limner.families.load import ASSETS
+    from limner.families.source import ASSETS
 
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "tiny" / "tokenizer")

@@ -209,6 +209,18 @@ def cache_prune(
 
 
 @app.command()
+def doctor(
+    run: Annotated[Path, typer.Option("--run", help="Where runs are to be kept.", metavar="DIR")] = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Say what will work on this machine: real kernels on each device, memory, disk, packages, the hub."""
+    from limner import doctor as doctors
+
+    report = doctors.examine(run)
+    print(json.dumps(doctors.as_json(report)) if as_json else "\n".join(doctors.lines(report)))
+
+
+@app.command()
 def explain(key: Annotated[str | None, typer.Argument(help="A setting or section; all without it.")] = None) -> None:
     """Say what a setting is, what it may be, and its default."""
     from limner import recipe

@@ -56,7 +56,7 @@ def place(device: str, precision: Precision) -> Place:
     if precision == "float16" and chosen.type == "cpu":
         raise UserError("precision='float16': the CPU has no fast float16.", "Use float32 or bfloat16.")
     if precision == "auto":
-        bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return Place(chosen, torch.bfloat16 if bf16 else torch.float32)
     return Place(chosen, getattr(torch, precision))
 

@@ -16,7 +16,8 @@ from limner.drawing import class_pictures as class_pictures_for
 from limner.drawing import draw_comparison, load_base, preview
 from limner.errors import Interrupted, UserError
 from limner.families.family import Family
-from limner.families.load import is_hub_name, locate, native_resolution
+from limner.families.load import native_resolution
+from limner.families.source import is_hub_name, locate
 from limner.generate.draw import check_resolution, draw, requests_for
 from limner.interrupt import noted_signals
 from limner.pictures.cache import default_cache
@@ -211,7 +212,7 @@ def caption(
 
 def demo(run: str | Path | None = None, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
     """Do the main job once on the embedded base and five shipped pictures: train, draw, score, report."""
-    from limner.families.load import ASSETS
+    from limner.families.source import ASSETS
 
     recipe = load_recipe("demo", settings)
     folder = train(ASSETS / "demo" / "critter", recipe=recipe, run=run, watch=watch)

@@ -9,7 +9,8 @@ import torch
 
 from limner.errors import UserError
 from limner.families.family import Family
-from limner.families.load import EMBEDDED, load, native_resolution
+from limner.families.load import load, native_resolution
+from limner.families.source import EMBEDDED
 from limner.schedule import Schedule
 
 
@@ -101,7 +102,7 @@ def test_identity_changes_with_the_weights(base: Family, name: str) -> None:
 def test_embedded_latents_have_about_unit_variance() -> None:
     from PIL import Image
 
-    from limner.families.load import ASSETS
+    from limner.families.source import ASSETS
     from limner.prepare.encode import to_pixels
 
     base = load("tiny", dtype=torch.float32, device="cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from limner.cli import main
-from limner.families.load import ASSETS
+from limner.families.source import ASSETS
 
 PICTURES = ASSETS / "demo" / "critter"
 SMALL = {

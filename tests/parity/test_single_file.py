@@ -20,7 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from limner.export.diffusers_folder import write_diffusers_folder
 from limner.export.layout import original_weights
 from limner.export.single_file import write_single_file
-from limner.families.load import ASSETS, load
+from limner.families.load import load
+from limner.families.source import ASSETS
 
 PUBLISHED = {
     "model.diffusion_model.time_embed.2.weight": (1280, 1280),

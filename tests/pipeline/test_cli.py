@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import limner
 from limner.cli import main
-from limner.families.load import ASSETS
+from limner.families.source import ASSETS
 
 PICTURES = ASSETS / "demo" / "critter"
 FAST = ("steps=4", "batch=2", "prior.count=3", "generation.num_inference_steps=3", "checkpoint.every_steps=2",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limner.families.load import locate
+from limner.families.source import locate
 from limner.metrics.colour_histogram import ColourHistogram
 from limner.metrics.encoder import ImageEncoder
 from limner.metrics.image_text import ImageText

@@ -4,145 +4,161 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limner.errors import UserError
 from limner.families.family import Family
+from limner.families.recognise import Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
+from limner.families.single_file import read_part
+from limner.families.source import files_of, missing_files
+from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
 
-ASSETS = Path(__file__).parent.parent / "assets"
-EMBEDDED = {"tiny": ASSETS / "tiny"}
-CROSS_ATTENTION_OF_SDXL = 2048
-RESOLUTION_OF_SINGLE_FILES = 512
+VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
+"""Keys of a configuration that say who wrote it and not what it is; those with a leading underscore are others."""
+RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""What the attention of a VAE was called in diffusers folders before 2023, SD 1.5's own among them."""
 
 
 def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family:
     """Load the base called `name`, frozen, in eval mode, in `dtype` on `device`.
 
-    Raises:
-        UserError: there is no such base, or it is of a family that is not supported.
-    """
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    Weights go one at a time from the file to where they stay: the peak is their own size and one tensor.
 
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    components = _components(name, dtype)
-    _refuse_other_families(name, components)
-    for component in components.values():
-        if isinstance(component, nn.Module):
-            component.to(device=device, dtype=dtype)
+    Raises:
+        UserError: there is no such base, it is not complete, or it is of a family that is not supported.
+    """
+    base = recognise(name)
+    refuse_unsupported(base)
+    base = base if base.path.is_file() else _with_weights(base)
+    _silence()
+    components = _modules(base)
+    for part in ("vae", "text_encoder", "unet"):
+        module = components[part]
+        fill(module, _state(base, part, module, dtype=dtype, device=device), where=f"base={name!r}: {part}")
+        module.to(device)  # what is no weight: position ids
+    components |= {"tokenizer": _tokenizer(base), "scheduler": _scheduler(base)}
     identity = {
         "unet": fingerprint(components["unet"]),
         "vae": fingerprint(components["vae"]),
         "text": fingerprint(components["text_encoder"]),
     }
-    return SD15(name, components, identity)
-
-
-def locate(name: str) -> Path | None:
-    """Return the folder or file of a base that is on this machine, None for a hub name."""
-    path = EMBEDDED.get(name, Path(name).expanduser())
-    return path if path.exists() else None
+    family = SD15(name, components, identity)
+    if base.zero_terminal_snr:
+        family.set_schedule(zero_terminal_snr=True)
+    return family
 
 
 def native_resolution(name: str) -> int:
-    """Return the side in pixels of the pictures that a base draws, from its configuration; no weights are read."""
-    path = locate(name)
-    if path is not None and path.is_file():
-        return RESOLUTION_OF_SINGLE_FILES
-    unet, vae = _config(name, path, "unet"), _config(name, path, "vae")
-    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
+    """Return the side in pixels of the pictures that a base draws; no weights are read.
 
-
-def _config(name: str, path: Path | None, part: str) -> dict[str, Any]:
-    """Read one part's config.json from the folder, the hub's cache, or the hub."""
-    if path is None:
-        from huggingface_hub import hf_hub_download, try_to_load_from_cache
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
-
-        _refuse_what_is_no_hub_name(name)
-        try:
-            file = Path(
-                try_to_load_from_cache(name, f"{part}/config.json") or hf_hub_download(name, f"{part}/config.json")
-            )
-        except (OSError, EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-            raise _unloadable(name, error) from error
-    else:
-        file = path / part / "config.json"
-    if not file.is_file():
-        raise UserError(
-            f"base={name!r}: {part}/config.json is missing.",
-            "Give a complete diffusers folder (with model_index.json, unet, vae, text_encoder, tokenizer, scheduler).",
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
+    Raises:
+        UserError: there is no such base, or it is of a family that is not supported.
+    """
+    base = recognise(name)
+    refuse_unsupported(base)
+    return base.native_resolution_px
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return 16 hex digits of the SHA-256 of a module's configuration, names and weights."""
+    """Return 16 hex digits of the SHA-256 of a module's configuration, names and weights, whoever wrote the file."""
     config: Any = module.config
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in VOLATILE}
+    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
     for key, tensor in sorted(module.state_dict().items()):
         digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
-def _components(name: str, dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+def _silence() -> None:
+    """Stop the libraries from telling of what concerns their developers."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    path = locate(name)
-    if path is None:
-        _refuse_what_is_no_hub_name(name)
-    quiet: dict[str, Any] = {"dtype": dtype, "safety_checker": None, "requires_safety_checker": False}
-    try:
-        if path is not None and path.is_file():
-            return StableDiffusionPipeline.from_single_file(str(path), **quiet).components
-        source = str(path or name)
-        return DiffusionPipeline.from_pretrained(source, use_safetensors=True, **quiet).components
-    except (OSError, ValueError) as error:
-        raise _unloadable(name, error) from error
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
-def is_hub_name(name: str) -> bool:
-    """Return whether `name` looks like owner/name and not like a path."""
-    return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not name.endswith(".safetensors")
+def _modules(base: Recognised) -> dict[str, Any]:
+    """Return the base's modules as their configurations describe them, without memory for weights."""
+    from accelerate import init_empty_weights
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = base.configurations
+    text = CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True)
+    with init_empty_weights():
+        return {
+            "unet": UNet2DConditionModel.from_config(_json(folder / "unet/config.json")),
+            "vae": AutoencoderKL.from_config(_json(folder / "vae/config.json")),
+            "text_encoder": CLIPTextModel(text),
+        }
 
 
-def _refuse_what_is_no_hub_name(name: str) -> None:
-    if not is_hub_name(name):
+def _state(
+    base: Recognised, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Read one part's weights, under the names that the module has for them."""
+    if base.path.is_file():
+        state = read_part(base.path, part, module.config, dtype=dtype, device=device)
+    else:
+        state = {}
+        for file in weights_files(base.path / part):
+            names = [name for name in read_header(file).shapes if not name.endswith(UNUSED)]
+            state |= read_tensors(file, names, dtype=dtype, device=device)
+    if part == "vae":
+        return {_renamed(name): tensor for name, tensor in state.items()}
+    if part == "text_encoder":  # transformers 5.6 took a level of names away; files have it, or not
+        level = "text_model." if hasattr(module, "text_model") else ""
+        state = {level + name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+    return {name: tensor for name, tensor in state.items() if not name.endswith(UNUSED)}
+
+
+def _renamed(name: str) -> str:
+    for old, new in RENAMED.items():
+        name = name.replace(old, new) if ".attentions." in name else name
+    return name
+
+
+def _with_weights(base: Recognised) -> Recognised:
+    """Return the base with a folder that has everything in it; what the hub has is fetched first."""
+    folder = files_of(base.name, weights=True)
+    lacking = next(missing_files(folder, weights=True), None)
+    if lacking:
         raise UserError(
-            f"base={name!r}: there is no such folder or file, and it is no hub name (owner/name).",
-            f"Use {', '.join(EMBEDDED)}, the path of a diffusers folder or .safetensors file, or a name such as "
-            "stable-diffusion-v1-5/stable-diffusion-v1-5.",
+            f"base={base.name!r}: {lacking} is missing.",
+            "Give a complete diffusers folder (with model_index.json, unet, vae, text_encoder, tokenizer, scheduler).",
         )
+    return replace(base, path=folder, configurations=folder)
 
 
-def _unloadable(name: str, error: Exception) -> UserError:
-    first = str(error).strip().splitlines()[0]
-    return UserError(
-        f"base={name!r}: cannot be loaded ({first}).",
-        "Give a complete diffusers folder (with model_index.json), a single .safetensors file, or a hub name that "
-        "this machine can reach or has in its cache.",
-    )
+def _tokenizer(base: Recognised) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(str(base.configurations / "tokenizer"), local_files_only=True)
 
 
-def _refuse_other_families(name: str, components: dict[str, Any]) -> None:
-    unet = components.get("unet")
-    if unet is None or "text_encoder" not in components:
-        raise UserError(f"base={name!r}: is not a Stable Diffusion model (it has no UNet).", "Use an SD 1.5 base.")
-    width = unet.config.cross_attention_dim
-    if width == CROSS_ATTENTION_OF_SDXL or components.get("text_encoder_2") is not None:
-        raise UserError(f"base={name!r}: is SDXL (cross-attention {width}), which is not supported yet.", "Use SD 1.5.")
-    if unet.config.in_channels != components["vae"].config.latent_channels:
+def _scheduler(base: Recognised) -> Any:
+    """Return the base's own scheduler, with the prediction type that was recognised."""
+    import diffusers
+
+    file = base.configurations / "scheduler/scheduler_config.json"
+    config = _json(file)
+    kind: Any = getattr(diffusers, str(config["_class_name"]), None)
+    if kind is None or diffusers.SchedulerMixin not in kind.__mro__:
         raise UserError(
-            f"base={name!r}: its UNet takes {unet.config.in_channels} channels: it is an inpainting or editing model.",
-            "Use the text-to-image model that it was made from.",
+            f"{file}: {config['_class_name']} is no scheduler of diffusers.", "Name one, such as DDIMScheduler."
         )
+    return kind.from_config(config, prediction_type=base.prediction_type)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

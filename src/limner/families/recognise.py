@@ -1,0 +1,192 @@
+"""What a base is, read from configurations and headers in a moment: family, prediction type, inpainting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from limner.errors import UserError
+from limner.families.foreign import refuse_what_is_no_base
+from limner.families.source import ASSETS, files_of
+from limner.families.weights import Header, read_header, weights_files
+
+FAMILIES = {"sd15": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sdxl-refiner": "the SDXL refiner"}
+"""What a family is called; one that is not listed is called by its own name ("Flux")."""
+BY_CROSS_ATTENTION = {1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
+SKELETONS = (ASSETS / "sd15", ASSETS / "tiny")
+"""Diffusers folders whose configurations a single file can have: it carries none of its own."""
+UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+"""Prefixes of the parts in a single file of SD 1.x."""
+MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction"}
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a base is; nothing of it was loaded to know that."""
+
+    name: str
+    """What the user called it."""
+    path: Path
+    """Its folder or file."""
+    family: str
+    """A key of FAMILIES, or the name of another family."""
+    prediction_type: str
+    """epsilon, v_prediction or sample, as in diffusers."""
+    prediction_type_from: str
+    """Where that is said."""
+    in_channels: int
+    """Channels of the UNet's input: 4, of an inpainting model 9, of an editing model 8."""
+    cross_attention: int
+    """Width of the text that the UNet attends to: 768 for SD 1.x, 2048 for SDXL."""
+    native_resolution_px: int
+    """Side of the pictures that it draws."""
+    configurations: Path
+    """The diffusers folder that its configurations are in; of a single file, one of Limner's own."""
+    zero_terminal_snr: bool = False
+    """Whether a single file's marker says that the noise schedule ends in pure noise; a folder's scheduler knows it."""
+
+    @property
+    def inpainting(self) -> bool:
+        return self.in_channels == 9
+
+    @property
+    def line(self) -> str:
+        """Return what it is as one line to print."""
+        kind = ", inpainting" if self.inpainting else ""
+        return (
+            f"base {self.name}: {FAMILIES.get(self.family, self.family)}{kind}, "
+            f"{self.prediction_type} ({self.prediction_type_from}), {self.native_resolution_px} px"
+        )
+
+
+def recognise(name: str) -> Recognised:
+    """Return what the base called `name` is, in a moment: no weight is read and nothing is executed.
+
+    Raises:
+        UserError: there is no such base, or it is something else (a LoRA, an embedding, a VAE ...), which is said.
+    """
+    path = files_of(name, weights=False)
+    return _single_file(name, path) if path.is_file() else _folder(name, path)
+
+
+def refuse_unsupported(base: Recognised) -> None:
+    """Raise for a base that Limner cannot train, in one line that says what it is."""
+    if base.family != "sd15":
+        width = f" (cross-attention {base.cross_attention})" if base.cross_attention else ""
+        known = FAMILIES.get(base.family, base.family)
+        later = " yet" if base.family in ("sdxl", "sdxl-refiner") else ""
+        raise UserError(
+            f"base={base.name!r}: is {known}{width}, which is not supported{later}.", "Use an SD 1.5 model."
+        )
+    if base.in_channels != 4:
+        kind = "an inpainting model" if base.inpainting else "an editing model"
+        raise UserError(
+            f"base={base.name!r}: is {kind} (its UNet takes {base.in_channels} channels).",
+            "Use the text-to-image model that it was made from.",
+        )
+
+
+def _folder(name: str, folder: Path) -> Recognised:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        refuse_what_is_no_base(name, folder)
+    pipeline = _read(index)
+    if not pipeline.get("unet", [None])[0]:
+        family = str(pipeline.get("_class_name", "unknown")).removesuffix("Pipeline")
+        return Recognised(name, folder, family, "unknown", index.name, 0, 0, 0, folder)
+    unet, vae = _read(folder / "unet/config.json", name), _read(folder / "vae/config.json", name)
+    scheduler = folder / "scheduler/scheduler_config.json"
+    said = _read(scheduler, name).get("prediction_type")
+    width = unet["cross_attention_dim"]
+    _check_header(name, folder / "unet", unet)
+    return Recognised(
+        name, folder, _family_of_unet(unet, pipeline), said or "epsilon",
+        scheduler.name if said else f"assumed: {scheduler.name} does not say",
+        unet["in_channels"], width if isinstance(width, int) else max(width),
+        unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1), folder,
+    )  # fmt: skip
+
+
+def _family_of_unet(unet: Mapping[str, Any], pipeline: Mapping[str, Any]) -> str:
+    """Return the family of a diffusers folder: by its structure first, as small models have other widths."""
+    if unet.get("addition_embed_type") == "text_time" or pipeline.get("text_encoder_2", [None])[0]:
+        return "sdxl" if pipeline.get("text_encoder", [None])[0] else "sdxl-refiner"
+    return BY_CROSS_ATTENTION.get(unet["cross_attention_dim"], "sd15")
+
+
+def _check_header(name: str, folder: Path, unet: Mapping[str, Any]) -> None:
+    """Refuse weights that are of another shape than their configuration says, by the first layer."""
+    wanted = (unet["block_out_channels"][0], unet["in_channels"], 3, 3)
+    for file in weights_files(folder):
+        found = read_header(file).shapes.get("conv_in.weight", wanted) if file.is_file() else wanted
+        if found != wanted:
+            raise UserError(
+                f"base={name!r}: unet/{file.name} does not fit unet/config.json (conv_in.weight is {found} and should "
+                f"be {wanted}).",
+                "The folder mixes two models: get it again.",
+            )
+
+
+def _single_file(name: str, path: Path) -> Recognised:
+    header = read_header(path)
+    first = header.shapes.get(f"{UNET}input_blocks.0.0.weight")
+    if first is None:
+        refuse_what_is_no_base(name, path, header)
+        raise AssertionError("what is no base was refused")
+    width = next((shape[-1] for key, shape in header.shapes.items() if key.endswith("attn2.to_k.weight")), 0)
+    family = _family_of_keys(header, width)
+    prediction_type, said_by = _prediction_type(header)
+    if family != "sd15":
+        resolution = 1024 if family.startswith("sdxl") else 768
+        return Recognised(
+            name, path, family, prediction_type or "epsilon", said_by, first[1], width, resolution, path.parent
+        )
+    skeleton = _skeleton(name, first[0], width)
+    like = _folder(name, skeleton)
+    return Recognised(
+        name, path, family, prediction_type or like.prediction_type, said_by, first[1], width,
+        like.native_resolution_px, skeleton, "ztsnr" in header.shapes,
+    )  # fmt: skip
+
+
+def _family_of_keys(header: Header, width: int) -> str:
+    if f"{UNET}label_emb.0.0.weight" in header.shapes:
+        base = any(key.startswith("conditioner.embedders.1.") for key in header.shapes)
+        return "sdxl" if base or width == 2048 else "sdxl-refiner"
+    if any(key.startswith("cond_stage_model.model.") for key in header.shapes):  # OpenCLIP's names
+        return "sd2"
+    return BY_CROSS_ATTENTION.get(width, "sd15")
+
+
+def _prediction_type(header: Header) -> tuple[str | None, str]:
+    """Return what a single file says of its prediction type, and where; few say it at all."""
+    if "v_pred" in header.shapes:
+        return "v_prediction", "its key v_pred"
+    said = MODELSPEC.get(header.metadata.get("modelspec.prediction_type", ""))
+    return (said, "its modelspec") if said else (None, "assumed: the file does not say")
+
+
+def _skeleton(name: str, channels: int, width: int) -> Path:
+    for folder in SKELETONS:
+        unet = _read(folder / "unet/config.json")
+        if (unet["block_out_channels"][0], unet["cross_attention_dim"]) == (channels, width):
+            return folder
+    raise UserError(
+        f"base={name!r}: its UNet is {channels} wide with cross-attention {width}, and SD 1.5's is 320 and 768.",
+        "A single file carries no configuration, so only SD 1.5's own shape can be read: give a diffusers folder.",
+    )
+
+
+def _read(file: Path, name: str = "") -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"base={name!r}: {file.parent.name}/{file.name} is missing.",
+            "Give a complete diffusers folder (with model_index.json, unet, vae, text_encoder, tokenizer, scheduler).",
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}: is not readable JSON (line {error.lineno}).", "Get the file again.") from error

@@ -1,0 +1,44 @@
+"""A single-file checkpoint of SD 1.x in its original layout: which names are whose, and what diffusers calls them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limner.errors import UserError
+from limner.families.recognise import CLIP, UNET, VAE
+from limner.families.weights import read_header, read_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+PREFIXES = {"vae": VAE, "text_encoder": CLIP, "unet": UNET}
+
+
+def read_part(
+    path: Path, part: str, config: Any, *, dtype: torch.dtype, device: torch.device | str
+) -> dict[str, Tensor]:
+    """Return one part's weights in `dtype` under diffusers' names; `config` is that of the part's module.
+
+    Raises:
+        UserError: the file does not hold the part, or not all of it.
+    """
+    from diffusers.loaders import single_file_utils as convert
+
+    names = [name for name in read_header(path).shapes if name.startswith(PREFIXES[part])]
+    if not names:
+        raise UserError(f"base={str(path)!r}: holds no {part.replace('_', ' ')}.", "Give a complete checkpoint.")
+    tensors = dict(read_tensors(path, names, dtype=dtype, device=device))
+    try:
+        if part == "unet":
+            state = convert.convert_ldm_unet_checkpoint(tensors, config)
+        elif part == "vae":
+            state = convert.convert_ldm_vae_checkpoint(tensors, config)
+        else:
+            state = convert.convert_ldm_clip_checkpoint(tensors)
+    except KeyError as error:
+        raise UserError(
+            f"base={str(path)!r}: is not complete ({error.args[0]} is missing).", "Get the file again."
+        ) from error
+    return {name: tensor for name, tensor in state.items() if tensor is not None}

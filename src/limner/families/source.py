@@ -1,0 +1,142 @@
+"""Where a base's files are: on this machine, else in the hub's cache, else on the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from limner.errors import UserError
+from limner.families.weights import choose_weights, weights_files
+
+ASSETS = Path(__file__).parent.parent / "assets"
+EMBEDDED = {"tiny": ASSETS / "tiny"}
+PARTS = ("unet", "vae", "text_encoder")
+CONFIGURATIONS = (*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json")
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def locate(name: str) -> Path | None:
+    """Return the folder or file of a base that is on this machine, None for a hub name."""
+    path = EMBEDDED.get(name, Path(name).expanduser())
+    return path if path.exists() else None
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether `name` looks like owner/name and not like a path."""
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not name.endswith(SINGLE_FILES)
+
+
+def files_of(name: str, *, weights: bool) -> Path:
+    """Return the folder or file of a base, with its weights or with its configurations at least.
+
+    A path on this machine is taken as it is; of a hub name only what the hub's cache lacks is downloaded.
+
+    Raises:
+        UserError: there is no such path, or the hub cannot be reached and its cache has not everything.
+    """
+    path = locate(name)
+    if path is not None:
+        return path
+    if not is_hub_name(name):
+        raise UserError(
+            f"base={name!r}: there is no such folder or file, and it is no hub name (owner/name).",
+            f"Use {', '.join(EMBEDDED)}, the path of a diffusers folder or .safetensors file, or a name such as "
+            "stable-diffusion-v1-5/stable-diffusion-v1-5.",
+        )
+    cached = _in_hub_cache(name)
+    if cached is not None and not list(missing_files(cached, weights=weights)):
+        return cached
+    return _download(name, cached, weights=weights)
+
+
+def missing_files(folder: Path, *, weights: bool) -> Iterator[str]:
+    """Yield what a diffusers folder lacks of what its model_index.json names, by its path inside the folder."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        yield index.name
+        return
+    parts = json.loads(index.read_text(encoding="utf-8"))
+    named = [name for name in CONFIGURATIONS if parts.get(name.partition("/")[0], [None])[0]]
+    yield from (name for name in named if not (folder / name).is_file())
+    if not weights:
+        return
+    if not any((folder / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        yield "tokenizer/vocab.json"
+    for part in PARTS:
+        files = weights_files(folder / part)
+        yield from (f"{part}/{file.name}" for file in files if not file.is_file())
+        if not files:
+            yield f"{part}/{'model' if part == 'text_encoder' else 'diffusion_pytorch_model'}.safetensors"
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        index = try_to_load_from_cache(name, "model_index.json")
+    except HFValidationError:
+        return None
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def _download(name: str, cached: Path | None, *, weights: bool) -> Path:
+    """Fetch from the hub what one run needs, and no more: one set of weights, not every variant that lies there."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    try:
+        listed = [file.rfilename for file in HfApi().model_info(name).siblings or ()]
+        if "model_index.json" in listed:
+            return Path(snapshot_download(name, allow_patterns=list(_wanted(listed, weights=weights))))
+    except GatedRepoError as error:
+        raise UserError(
+            f"base={name!r}: the hub gives it only to those who accepted its terms.",
+            f"Accept them at https://huggingface.co/{name} and run: hf auth login",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"base={name!r}: the hub has no such model.", "See the name on its page.") from error
+    except OfflineModeIsEnabled as error:
+        raise _absent(name, cached, "is switched off (HF_HUB_OFFLINE=1)", weights=weights) from error
+    except Exception as error:  # which errors a broken network gives depends on the hub library's HTTP library
+        raise _absent(name, cached, f"gave nothing ({type(error).__name__}: {error})", weights=weights) from error
+    raise UserError(
+        f"base={name!r}: is no diffusers model (the hub lists no model_index.json there).",
+        "Name another, or download its .safetensors file and give the file's path.",
+    )
+
+
+def _wanted(listed: Collection[str], *, weights: bool) -> Iterator[str]:
+    """Yield patterns of the files to download."""
+    yield from ("model_index.json", *CONFIGURATIONS)
+    if not weights:
+        return
+    yield from (f"tokenizer/{name}" for name in TOKENIZER)
+    for part in PARTS:
+        inside = [name.removeprefix(f"{part}/") for name in listed if name.startswith(f"{part}/")]
+        chosen = choose_weights(inside)
+        if chosen:
+            yield f"{part}/{chosen}"
+            if chosen.endswith(".json"):
+                yield f"{part}/*-of-*"
+
+
+def _absent(name: str, cached: Path | None, reason: str, *, weights: bool) -> UserError:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if cached is None:
+        return UserError(
+            f"base={name!r}: is not on this machine (no folder {os.path.join('.', name)}, nothing in the hub's cache "
+            f"{HF_HUB_CACHE}), and the hub {reason}.",
+            "Copy its diffusers folder (with model_index.json) or its .safetensors file to this machine and give the "
+            "path, or run once with a network.",
+        )
+    lacking = list(missing_files(cached, weights=weights))
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return UserError(
+        f"base={name!r}: its copy in the hub's cache lacks {lacking[0]}{more}, and the hub {reason}.",
+        f"Put the file at {cached / lacking[0]}, or run once with a network.",
+    )
