@@ -61,8 +61,8 @@ def demo(
     from limner import run as runs
 
     with watch_for(as_json) as watch:
-        folder = runs.demo(run, settings=_settings(settings or []), watch=watch)
-    _done(as_json, adapter=folder.adapter, scores=folder.scores, report=folder.report)
+        page = runs.demo(run, settings=_settings(settings or []), watch=watch)
+    _done(as_json, runs=page.parent, report=page)
 
 
 @app.command()
@@ -97,6 +97,7 @@ def train(
 ) -> None:
     """Teach a base the subject or style of some pictures; leaves an adapter file in the run folder."""
     from limner import run as runs
+    from limner.result import results
 
     paths, settings = _paths_and_settings(pictures or [])
     if resume and paths:
@@ -110,7 +111,7 @@ def train(
             )
         else:
             raise UserError("train: no pictures were given.", "Name a folder: limner train PICTURES")
-    _done(as_json, run=folder.path, adapter=runs.results(folder)[0])
+    _done(as_json, run=folder.path, adapter=results(folder)[0])
 
 
 @app.command()

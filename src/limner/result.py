@@ -11,15 +11,18 @@ from typing import Any
 import torch
 
 from limner.adapters.adapter import Attached
-from limner.adapters.full import FullWeights
+from limner.adapters.full import Full, FullWeights
 from limner.adapters.lora import StackedLoRA, attach_lora
+from limner.adapters.peft import Peft, PeftLayers, attach_peft
 from limner.adapters.pivotal import Together
 from limner.adapters.textual_inversion import LearnedWords, attach_words
 from limner.errors import UserError
 from limner.export.diffusers_folder import write_diffusers_folder
 from limner.export.diffusers_lora import read_lora, write_lora
 from limner.export.embedding import read_embedding, write_embedding
+from limner.export.peft_adapter import SPEC, read_peft, write_peft
 from limner.export.single_file import write_single_file
+from limner.export.tensors import read_tensors
 from limner.families.family import Family
 from limner.recipe import Recipe
 from limner.rundir import RunDir
@@ -33,10 +36,13 @@ def write_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attach
     """
     about = {**family.facts, "token": recipe.pictures.token, "class_noun": recipe.pictures.class_noun,
              "recipe": recipe.model_dump(mode="json", exclude_none=True)}  # fmt: skip
-    if isinstance(adapter, FullWeights):
-        dtype = getattr(torch, recipe.adapter.save_precision)  # type: ignore[union-attr]
+    if isinstance(recipe.adapter, Full) and isinstance(adapter, FullWeights):
+        dtype = getattr(torch, recipe.adapter.save_precision)
         write_diffusers_folder(family, folder.model, dtype=dtype, about=about)
         return [folder.model, write_single_file(family, folder.single_file, dtype=dtype, about=about)]
+    if isinstance(recipe.adapter, Peft) and isinstance(adapter, PeftLayers):
+        write_peft(recipe.adapter, adapter.state_dict(), folder.adapter, about)
+        return [folder.adapter]
     files: list[Path] = []
     if isinstance(adapter, StackedLoRA | Together):
         lora = adapter.lora if isinstance(adapter, Together) else adapter
@@ -110,8 +116,11 @@ def attach_result(family: Family, folder: RunDir) -> list[Attached]:
 
 
 def attach_file(family: Family, path: Path, strength: float) -> Attached:
-    """Attach a LoRA file at a strength."""
-    state, _ = read_lora(path)
-    adapter = attach_lora(family.modules, state)
+    """Attach a LoRA's file, or that of one of peft's methods, at a strength."""
+    if SPEC in read_tensors(path)[1]:
+        spec, tensors, _ = read_peft(path)
+        adapter = attach_peft(family, spec, tensors)
+    else:
+        adapter = attach_lora(family.modules, read_lora(path)[0])
     adapter.set_strength(strength)
     return adapter

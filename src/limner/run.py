@@ -11,30 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from limner import machine
-from limner.adapters.adapter import Attached, SlotSettings
-from limner.drawing import class_pictures as class_pictures_for
-from limner.drawing import draw_comparison, load_base, preview
-from limner.errors import Interrupted, UserError
-from limner.families.family import Family
+from limner.drawing import draw_comparison, load_base
+from limner.errors import UserError
 from limner.families.load import native_resolution
 from limner.families.source import is_hub_name, locate
 from limner.generate.draw import check_resolution, draw, requests_for
-from limner.interrupt import noted_signals
 from limner.pictures.cache import default_cache
 from limner.pictures.folder import find_pictures
 from limner.prepare.check import Checked, check_pictures
-from limner.prepare.encode import prepare
-from limner.prepare.plan import Plan, batch_notes, plan_length
-from limner.prepare.prepared import Prepared
-from limner.prepare.save import save_pictures
-from limner.prepare.subjects import spec_of
 from limner.recipe import LENGTHS, Recipe, load_recipe, save_recipe
-from limner.result import attach_file, attach_result, require_result, results, try_result, write_result
+from limner.result import attach_file, attach_result, require_result
 from limner.rundir import RunDir, read_json, unused
-from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
-from limner.train.loop import Slot, SlotStep, Training
+from limner.training_run import plan_run, train_adapter
 from limner.watch import Watch
 
+DEMO_ARMS = ("lora", "dreambooth", "dreambooth-lora")
+"""The methods that the demo compares: the recipes demo-lora, ..."""
 Settings = Mapping[str, Any]
 Paths = str | Path | Sequence[str | Path]
 
@@ -62,6 +54,7 @@ def train(
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     paths = _paths(pictures)
     resolved.check_words()
+    resolved.check_training()
     if class_pictures and not resolved.prior.active:
         raise UserError(f"{class_pictures}: class pictures were given, and prior preservation is off.",
                         "Add prior.enabled=true (and a prior.weight above 0), or leave them out.")  # fmt: skip
@@ -76,7 +69,7 @@ def train(
             hardware=machine.hardware(), pictures=[str(p.resolve()) for p in paths],
             class_pictures=str(Path(class_pictures).resolve()) if class_pictures else None,
         )  # fmt: skip
-        return _train(folder, resolved, checked, Path(class_pictures) if class_pictures else None, watch)
+        return train_adapter(folder, resolved, checked, Path(class_pictures) if class_pictures else None, watch)
     except UserError:
         if not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
             shutil.rmtree(folder.path)
@@ -93,10 +86,11 @@ def check(
     """Find every problem of pictures, captions and settings, before anything is loaded."""
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     resolved.check_words()
+    resolved.check_training()
     watch = watch or Watch()
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)
-    _plan(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
+    plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
     return checked
 
 
@@ -116,7 +110,7 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
         checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
     save_recipe(recipe, folder.recipe)
     class_pictures = Path(known["class_pictures"]) if known["class_pictures"] else None
-    return _train(folder, recipe, checked, class_pictures, watch)
+    return train_adapter(folder, recipe, checked, class_pictures, watch)
 
 
 def generate(
@@ -210,104 +204,24 @@ def caption(
         return caption_pictures(_paths(pictures), captioner, Path(out), spec=recipe.pictures, progress=watch.progress)
 
 
-def demo(run: str | Path | None = None, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
-    """Do the main job once on the embedded base and five shipped pictures: train, draw, score, report."""
+def demo(run: str | Path | None = None, *, settings: Settings | None = None, watch: Watch | None = None) -> Path:
+    """Do the main job on the embedded base and five shipped pictures with each method; return the page that compares.
+
+    LoRA, DreamBooth, and LoRA + DreamBooth train on the same pictures and are judged side by side.
+    """
     from limner.families.source import ASSETS
 
-    recipe = load_recipe("demo", settings)
-    folder = train(ASSETS / "demo" / "critter", recipe=recipe, run=run, watch=watch)
-    evaluate(folder.path, watch=watch)
-    report(folder.path, watch=watch)
-    return folder
-
-
-def _train(folder: RunDir, recipe: Recipe, checked: Checked, class_pictures: Path | None, watch: Watch) -> RunDir:
-    """Load, cache, train and save: the part that a new and a resumed run share."""
-    with folder.timed("load"):
-        family = load_base(recipe, watch)
-    resolution_px = check_resolution(family, recipe.resolution)
-    prior = (
-        class_pictures_for(folder, recipe, family, class_pictures, resolution_px, watch)
-        if recipe.prior.active
-        else None
-    )
-    with watch.phase("prepare"), folder.timed("prepare"):
-        prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
-                           prior_weight=recipe.prior.weight, batch=recipe.batch, progress=watch.progress)  # fmt: skip
-        save_pictures(checked, recipe.pictures, folder.pictures)
-    for note in prepared.notes:
-        watch.say(note)
-    plan = _plan(recipe, checked, prepared.num_prior_examples, watch)
-    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed, words=_words(recipe, checked))])
-    rates = recipe.adapter.rates(recipe.learning_rate)
-    slot = Slot("subject", prepared, recipe.seed, plan.steps, recipe.learning_rate, rates)
-    training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer)
-    _continue(folder, training, prepared)
-    try_result(folder, recipe, family, adapter)
-    with watch.phase("train"), folder.timed("train"):
-        _steps(folder, recipe, family, training, watch)
-    _save_adapter(folder, recipe, family, adapter)
-    return folder
-
-
-def _plan(recipe: Recipe, checked: Checked, num_prior_examples: int, watch: Watch) -> Plan:
-    """Derive the length of the run from the one that was given, and say it."""
-    plan = plan_length(checked, batch=recipe.batch, steps=recipe.steps, epochs=recipe.epochs,
-                       exposures=recipe.exposures, num_prior_examples=num_prior_examples)  # fmt: skip
-    for line in (plan.line, *batch_notes(checked, recipe.batch)):
-        watch.say(line)
-    return plan
-
-
-def _continue(folder: RunDir, training: Training, prepared: Prepared) -> None:
-    """Load the newest complete checkpoint, if there is one, after checking that the pictures are the same."""
-    checkpoints = complete_checkpoints(folder.checkpoints)
-    if not checkpoints:
-        folder.update_provenance(data_fingerprint=prepared.fingerprint)
-        return
-    if read_json(folder.provenance).get("data_fingerprint") != prepared.fingerprint:
-        raise UserError(
-            f"{folder.path}: the pictures or captions changed since the checkpoint, so the run cannot go on exactly.",
-            "Put them back, or start a new run.",
-        )
-    load_checkpoint(training, checkpoints[-1])
-    if training.index >= training.steps:
-        raise UserError(f"{folder.path}: is already finished: {training.index} of {training.steps} steps.",
-                        "Raise steps to continue: limner train --resume RUN steps=N")  # fmt: skip
-
-
-def _steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, watch: Watch) -> None:
-    """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand."""
-    every = recipe.checkpoint.every_steps
-    with noted_signals() as stopped:
-        for step in training:
-            one = step.slots[0]
-            folder.append_log("step", step=step.index, seconds=step.seconds, **_logged(one))
-            watch.progress(step.index, training.steps, f"loss {one.loss:.3f}")
-            last = step.index == training.steps
-            if stopped and not last:
-                _stop(folder, recipe, family, training)
-            if last or (every and step.index % every == 0):
-                save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
-            if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
-                preview(folder, recipe, family, step.index)
-
-
-def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training) -> None:
-    """Save the checkpoint and the adapter of this step and leave."""
-    path = save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
-    _save_adapter(folder, recipe, family, training.adapter)
-    raise Interrupted(
-        f"Stopped at step {training.index} of {training.steps}: {path} and {results(folder)[0]} are saved.",
-        f"Continue with: limner train --resume {folder.path}",
-    )
-
-
-def _logged(step: SlotStep) -> dict[str, Any]:
-    return {
-        "loss": step.loss, "instance_loss": step.instance_loss, "prior_loss": step.prior_loss,
-        "lr": step.learning_rate, "grad_norm": step.grad_norm, "skipped": step.skipped,
-    }  # fmt: skip
+    watch = watch or Watch()
+    folder = Path(run) if run else unused(Path("runs"), "demo")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is not empty.", "Name another folder with --run.")
+    arms = []
+    for arm in DEMO_ARMS:
+        watch.say(f"{arm}:")
+        arms.append(train(ASSETS / "demo" / "critter", recipe=load_recipe(f"demo-{arm}", settings),
+                          run=folder / arm, watch=watch).path)  # fmt: skip
+    evaluate(arms, watch=watch)
+    return report(arms, watch=watch)
 
 
 def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
@@ -320,33 +234,8 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     )
     for note in checked.notes:
         watch.say(note)
-    _plan(recipe, checked, 0, Watch())  # refuses a length given twice
+    plan_run(recipe, checked, 0, Watch())  # refuses a length given twice
     return checked
-
-
-def _save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
-    """Write the result, verified, and count what it trains."""
-    files = write_result(folder, recipe, family, adapter)
-    trained = adapter.trainable_parameters()
-    in_base = sum(p.numel() for p in family.unet.parameters())
-    folder.update_provenance(
-        base={"name": recipe.base, "family": family.kind, "identity": family.identity},
-        adapter={"kind": recipe.adapter.kind, "trainable_parameters": trained, "base_parameters": in_base,
-                 "times_fewer": in_base / trained, "files": [file.name for file in files],
-                 "file_bytes": sum(_bytes(file) for file in files if file != folder.single_file)},
-    )  # fmt: skip
-
-
-def _bytes(path: Path) -> int:
-    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file())
-
-
-def _words(recipe: Recipe, checked: Checked) -> dict[str, str]:
-    """Return the subjects' tokens, each with the noun that describes it."""
-    if not recipe.pictures.subjects:
-        return {recipe.pictures.token: recipe.pictures.class_noun or "thing"}
-    own = [spec_of(subject, recipe.pictures) for subject in dict.fromkeys(e.picture.subject for e in checked.examples)]
-    return {spec.token: spec.class_noun or "thing" for spec in own}
 
 
 def _scores(folders: Sequence[RunDir]) -> Path:
