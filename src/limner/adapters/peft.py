@@ -157,7 +157,7 @@ class Peft(Spec):
                 built, held = _build(base.modules[root], targets, spec.config(tuple(targets)), self.method)
                 layers |= {f"{root}.{path}": layer for path, layer in built.items()}
                 tensors |= {f"{root}.{name}": tensor for name, tensor in held.items()}
-        return PeftLayers(layers, tensors)
+        return PeftLayers(spec, layers, tensors)
 
     def find_targets(self, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, nn.Linear | nn.Conv2d]]:
         """Return the layers that the patterns choose, by the base's root and their path from it.
@@ -239,8 +239,8 @@ class PeftLayers(Attached):
 
     slots = 1
 
-    def __init__(self, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:
-        self.layers, self._tensors = dict(layers), dict(tensors)
+    def __init__(self, spec: Peft, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:
+        self.spec, self.layers, self._tensors = spec, dict(layers), dict(tensors)
         self._learning = {name: t for name, t in tensors.items() if t.requires_grad}
         self.learns_text = any(name.startswith("text_encoder") for name in self.layers)
         self._enabled, self._strength = True, 1.0
