@@ -148,16 +148,15 @@ class Peft(Spec):
                 f"adapter.kind=peft: trains one subject at a time, not {len(slots)}.",
                 "Use adapter.kind=lora to train many on one base.",
             )
-        spec = self.model_copy(update={k: v for k in ("rank", "alpha") if (v := getattr(slots[0], k))})
         layers: dict[str, Layer] = {}
         tensors: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # peft draws from the global generator
             torch.manual_seed(seed_of(slots[0].seed, "peft"))
             for root, targets in self.find_targets(base.modules).items():
-                built, held = _build(base.modules[root], targets, spec.config(tuple(targets)), self.method)
+                built, held = _build(base.modules[root], targets, self.config(tuple(targets)), self.method)
                 layers |= {f"{root}.{path}": layer for path, layer in built.items()}
                 tensors |= {f"{root}.{name}": tensor for name, tensor in held.items()}
-        return PeftLayers(spec, layers, tensors)
+        return PeftLayers(layers, tensors)
 
     def find_targets(self, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, nn.Linear | nn.Conv2d]]:
         """Return the layers that the patterns choose, by the base's root and their path from it.
@@ -239,8 +238,8 @@ class PeftLayers(Attached):
 
     slots = 1
 
-    def __init__(self, spec: Peft, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:
-        self.spec, self.layers, self._tensors = spec, dict(layers), dict(tensors)
+    def __init__(self, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:
+        self.layers, self._tensors = dict(layers), dict(tensors)
         self._learning = {name: t for name, t in tensors.items() if t.requires_grad}
         self.learns_text = any(name.startswith("text_encoder") for name in self.layers)
         self._enabled, self._strength = True, 1.0

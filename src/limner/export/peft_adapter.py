@@ -51,11 +51,6 @@ def write_peft(spec: Peft, state: Mapping[str, Tensor], path: Path, about: Mappi
     write_tensors(path, {_in_file(name): tensor for name, tensor in state.items()}, metadata)
 
 
-def is_peft(path: Path) -> bool:
-    """Return whether the file is in peft's own layout, which `read_peft` reads; else it may be a LoRA."""
-    return SPEC in read_tensors(path)[1]
-
-
 def read_peft(path: Path) -> tuple[Peft, dict[str, Tensor], dict[str, object]]:
     """Return the settings, the `state_dict` and what the header says of an adapter in peft's own layout.
 
