@@ -349,9 +349,7 @@ def _build(
     weights = {path: target.weight.data.clone() for path, target in targets.items() if moves_base}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "error", "Invalid `"
-            )  # peft would take another size than the one that was asked for
+            warnings.filterwarnings("error", "Invalid `")  # peft would take another block size than the one asked for
             tuner = known.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, "default")
         built: dict[str, Any] = {path: module.get_submodule(path) for path in targets}
     except (ValueError, TypeError, UserWarning) as error:
@@ -370,7 +368,7 @@ def _build(
         start = None
         if moves_base:
             A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            start = B.detach() * layer.scaling["default"], A.detach().clone()
+            start = B.detach().float() * layer.scaling["default"], A.detach().float().clone()
             tensors |= {f"{path}.start_B": start[0], f"{path}.start_A": start[1]}
         layers[path] = Layer(targets[path], layer, start)
         shared = {id(tensor) for tensor in tensors.values()}
