@@ -12,6 +12,7 @@ from torch import Tensor
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
+from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
@@ -24,12 +25,16 @@ from limner.rundir import RunDir
 WORD = "<it>"
 CASES: dict[str, Any] = {
     "lora": LoRA(rank=2, text_encoder=True),
+    "peft": Peft(method="dora", rank=2, targets="all", text_encoder=True),
+    "peft-as-lora": Peft(method="pissa", rank=2),
     "full": Full(text_encoder=True, save_precision="float32"),
     "words": TextualInversion(vectors=2),
     "pivotal": Pivotal(lora=LoRA(rank=2), words=TextualInversion(vectors=3)),
 }
 FILES = {
     "lora": ["adapter.safetensors"],
+    "peft": ["adapter.safetensors"],
+    "peft-as-lora": ["adapter.safetensors"],
     "full": ["model", "model.safetensors"],
     "words": ["it.safetensors"],
     "pivotal": ["adapter.safetensors", "it.safetensors"],

@@ -75,6 +75,7 @@ def test_it_comes_and_goes_without_a_trace(spec: Peft, family: Family) -> None:
     adapter.detach()
     assert torch.equal(output(family), before)
     assert untouched()
+    assert not hasattr(family.unet, "peft_config")
 
     again = attach(spec, family, seed=7)  # what it draws itself is in the state too
     again.load_state_dict(state)

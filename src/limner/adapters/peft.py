@@ -148,13 +148,12 @@ class Peft(Spec):
                 f"adapter.kind=peft: trains one subject at a time, not {len(slots)}.",
                 "Use adapter.kind=lora to train many on one base.",
             )
-        spec = self.model_copy(update={k: v for k in ("rank", "alpha") if (v := getattr(slots[0], k))})
         layers: dict[str, Layer] = {}
         tensors: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # peft draws from the global generator
             torch.manual_seed(seed_of(slots[0].seed, "peft"))
             for root, targets in self.find_targets(base.modules).items():
-                built, held = _build(base.modules[root], targets, spec.config(tuple(targets)), self.method)
+                built, held = _build(base.modules[root], targets, self.config(tuple(targets)), self.method)
                 layers |= {f"{root}.{path}": layer for path, layer in built.items()}
                 tensors |= {f"{root}.{name}": tensor for name, tensor in held.items()}
         return PeftLayers(layers, tensors)
@@ -350,9 +349,7 @@ def _build(
     weights = {path: target.weight.data.clone() for path, target in targets.items() if moves_base}
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "error", "Invalid `"
-            )  # peft would take another size than the one that was asked for
+            warnings.filterwarnings("error", "Invalid `")  # peft would take another block size than the one asked for
             tuner = known.PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type](module, config, "default")
         built: dict[str, Any] = {path: module.get_submodule(path) for path in targets}
     except (ValueError, TypeError, UserWarning) as error:
@@ -371,7 +368,7 @@ def _build(
         start = None
         if moves_base:
             A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            start = B.detach() * layer.scaling["default"], A.detach().clone()
+            start = B.detach().float() * layer.scaling["default"], A.detach().float().clone()
             tensors |= {f"{path}.start_B": start[0], f"{path}.start_A": start[1]}
         layers[path] = Layer(targets[path], layer, start)
         shared = {id(tensor) for tensor in tensors.values()}

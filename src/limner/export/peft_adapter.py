@@ -25,7 +25,10 @@ from limner.export.tensors import HEADER, header, read_tensors, write_tensors
 SPEC, CONFIGS = "limner_adapter", "peft"
 """Keys of the header: the settings of `Peft`, and peft's own config of each part."""
 MAGNITUDE = ".lora_magnitude_vector"
-"""How DoRA's magnitudes end in a file; in memory peft has them as a module's weight."""
+"""How the UNet's DoRA magnitudes end in a file; in memory they are a module's `.weight`.
+
+A text encoder's keep the `.weight`: without it transformers 5 leaves them out and says nothing.
+"""
 
 
 def write_peft(spec: Peft, state: Mapping[str, Tensor], path: Path, about: Mapping[str, object]) -> None:
@@ -45,7 +48,7 @@ def write_peft(spec: Peft, state: Mapping[str, Tensor], path: Path, about: Mappi
     if is_lora:
         flat = {f"{part}.{key}": value for part, config in configs.items() for key, value in config.items()}
         metadata["lora_adapter_metadata"] = json.dumps(flat, sort_keys=True)
-    write_tensors(path, {name.replace(f"{MAGNITUDE}.weight", MAGNITUDE): t for name, t in state.items()}, metadata)
+    write_tensors(path, {_in_file(name): tensor for name, tensor in state.items()}, metadata)
 
 
 def read_peft(path: Path) -> tuple[Peft, dict[str, Tensor], dict[str, object]]:
@@ -60,8 +63,13 @@ def read_peft(path: Path) -> tuple[Peft, dict[str, Tensor], dict[str, object]]:
             f"{path}: is not in the layout of adapter.kind=peft (its header has no {SPEC!r}).",
             "Use a file that Limner wrote; rsLoRA, PiSSA, OLoRA and MiCA are read as LoRA.",
         )
-    state = {name.replace(MAGNITUDE, f"{MAGNITUDE}.weight"): tensor for name, tensor in tensors.items()}
+    state = {f"{name}.weight" if name.endswith(MAGNITUDE) else name: tensor for name, tensor in tensors.items()}
     return Peft.model_validate_json(metadata[SPEC]), state, json.loads(metadata.get(HEADER, "{}"))
+
+
+def _in_file(name: str) -> str:
+    """Return the name that a tensor has in the file."""
+    return name.removesuffix(".weight") if name.startswith("unet.") and f"{MAGNITUDE}.weight" in name else name
 
 
 def _as_lora(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,6 +109,6 @@ def _layers(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """Return a peft config as JSON can hold it, without what says nothing."""
-    fields = {name: sorted(v) if isinstance(v, set) else v for name, v in config.to_dict().items()}
-    return {name: value for name, value in fields.items() if value not in (None, {}, [])}
+    """Return a peft config as JSON can hold it, without what is not set."""
+    fields = config.to_dict().items()
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in fields if value is not None}
