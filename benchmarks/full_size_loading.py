@@ -19,7 +19,7 @@ import torch
 
 PARTS = ("unet", "text_encoder", "vae")
 EVERY_S = 0.002
-COLUMNS = ("loader", "dtype", "loaded", "peak anon", "peak total", "total/loaded", "after", "seconds")
+COLUMNS = ("loader", "dtype", "loaded", "peak anon", "peak total", "total/loaded", "after", "CPU s", "s")
 
 
 def measure(base: str, dtypes: list[str], rounds: int) -> None:
@@ -33,12 +33,12 @@ def measure(base: str, dtypes: list[str], rounds: int) -> None:
             for loader in LOADERS:
                 row = child(loader, base, dtype)
                 cells = [loader, dtype, *(f"{value:.0f}" for value in row[:3]), f"{row[2] / row[0]:.2f}",
-                         f"{row[3]:.0f}", f"{row[4]:.1f}"]  # fmt: skip
+                         f"{row[3]:.0f}", *(f"{value:.1f}" for value in row[4:])]  # fmt: skip
                 print("".join(f"{cell:>14}" for cell in cells), flush=True)
 
 
-def child(loader: str, base: str, dtype: str) -> tuple[float, float, float, float, float]:
-    """Return loaded, peak anonymous, peak total, total after (MB) and seconds of one loading, watched from outside."""
+def child(loader: str, base: str, dtype: str) -> tuple[float, ...]:
+    """Watch one loading from outside; return loaded, peak anonymous, peak total, total after (MB), CPU s and s."""
     command = [sys.executable, "-m", "benchmarks.full_size_loading", loader, base, dtype]
     quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet) as process:
@@ -57,7 +57,7 @@ def child(loader: str, base: str, dtype: str) -> tuple[float, float, float, floa
         process.stdin.close()
     return (
         done["loaded_bytes"] / 1e6, anonymous - before["RssAnon"], after["VmHWM"] - before["VmRSS"],
-        after["VmRSS"] - before["VmRSS"], done["seconds"],
+        after["VmRSS"] - before["VmRSS"], done["cpu_s"], done["s"],
     )  # fmt: skip
 
 
@@ -108,13 +108,13 @@ def be_child(loader: str, base: str, dtype: str) -> None:
 
     print("ready", flush=True)
     sys.stdin.readline()
-    begun = time.perf_counter()
+    begun, begun_cpu = time.perf_counter(), time.process_time()
     modules = LOADERS[loader](base, getattr(torch, dtype))
     for weight in (p for module in modules for p in module.parameters()):
         weight.view(-1).view(torch.uint8)[::4096].sum()  # diffusers leaves a fitting file mapped until it is used
-    seconds = time.perf_counter() - begun
+    spent = {"s": time.perf_counter() - begun, "cpu_s": time.process_time() - begun_cpu}
     loaded = sum(p.nbytes for module in modules for p in module.parameters())
-    print(json.dumps({"loaded_bytes": loaded, "seconds": seconds}), flush=True)
+    print(json.dumps({"loaded_bytes": loaded, **spent}), flush=True)
     sys.stdin.readline()
 
 

@@ -10,6 +10,7 @@ from limner import machine
 from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load
+from limner.families.recognise import recognise
 from limner.generate.draw import SETTINGS, check_resolution, draw, requests_for
 from limner.pictures.cache import default_cache
 from limner.prepare.check import Checked, check_class_pictures
@@ -24,8 +25,12 @@ from limner.watch import Watch
 def load_base(recipe: Recipe, watch: Watch, *, model: Path | None = None) -> Family:
     """Load the recipe's base, or a model that was made from it, with the schedule that the recipe asks for."""
     at = machine.place(recipe.device, recipe.precision)
+    name = str(model or recipe.base)
+    base = recognise(name)
+    if base.prediction_type_from is None:
+        watch.say(base.line)
     with watch.phase("load"):
-        family = load(str(model or recipe.base), dtype=at.dtype, device=at.device)
+        family = load(name, dtype=at.dtype, device=at.device)
     asked = recipe.objective
     if model is None:  # a model of ours has its schedule in its own configuration
         family.set_schedule(

@@ -35,8 +35,8 @@ class Recognised:
     """A key of FAMILIES, or the name of another family."""
     prediction_type: str
     """epsilon, v_prediction or sample, as in diffusers."""
-    prediction_type_from: str
-    """Where that is said."""
+    prediction_type_from: str | None
+    """Where that is said; None when nothing says it and it is assumed."""
     in_channels: int
     """Channels of the UNet's input: 4, of an inpainting model 9, of an editing model 8."""
     cross_attention: int
@@ -56,9 +56,10 @@ class Recognised:
     def line(self) -> str:
         """Return what it is as one line to print."""
         kind = ", inpainting" if self.inpainting else ""
+        said_by = self.prediction_type_from or "assumed: nothing says it"
         return (
             f"base {self.name}: {FAMILIES.get(self.family, self.family)}{kind}, "
-            f"{self.prediction_type} ({self.prediction_type_from}), {self.native_resolution_px} px"
+            f"{self.prediction_type} ({said_by}), {self.native_resolution_px} px"
         )
 
 
@@ -104,7 +105,7 @@ def _folder(name: str, folder: Path) -> Recognised:
     _check_header(name, folder / "unet", unet)
     return Recognised(
         name, folder, _family_of_unet(unet, pipeline), said or "epsilon",
-        scheduler.name if said else f"assumed: {scheduler.name} does not say",
+        scheduler.name if said else None,
         unet["in_channels"], width if isinstance(width, int) else max(width),
         unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1), folder,
     )  # fmt: skip
@@ -135,7 +136,6 @@ def _single_file(name: str, path: Path) -> Recognised:
     first = header.shapes.get(f"{UNET}input_blocks.0.0.weight")
     if first is None:
         refuse_what_is_no_base(name, path, header)
-        raise AssertionError("what is no base was refused")
     width = next((shape[-1] for key, shape in header.shapes.items() if key.endswith("attn2.to_k.weight")), 0)
     family = _family_of_keys(header, width)
     prediction_type, said_by = _prediction_type(header)
@@ -161,12 +161,12 @@ def _family_of_keys(header: Header, width: int) -> str:
     return BY_CROSS_ATTENTION.get(width, "sd15")
 
 
-def _prediction_type(header: Header) -> tuple[str | None, str]:
+def _prediction_type(header: Header) -> tuple[str | None, str | None]:
     """Return what a single file says of its prediction type, and where; few say it at all."""
     if "v_pred" in header.shapes:
         return "v_prediction", "its key v_pred"
     said = MODELSPEC.get(header.metadata.get("modelspec.prediction_type", ""))
-    return (said, "its modelspec") if said else (None, "assumed: the file does not say")
+    return (said, "its modelspec") if said else (None, None)
 
 
 def _skeleton(name: str, channels: int, width: int) -> Path:

@@ -97,7 +97,8 @@ def test_a_single_file_is_recognised_by_names_and_shapes(
     assert time.perf_counter() - begun < SECONDS
     assert (found.family, found.cross_attention, found.native_resolution_px) == (family, width, resolution_px)
     assert not found.inpainting
-    assert (found.prediction_type, found.prediction_type_from) == ("epsilon", "assumed: the file does not say")
+    assert "epsilon (assumed: nothing says it)" in found.line
+    assert (found.prediction_type, found.prediction_type_from) == ("epsilon", None)
 
 
 def test_v_prediction_and_zero_terminal_snr_are_read_from_marker_keys(tmp_path: Path) -> None:
