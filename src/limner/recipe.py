@@ -8,7 +8,7 @@ import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, Field, ValidationError
@@ -252,11 +252,11 @@ def explain(key: str) -> str:
 
 
 def _with(name: str, kinds: Sequence[str]) -> str:
-    return f"   [{name.rpartition('.')[0]}.kind = {', '.join(kinds)}]" if kinds else ""
+    return f"   [{name.partition('.')[0]}.kind = {', '.join(kinds)}]" if kinds else ""
 
 
 def _kind(annotation: Any) -> str:
-    if isinstance(annotation, types.UnionType) or get_args(annotation):
+    if isinstance(annotation, types.UnionType) or get_origin(annotation) is Literal:
         return " | ".join(
             repr(a) if isinstance(a, str) else getattr(a, "__name__", str(a)) for a in get_args(annotation)
         )
@@ -329,11 +329,12 @@ def _union_error(where: str, section: str, inner: Sequence[str], first: Any, tre
             f"{where}: {section} = {first['input']!r} is not allowed (it is a section).",
             f"Set its parts, such as {section}.kind, to one of {kinds}.",
         )
-    having = [kinds for name, _, kinds in setting_names() if name == key]
+    having = [kinds for name, _, kinds in setting_names() if name == key or name.startswith(f"{key}.")]
     if first["type"] == "extra_forbidden" and having:
+        others = dict.fromkeys(kind for kinds in having for kind in kinds)
         return UserError(
             f"{where}: {key} has no meaning for {section}.kind={tree[section]['kind']}.",
-            f"Leave it out, or use {section}.kind={' or '.join(kind for kinds in having for kind in kinds)}.",
+            f"Leave it out, or use {section}.kind={' or '.join(others)}.",
         )
     return _error(where, key, first["type"], first["msg"], first["input"])
 
