@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from limner.cli import main
-from limner.families.load import ASSETS
+from limner.families.source import ASSETS
 from limner.metrics.scores import Scores
 
 PICTURES = ASSETS / "demo" / "critter"

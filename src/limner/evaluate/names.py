@@ -15,7 +15,7 @@ METHODS = {
     ("lora", False): "lora",
     ("lora", True): "dreambooth-lora",
 }
-"""By kind of adapter and whether there is a prior; other kinds are called by their own name."""
+"""By kind of adapter and whether there is a prior; others are called by their own name."""
 WITHOUT_EFFECT = ("checkpoint.", "preview.")
 
 Setting = str | int | float | bool | None
@@ -62,7 +62,8 @@ def read_recipe(run: RunDir) -> dict[str, Any]:
 
 
 def _method(recipe: dict[str, Any]) -> str:
-    kind: str = recipe["adapter"]["kind"]
+    adapter = recipe["adapter"]
+    kind: str = adapter.get("method", adapter["kind"])
     prior = recipe.get("prior", {})
     has_prior = bool(prior.get("enabled")) and prior.get("weight", 1.0) > 0
     return METHODS.get((kind, has_prior), kind.replace("_", "-"))

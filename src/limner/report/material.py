@@ -57,8 +57,8 @@ class Trained:
     @property
     def file(self) -> str:
         """Return the name of what was learned: the folder of a whole model, an adapter's file, a folder of words."""
-        names = ("model", self.run.adapter.name, "embeddings")
-        return next((name for name in names if (self.run.path / name).exists()), self.run.adapter.name)
+        places = (self.run.model, self.run.adapter, self.run.path / "embeddings")
+        return next((place.name for place in places if place.exists()), self.run.adapter.name)
 
 
 @dataclass(frozen=True)

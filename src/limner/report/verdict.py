@@ -20,11 +20,8 @@ def _likeness(scores: Scores, arm: str) -> str:
     metric = scores.find("subject_fidelity")
     if metric is None:
         return ""
-    difference, base, tuned = (
-        metric.difference(arm, scores.design.arms[0]),
-        metric.arms[scores.design.arms[0]],
-        metric.arms[arm],
-    )
+    reference = scores.design.arms[0]
+    difference, base, tuned = metric.difference(arm, reference), metric.arms[reference], metric.arms[arm]
     size = with_ends(difference.score, sign=True)
     values = f"{number(tuned.score.mean)} against {number(base.score.mean)}"
     if difference.finding == "not conclusive":

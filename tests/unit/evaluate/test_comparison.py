@@ -189,6 +189,7 @@ def recipe(kind: str = "lora", *, prior: bool = False, **settings: object) -> di
         ([recipe(), recipe(), recipe()], ["lora-1", "lora-2", "lora-3"]),
         ([recipe(seed=1), recipe(seed=1), recipe(seed=2)], ["lora-1", "lora-2", "lora-3"]),
         ([recipe("textual_inversion"), recipe("pivotal", prior=True)], ["textual-inversion", "pivotal"]),
+        ([{"adapter": {"kind": "peft", "method": "dora"}}, recipe()], ["dora", "lora"]),
     ],
 )
 def test_arms_are_named_by_method_and_by_what_sets_them_apart(
