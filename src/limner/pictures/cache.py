@@ -21,7 +21,7 @@ from torch import Tensor
 
 from limner.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the meaning of an entry changes."""
 
 

@@ -207,7 +207,7 @@ def _examples_of(
                 sha256=look.sha256,
                 size=look.size,
                 caption=caption,
-                fit=fit_to(look.size, target, look.centre if spec.crop == "subject" else (0.5, 0.5)),
+                fit=fit_to(look.size, target, look.centre),
                 mask_sha256=look.mask_sha256,
                 likeness=look.likeness,
                 repeats=spec.repeats * picture.repeats,

@@ -29,7 +29,7 @@ class Look:
     blur: float = 0.0
     """From 0 (sharp) to 1 (blurred): how little is lost by blurring it more."""
     centre: tuple[float, float] = (0.5, 0.5)
-    """Where what stands out is, in [0, 1] from top left."""
+    """Where a crop has its middle, in [0, 1] from top left."""
     mask_sha256: str = ""
     problem: str = ""
 

@@ -29,7 +29,8 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, most: int =
         example = examples[place * len(examples) // number]
         file = f"{place:0{digits}d}.png"
         with without_warnings():
-            seen = look_again(example.picture, spec, sha256=example.sha256, mask_sha256=example.mask_sha256)
+            seen = look_again(example.picture, spec, sha256=example.sha256, mask_sha256=example.mask_sha256,
+                              shortest_px=example.fit.shortest_px)  # fmt: skip
         example.fit.apply(seen.rgb).save(folder / file)
         rows.append(
             {
