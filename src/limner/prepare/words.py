@@ -5,9 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from limner.errors import UserError
+from limner.families.tokenizer import load_tokenizer
+from limner.pictures.spec import Pictures
+from limner.prepare.check import Checked
+from limner.prepare.subjects import spec_of
 
 COMMON_SHARE = 0.8
 """Byte-pair vocabularies list pieces by how early they were merged: the first 80 % are common words and parts."""
+
+
+def word_notes(base: str, spec: Pictures, checked: Checked) -> list[str]:
+    """Return lines about the token of every subject, by the tokenizer of the base; no weights are read."""
+    tokenizer = load_tokenizer(base)
+    if tokenizer is None:
+        return [f"the tokenizer of {base} is not on this machine: whether {spec.token!r} is a rare word is not known"]
+    subjects = dict.fromkeys(example.picture.subject for example in checked.examples)
+    vocabulary = tokenizer.get_vocab()
+    return [
+        note
+        for own in (spec_of(subject, spec) if subject else spec for subject in subjects)
+        for note in token_notes(own.token, own.class_noun, pieces=tokenizer.tokenize, vocabulary=vocabulary)
+    ]
 
 
 def token_notes(

@@ -1,9 +1,15 @@
 """The word for the subject should be rare, and one word."""
 
+from pathlib import Path
+
 import pytest
 
 from limner.errors import UserError
-from limner.prepare.words import token_notes
+from limner.families.tokenizer import load_tokenizer
+from limner.pictures.spec import Pictures
+from limner.prepare.check import check_pictures
+from limner.prepare.words import token_notes, word_notes
+from tests.unit.prepare.conftest import picture
 
 VOCABULARY = {f"common{i}</w>": i for i in range(95)} | {"sks</w>": 96, "oh": 97, "wx</w>": 98, "z": 99}
 
@@ -33,3 +39,31 @@ def test_common_words_and_long_ones_are_pointed_out():
 def test_tokens_that_cannot_work(token, message):
     with pytest.raises(UserError, match=message):
         notes(token)
+
+
+def test_the_tokenizer_of_a_base_is_read_without_its_weights(random_base: Path, tmp_path: Path):
+    (tmp_path / "tokenizer").symlink_to(random_base / "tokenizer")
+    folder = load_tokenizer(str(tmp_path))
+    embedded = load_tokenizer("tiny")
+    assert folder is not None
+    assert embedded is not None
+    assert folder.tokenize("critter") == embedded.tokenize("critter")
+
+
+def test_no_tokenizer_is_no_error(tmp_path: Path):
+    (tmp_path / "base.safetensors").touch()
+    assert load_tokenizer("nobody/nothing-of-this-name") is None
+    assert load_tokenizer(str(tmp_path)) is None
+    assert load_tokenizer(str(tmp_path / "base.safetensors")) is None
+
+
+def test_every_subject_is_told_about(random_base: Path, tmp_path: Path):
+    for number, name in enumerate(("critter dog", "unpronounceables cat", "sks teapot")):
+        (tmp_path / name).mkdir()
+        picture(number, (64, 64)).save(tmp_path / name / "a.png")
+    spec = Pictures(subjects=True)
+    notes = word_notes(str(random_base), spec, check_pictures(tmp_path, spec, resolution_px=64))
+    assert len(notes) == 2
+    assert notes[0].startswith("the token 'critter' is a common word of the base (place ")
+    assert notes[1].startswith("the token 'unpronounceables' is ")
+    assert "pieces for the base" in notes[1]
