@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from limner.errors import UserError
@@ -73,7 +73,7 @@ class Looks:
     def put(self, key: str, look: Look) -> None:
         """Keep a look; it is on disk after at most WRITE_EVERY more, or at `close`."""
         with self._lock:
-            self._unwritten.append((key, json.dumps(asdict(look), ensure_ascii=False)))
+            self._unwritten.append((key, json.dumps(vars(look), ensure_ascii=False)))
             if len(self._unwritten) >= WRITE_EVERY:
                 self._write()
 
