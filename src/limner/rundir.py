@@ -26,6 +26,7 @@ class RunDir:
 
     recipe = property(lambda self: self.path / "recipe.toml")
     provenance = property(lambda self: self.path / "provenance.json")
+    data_files = property(lambda self: self.path / "data_files.json")
     log = property(lambda self: self.path / "log.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     adapter = property(lambda self: self.path / "adapter.safetensors")

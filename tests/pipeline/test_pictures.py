@@ -34,3 +34,20 @@ def test_the_token_is_checked_before_any_weight_is_read(random_base: Path, tmp_p
     assert any(line.startswith("the token 'critter' is a common word of the base") for line in lines.said)
     with pytest.raises(UserError, match="is also in pictures.class_noun"):
         run.check(CRITTER, settings={**settings, "pictures.class_noun": "critter"})
+
+
+def test_a_resume_names_the_files_that_changed(random_base: Path, tmp_path: Path) -> None:
+    pictures = shutil.copytree(CRITTER, tmp_path / "pictures")
+    first, second, *_ = sorted(pictures.glob("*.*"))
+    settings = {
+        "base": str(random_base), "pictures.class_noun": "critter", "pictures.caption": "{token} {class_noun}",
+        "steps": 2, "checkpoint.every_steps": 1,
+    }  # fmt: skip
+    done = run.train(pictures, settings=settings, run=tmp_path / "run")
+    shutil.copy(second, pictures / "new.png")
+    first.unlink()
+    with pytest.raises(UserError) as caught:
+        run.resume(done.path, settings={"steps": 4})
+    assert f"the data changed since the checkpoint (1 file added: new.png; 1 file removed: {first.name})" in str(
+        caught.value
+    )

@@ -19,8 +19,8 @@ def pieces(text: str) -> list[str]:
     return known[text]
 
 
-def notes(token: str, noun: str | None = "dog") -> list[str]:
-    return token_notes(token, noun, pieces=pieces, vocabulary=VOCABULARY)
+def notes(token: str, noun: str | None = "dog", *, learned: bool = False) -> list[str]:
+    return token_notes(token, noun, pieces=pieces, vocabulary=VOCABULARY, learned=learned)
 
 
 def test_rare_words_need_no_word():
@@ -30,6 +30,12 @@ def test_rare_words_need_no_word():
 def test_common_words_and_long_ones_are_pointed_out():
     assert notes("dog", None)[0].startswith("the token 'dog' is a common word of the base (place 5 of 99)")
     assert notes("zzzz")[0] == "the token 'zzzz' is 4 pieces for the base (z z z z): shorter learns faster"
+
+
+def test_a_learned_word_may_be_long_but_not_known():
+    assert notes("zzzz", learned=True) == []
+    with pytest.raises(UserError, match="is already a word in the base's vocabulary"):
+        notes("sks", learned=True)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_every_subject_is_told_about(random_base: Path, tmp_path: Path):
         (tmp_path / name).mkdir()
         picture(number, (64, 64)).save(tmp_path / name / "a.png")
     spec = Pictures(subjects=True)
-    notes = word_notes(str(random_base), spec, check_pictures(tmp_path, spec, resolution_px=64))
+    notes = word_notes(str(random_base), spec, check_pictures(tmp_path, spec, resolution_px=64), learned=False)
     assert len(notes) == 2
     assert notes[0].startswith("the token 'critter' is a common word of the base (place ")
     assert notes[1].startswith("the token 'unpronounceables' is ")
