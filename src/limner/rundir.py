@@ -34,6 +34,7 @@ class RunDir:
     single_file = property(lambda self: self.path / "model.safetensors")
     pictures = property(lambda self: self.path / "pictures")
     class_pictures = property(lambda self: self.path / "class_pictures")
+    held_out = property(lambda self: self.path / "held_out")
     images = property(lambda self: self.path / "images")
     previews = property(lambda self: self.path / "previews")
     scores = property(lambda self: self.path / "scores.json")
