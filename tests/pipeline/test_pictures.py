@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
 from limner import run
 from limner.errors import UserError
 from limner.families.load import ASSETS

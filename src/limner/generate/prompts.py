@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from limner.errors import UserError
 from limner.generate.draw import Request, requests_for
@@ -50,6 +50,11 @@ class Evaluation(Spec):
     """Pictures for each of `class_prompts` and `other_prompts`, per side."""
     pictures: Path | None = None
     """Folder of held-out pictures of the subject: likeness is measured against them, not against what was learned."""
+
+    @field_validator("pictures")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().resolve() if value else None  # a resumed run finds it from any folder
 
     def requests(self, token: str, class_noun: str) -> list[Request]:
         """Return every picture to draw for one side."""

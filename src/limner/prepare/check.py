@@ -90,6 +90,8 @@ class Checked:
     """Lines to print, the summary first."""
     resolution_px: int
     """Side of the training square that the shapes were chosen for."""
+    held_out: Checked | None = None
+    """Pictures of the subject that are kept from training, for likeness to be measured against."""
 
     @property
     def given(self) -> int:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from limner.errors import UserError
 from limner.pictures.folder import find_pictures
 from limner.pictures.spec import Pictures
-from limner.prepare.check import Checked, Progress, look_at_all, sort_out
+from limner.prepare.check import Checked, look_at_all, sort_out
 from limner.prepare.likeness import shared_pictures
 
 
-def check_held_out(
-    folder: Path, spec: Pictures, train: Checked, *, cache: Path | None = None, progress: Progress | None = None
-) -> Checked:
-    """Check the held-out pictures of the subject as training pictures are checked; captions play no part.
+def with_held_out(train: Checked, folder: Path, spec: Pictures, *, cache: Path | None = None) -> Checked:
+    """Check the held-out pictures as training pictures are checked, and add them; captions play no part.
 
     A picture that training has too, the same file or nearly the same picture, is a UserError that names the pair.
     """
     changes = {"caption": "a photo", "prefix": "", "missing_captions": "template", "captions_file": None}
     changes |= {"subjects": False, "extra_resolutions": (), "masks": False}
     own = spec.model_copy(update=changes)
-    looked = look_at_all(find_pictures(folder), own, cache=cache, progress=progress)
+    looked = look_at_all(find_pictures(folder), own, cache=cache)
     held_out = sort_out(looked, own, resolution_px=train.resolution_px)
     _refuse_leaks(train, held_out)
-    return held_out
+    return replace(train, held_out=held_out)
 
 
 def _refuse_leaks(train: Checked, held_out: Checked) -> None:
