@@ -9,7 +9,8 @@ import pytest
 
 from limner import run
 from limner.errors import UserError
-from limner.families.load import ASSETS
+from limner.families.source import ASSETS
+from limner.rundir import read_json
 from limner.watch import Watch
 
 CRITTER = ASSETS / "demo" / "critter"
@@ -50,3 +51,23 @@ def test_a_resume_names_the_files_that_changed(random_base: Path, tmp_path: Path
     assert f"the data changed since the checkpoint (1 file added: new.png; 1 file removed: {first.name})" in str(
         caught.value
     )
+
+
+def test_held_out_pictures_are_kept_in_the_run(random_base: Path, tmp_path: Path) -> None:
+    train, held_out = tmp_path / "train", tmp_path / "held-out"
+    pictures = sorted(CRITTER.glob("*.png"))
+    for folder, some in ((train, pictures[:3]), (held_out, pictures[3:])):
+        folder.mkdir()
+        for file in some:
+            shutil.copy(file, folder)
+    settings = {
+        "base": str(random_base), "pictures.class_noun": "critter", "pictures.caption": "{token} {class_noun}",
+        "steps": 1, "evaluation.pictures": str(held_out),
+    }  # fmt: skip
+    done = run.train(train, settings=settings, run=tmp_path / "run")
+    kept = read_json(done.held_out / "manifest.json")["pictures"]
+    assert [row["name"] for row in kept] == [file.name for file in pictures[3:]]
+    shutil.copy(pictures[0], held_out)
+    with pytest.raises(UserError, match=f"{pictures[0].name}  is the same file as {pictures[0].name} of training"):
+        run.train(train, settings=settings, run=tmp_path / "leaky")
+    assert not (tmp_path / "leaky").exists()
