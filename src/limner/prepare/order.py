@@ -71,7 +71,7 @@ class Order:
         sizes: list[dict[int, float]] = [{} for _ in range(max(self.bucket_of) + 1)]
         for batch in self._batches(0, 0):
             counts = sizes[self.bucket_of[batch[0]]]
-            counts[len(batch)] = counts.get(len(batch), 0) + 1
+            counts[len(batch)] = counts.get(len(batch), 0.0) + 1
         return sizes
 
     def rows(self, step: int, seed: int) -> tuple[list[int], int]:

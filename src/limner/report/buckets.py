@@ -48,6 +48,6 @@ def _row(bucket: Mapping[str, Any], longest: int, fullest: int) -> BucketRow:
     )
 
 
-def _batches(counts: Sequence[tuple[int, float]]) -> str:
+def _batches(counts: Sequence[Sequence[int | float]]) -> str:
     """Return the batches in words: "2 of 4, 1 of 3"."""
     return ", ".join(f"{number:.4g} of {size}" for size, number in counts)
