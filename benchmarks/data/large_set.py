@@ -1,4 +1,4 @@
-"""Check and cache many pictures with kill -9 in the middle: `python -m benchmarks.data.large_set --pictures 100000`."""
+"""Check and cache many pictures with kill -9 in the middle: `python -m benchmarks.data.large_set [--out FILE]`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data.large_set", description=__doc__)
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--base", default="tiny")
-    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--resolution", type=int, default=16)
+    parser.add_argument("--out", type=Path, help="write the result there too, with date, machine and versions")
     parser.add_argument("--work", nargs=2, type=Path, metavar=("FOLDER", "CACHE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
@@ -132,16 +134,32 @@ def main() -> None:
         result = {"pictures": given.pictures, "made_s": round(made_s, 1)}
         result |= {"looks_kept_by_the_first_kill": kept_looks, "entries_kept_by_the_second_kill": kept_entries}
         result["decoded_by_the_second_run"] = json.loads(said)["decoded_to_check"]
-        print(json.dumps(result | json.loads(done.stdout.splitlines()[-1])))
+        result |= json.loads(done.stdout.splitlines()[-1])
+        result["seconds"] = round(time.perf_counter() - begun, 1)
+        print(json.dumps(result))
+        if given.out:
+            given.out.write_text(json.dumps(about() | result, indent=1) + "\n", encoding="utf-8")
+
+
+def about() -> dict[str, object]:
+    """Return date, command, machine and versions: what a result means nothing without."""
+    from limner import machine
+
+    command = " ".join(["python -m benchmarks.data.large_set", *sys.argv[1:]])
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": date, "command": command, "machine": machine.hardware(), "versions": machine.versions()}
 
 
 def kill_when(command: list[str], progress: Callable[[], int], enough: int) -> tuple[int, str]:
     """Run a command, kill it (-9) when `progress` says enough is done; return what is left of its work and words."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    while progress() < enough:
+    while True:
+        begun = time.perf_counter()
+        if progress() >= enough:
+            break
         if process.poll() is not None:
             raise SystemExit(f"ended before it could be killed, with exit code {process.returncode}")
-        time.sleep(0.05)
+        time.sleep(max(0.05, 20 * (time.perf_counter() - begun)))  # counting must not slow down what is counted
     os.kill(process.pid, signal.SIGKILL)
     said, _ = process.communicate()
     return progress(), said

@@ -19,6 +19,8 @@ from limner.generate.draw import check_resolution, draw, requests_for
 from limner.pictures.cache import default_cache
 from limner.pictures.folder import find_pictures
 from limner.prepare.check import Checked, check_pictures
+from limner.prepare.held_out import with_held_out
+from limner.prepare.words import word_notes
 from limner.recipe import LENGTHS, Recipe, load_recipe, save_recipe
 from limner.result import attach_file, attach_result, require_result
 from limner.rundir import RunDir, read_json, unused
@@ -232,8 +234,11 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     checked = check_pictures(
         paths, recipe.pictures, resolution_px=resolution_px, cache=default_cache(), progress=watch.progress
     )
-    for note in checked.notes:
+    learned = "words" in recipe.adapter.rates(recipe.learning_rate)
+    for note in (*checked.notes, *word_notes(recipe.base, recipe.pictures, checked, learned=learned)):
         watch.say(note)
+    if recipe.evaluation.pictures:
+        checked = with_held_out(checked, recipe.evaluation.pictures, recipe.pictures, cache=default_cache())
     plan_run(recipe, checked, 0, Watch())  # refuses a length given twice
     return checked
 

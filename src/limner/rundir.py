@@ -26,6 +26,7 @@ class RunDir:
 
     recipe = property(lambda self: self.path / "recipe.toml")
     provenance = property(lambda self: self.path / "provenance.json")
+    data_files = property(lambda self: self.path / "data_files.json")
     log = property(lambda self: self.path / "log.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     adapter = property(lambda self: self.path / "adapter.safetensors")
@@ -33,6 +34,7 @@ class RunDir:
     single_file = property(lambda self: self.path / "model.safetensors")
     pictures = property(lambda self: self.path / "pictures")
     class_pictures = property(lambda self: self.path / "class_pictures")
+    held_out = property(lambda self: self.path / "held_out")
     images = property(lambda self: self.path / "images")
     previews = property(lambda self: self.path / "previews")
     scores = property(lambda self: self.path / "scores.json")

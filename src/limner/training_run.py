@@ -17,13 +17,14 @@ from limner.interrupt import noted_signals
 from limner.pictures.cache import default_cache
 from limner.prepare.check import Checked
 from limner.prepare.encode import prepare
+from limner.prepare.memory import tell_changes
 from limner.prepare.plan import Plan, batch_notes, plan_length
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
 from limner.prepare.subjects import spec_of
 from limner.recipe import Recipe
 from limner.result import results, try_result, write_result
-from limner.rundir import RunDir, read_json
+from limner.rundir import RunDir, read_json, write_json
 from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from limner.train.loop import Slot, SlotStep, Training
 from limner.watch import Watch
@@ -44,7 +45,9 @@ def train_adapter(
     with watch.phase("prepare"), folder.timed("prepare"):
         prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
                            prior_weight=recipe.prior.weight, batch=recipe.batch, progress=watch.progress)  # fmt: skip
-        save_pictures(checked, recipe.pictures, folder.pictures)
+        save_pictures(checked, recipe.pictures, folder.pictures, batch=recipe.batch)
+        if checked.held_out:
+            save_pictures(checked.held_out, recipe.pictures, folder.held_out)
     for note in prepared.notes:
         watch.say(note)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
@@ -97,12 +100,12 @@ def _continue(folder: RunDir, training: Training, prepared: Prepared) -> None:
     checkpoints = complete_checkpoints(folder.checkpoints)
     if not checkpoints:
         folder.update_provenance(data_fingerprint=prepared.fingerprint)
+        write_json(folder.data_files, prepared.files)
         return
     if read_json(folder.provenance).get("data_fingerprint") != prepared.fingerprint:
-        raise UserError(
-            f"{folder.path}: the pictures or captions changed since the checkpoint, so the run cannot go on exactly.",
-            "Put them back, or start a new run.",
-        )
+        what = tell_changes(read_json(folder.data_files), prepared.files)
+        raise UserError(f"{folder.path}: the data changed since the checkpoint ({what}), so the run cannot go on "
+                        "exactly.", "Put it back, or start a new run.")  # fmt: skip
     load_checkpoint(training, checkpoints[-1])
     if training.index >= training.steps:
         raise UserError(f"{folder.path}: is already finished: {training.index} of {training.steps} steps.",

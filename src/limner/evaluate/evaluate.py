@@ -24,12 +24,13 @@ from limner.rundir import RunDir, write_json
 
 @dataclass(frozen=True)
 class Material:
-    """What is compared: every arm's images, the training pictures, pictures of others of the class."""
+    """What is compared: every arm's images, pictures of the subject and of others of the class."""
 
     arms: tuple[Arm, ...]
     """The base first."""
     subject: tuple[Path, ...]
     class_pictures: tuple[Path, ...]
+    held_out: tuple[Path, ...]
 
 
 def evaluate(
@@ -53,7 +54,7 @@ def evaluate(
     material = _gather(runs, arm_names(recipes) if len(runs) > 1 else [TUNED])
     encoders = default_encoders(material.arms[0].base) if encoders is None else encoders
     every = [image for arm in material.arms for image in arm.images]
-    paths = [*(image.path for image in every), *material.subject, *material.class_pictures]
+    paths = [*(image.path for image in every), *material.subject, *material.class_pictures, *material.held_out]
     prompts = [image.plain_prompt for image in every]
     seen = {e.name: look(e, paths, prompts, batch=batch, progress=progress) for e in encoders}
     taken: list[MetricScore] = []
@@ -79,14 +80,15 @@ def evaluate(
 
 
 def _gather(runs: Sequence[RunDir], names: Sequence[str]) -> Material:
-    """Read what the runs hold; the class pictures are those of the first run that has any."""
+    """Read what the runs hold; class pictures and held-out ones are those of the first run that has any."""
     check_runs(runs)
     arms = read_arms(runs, names)
     subject = read_pictures(runs[0].pictures)
     if not subject:
         raise UserError(f"{runs[0].pictures}: holds no training pictures.", "Make them with: limner train PICTURES")
     others = (read_pictures(run.class_pictures) for run in runs)
-    return Material(arms=arms, subject=subject, class_pictures=next(filter(None, others), ()))
+    held_out = (read_pictures(run.held_out) for run in runs)
+    return Material(arms, subject, next(filter(None, others), ()), next(filter(None, held_out), ()))
 
 
 def _why_not(question: Question, material: Material, encoder: ImageEncoder) -> str:
@@ -147,6 +149,7 @@ def _view(rows: list[ArmImage], base: list[ArmImage], material: Material, seen: 
         subject=seen.rows(material.subject),
         class_pictures=seen.rows(material.class_pictures),
         text=seen.text_rows([row.plain_prompt for row in rows]),
+        held_out=seen.rows(material.held_out) if material.held_out else None,
     )
 
 
@@ -176,6 +179,7 @@ def _design(material: Material, apart: Sequence[dict[str, Setting]], folder: Pat
         prompts={name: len({image.prompt_index for image in base.images if image.set == name}) for name in sets},
         images=dict(sets),
         training_pictures=len(material.subject),
+        held_out_pictures=len(material.held_out),
         class_pictures=len(material.class_pictures),
         settings=base.settings,
         seed=seed,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import Field, field_validator
 
 from limner.errors import UserError
 from limner.generate.draw import Request, requests_for
@@ -20,20 +22,39 @@ class Evaluation(Spec):
     """What is drawn for the comparison of base and tuned, and how many pictures of each."""
 
     prompts: tuple[str, ...] = tuple(f"a {{subject}} {scene}" for scene in SCENES)
-    """Prompts with "{subject}", which becomes the token and the class noun: fidelity and prompt following."""
-    class_prompts: tuple[str, ...] = ("a photo of a {class_noun}",)
+    """Prompts with "{subject}", which becomes the token and the class noun: fidelity and prompt following.
+
+    Six or more of every kind: nothing is claimed from fewer.
+    """
+    class_prompts: tuple[str, ...] = (
+        "a photo of a {class_noun}",
+        "a close-up photo of a {class_noun}",
+        "a photo of a {class_noun} in a garden",
+        "a photo of a {class_noun} on a table",
+        "a photo of a {class_noun} at night",
+        "a drawing of a {class_noun}",
+    )
     """Prompts with "{class_noun}" alone: does another member of the class stay itself?"""
     other_prompts: tuple[str, ...] = (
         "a photo of a house",
         "a photo of a bowl of fruit",
         "a city street at night",
         "a portrait of a woman",
+        "a red car in front of a shop",
+        "a lake in the mountains",
     )
     """Prompts about other things: what changed that should not have?"""
     images_per_prompt: int = Field(default=4, ge=1)
     """Pictures for each of `prompts`, per side."""
-    images_per_class_prompt: int = Field(default=8, ge=1)
+    images_per_class_prompt: int = Field(default=4, ge=1)
     """Pictures for each of `class_prompts` and `other_prompts`, per side."""
+    pictures: Path | None = None
+    """Folder of held-out pictures of the subject: likeness is measured against them, not against what was learned."""
+
+    @field_validator("pictures")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().resolve() if value else None  # a resumed run finds it from any folder
 
     def requests(self, token: str, class_noun: str) -> list[Request]:
         """Return every picture to draw for one side."""

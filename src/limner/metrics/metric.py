@@ -31,6 +31,13 @@ class View:
     """Pictures of others of the class; no rows where there are none."""
     text: Float[Tensor, "images dim"] | None = None
     """The plain prompt of each row; None where the encoder reads no text."""
+    held_out: Float[Tensor, "held_out dim"] | None = None
+    """Pictures of the subject that were not learned from; None where there are none."""
+
+    @property
+    def sitter(self) -> Float[Tensor, "pictures dim"]:
+        """Return the pictures that likeness is measured against: held-out ones, else the training pictures."""
+        return self.subject if self.held_out is None else self.held_out
 
     @property
     def prompt_index(self) -> Tensor:

@@ -18,7 +18,7 @@ from limner.metrics.similarity import (
 
 
 def _to_subject(view: View) -> Float[Tensor, " images"]:
-    return mean_cosine(view.images, view.subject)
+    return mean_cosine(view.images, view.sitter)
 
 
 def _to_nearest_picture(view: View) -> Float[Tensor, " images"]:
@@ -40,25 +40,25 @@ def _from_one_another(view: View) -> Float[Tensor, " images"]:
 
 def _within(view: View) -> Level | None:
     """Return what the real pictures score among themselves."""
-    if len(view.subject) < 2:
+    if len(view.sitter) < 2:
         return None
-    title, value = "the real pictures among themselves", float(leave_one_out(view.subject).mean())
-    return Level(name="within", title=title, value=value, pairs=_pairs(view))
+    title, value = "the real pictures among themselves", float(leave_one_out(view.sitter).mean())
+    return Level(name="within", title=title, value=value, pairs=_pairs(view.sitter))
 
 
 def _between(view: View) -> Level | None:
     """Return what others of the class score."""
     if not len(view.class_pictures):
         return None
-    value = float(mean_cosine(view.class_pictures, view.subject).mean())
-    pairs = len(view.class_pictures) * len(view.subject)
+    value = float(mean_cosine(view.class_pictures, view.sitter).mean())
+    pairs = len(view.class_pictures) * len(view.sitter)
     return Level(name="between", title="others of the class", value=value, pairs=pairs)
 
 
 def _closest_pair(view: View) -> Level | None:
     """Return how near the two training pictures that are most alike are: beyond it an image is suspect."""
     title, value = "the two most similar training pictures", float(leave_one_out(view.subject).max())
-    return Level(name="closest_pair", title=title, value=value, pairs=_pairs(view), is_limit=True)
+    return Level(name="closest_pair", title=title, value=value, pairs=_pairs(view.subject), is_limit=True)
 
 
 def _another_seed(view: View) -> Level | None:
@@ -76,17 +76,17 @@ def _variety(view: View) -> Level | None:
     if len(view.subject) < 2:
         return None
     value = 1 - float(leave_one_out(view.subject).mean())
-    return Level(name="within", title="the training pictures", value=value, pairs=_pairs(view))
+    return Level(name="within", title="the training pictures", value=value, pairs=_pairs(view.subject))
 
 
-def _pairs(view: View) -> int:
-    return len(view.subject) * (len(view.subject) - 1) // 2
+def _pairs(pictures: Float[Tensor, "pictures dim"]) -> int:
+    return len(pictures) * (len(pictures) - 1) // 2
 
 
 SUBJECT_FIDELITY = Question(
     kind="subject_fidelity",
     title="Likeness to the subject",
-    says="How much the images made with the token look like the training pictures: mean cosine over all pairs.",
+    says="How much the images made with the token look like real pictures of the subject: mean cosine over all pairs.",
     better="higher",
     sets=("subject",),
     per_image=_to_subject,

@@ -155,6 +155,8 @@ class Design(Spec):
     """Number of images of each set, per arm."""
     training_pictures: int
     """Number of pictures of the subject."""
+    held_out_pictures: int = 0
+    """Number of pictures of the subject that likeness was measured against; 0: against the training pictures."""
     class_pictures: int
     """Number of pictures of others of the class."""
     settings: dict[str, str | int | float]

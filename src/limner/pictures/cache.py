@@ -21,7 +21,7 @@ from torch import Tensor
 
 from limner.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when the meaning of an entry changes."""
 
 
@@ -80,7 +80,8 @@ class Cache:
         path = self.path(key)
         temporary = ""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
             with os.fdopen(descriptor, "wb") as file:
                 file.write(body)

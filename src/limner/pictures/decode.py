@@ -40,6 +40,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
@@ -53,6 +54,8 @@ class Decoded:
 
     rgb: Image.Image
     """sRGB, transparent parts composited on the background colour."""
+    size: tuple[int, int]
+    """Width and height in the file; those of `rgb`, unless it was asked for reduced."""
     alpha: Image.Image | None
     """Opacity (mode L), or None where every pixel is opaque."""
     format: str
@@ -86,10 +89,14 @@ def read_through(read: Callable[[], bytes]) -> bytes:
     return data
 
 
-def decode_bytes(data: bytes, *, background: str = "white", max_megapixels: float = 200.0) -> Decoded:
+def decode_bytes(
+    data: bytes, *, background: str = "white", max_megapixels: float = 200.0, shortest_px: int = 0
+) -> Decoded:
     """Decode a picture file's bytes fully; raise BadPicture with the reason when that is not possible.
 
-    Safe to call from several threads, inside `without_warnings`.
+    With `shortest_px` a large JPEG comes out at a half, a quarter or an eighth, its shorter side no less than that:
+    every byte is still read, but most of the arithmetic is saved. Safe to call from several threads, inside
+    `without_warnings`.
     """
     image = _open(data)
     width, height = image.size
@@ -98,6 +105,9 @@ def decode_bytes(data: bytes, *, background: str = "white", max_megapixels: floa
         raise BadPicture(f"{size} > pictures.max_megapixels={max_megapixels:g}")
     notes: list[str] = []
     try:
+        factor = reduction(image.size, shortest_px) if shortest_px else 1
+        if factor > 1:
+            image.draft(None, (width // factor, height // factor))  # known to JPEG alone
         image.load()
         orientation = _orientation(image, notes)
         kind = "JPEG" if image.format == "MPO" else (image.format or "")
@@ -117,7 +127,14 @@ def decode_bytes(data: bytes, *, background: str = "white", max_megapixels: floa
         canvas.paste(rgb, mask=alpha)
         rgb = canvas
     rgb, alpha = _turn(rgb, orientation), None if alpha is None else _turn(alpha, orientation)
-    return Decoded(rgb, alpha, kind, tuple(notes))
+    size = (height, width) if orientation in _SIDEWAYS else (width, height)
+    return Decoded(rgb, size, alpha, kind, tuple(notes))
+
+
+def reduction(size: tuple[int, int], shortest_px: int) -> int:
+    """Return by how much a JPEG may be reduced while it is decoded: 8, 4 or 2 where that divides both sides, or 1."""
+    fitting = (f for f in (8, 4, 2) if size[0] % f == size[1] % f == 0 and min(size) // f >= shortest_px)
+    return next(fitting, 1)
 
 
 @contextmanager
@@ -230,7 +247,7 @@ def _to_srgb(image: Image.Image, notes: list[str]) -> tuple[Image.Image, Image.I
             return converted, alpha
     if image.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB"), alpha
+    return image if image.mode == "RGB" else image.convert("RGB"), alpha
 
 
 def _converted(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:

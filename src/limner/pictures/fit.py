@@ -12,6 +12,8 @@ Size = tuple[int, int]
 
 MOST_ASPECT = 2.0
 """The longest buckets are this many times as long as they are wide."""
+REDUCING_GAP = 3.0
+"""A picture may be reduced by averaging down to this many times the size that is wanted, before it is resized."""
 LEAST_AREA = 0.75
 """The smallest buckets have this share of the training square's area."""
 
@@ -29,9 +31,14 @@ class Fit:
     def apply(self, image: Image.Image) -> Image.Image:
         """Return the resized and cropped picture (antialiased Lanczos)."""
         if image.size != self.resized:
-            image = image.resize(self.resized, Image.Resampling.LANCZOS)
+            image = image.resize(self.resized, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
         width, height = self.size
         return image.crop((self.left, self.top, self.left + width, self.top + height))
+
+    @property
+    def shortest_px(self) -> int:
+        """Return how long the shorter side of the picture must at least be for `apply` to lose nothing."""
+        return round(REDUCING_GAP * min(self.resized))
 
     @property
     def lost_share(self) -> float:

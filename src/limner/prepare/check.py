@@ -90,6 +90,8 @@ class Checked:
     """Lines to print, the summary first."""
     resolution_px: int
     """Side of the training square that the shapes were chosen for."""
+    held_out: Checked | None = None
+    """Pictures of the subject that are kept from training, for likeness to be measured against."""
 
     @property
     def given(self) -> int:
@@ -207,7 +209,7 @@ def _examples_of(
                 sha256=look.sha256,
                 size=look.size,
                 caption=caption,
-                fit=fit_to(look.size, target, look.centre if spec.crop == "subject" else (0.5, 0.5)),
+                fit=fit_to(look.size, target, look.centre),
                 mask_sha256=look.mask_sha256,
                 likeness=look.likeness,
                 repeats=spec.repeats * picture.repeats,

@@ -16,11 +16,12 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.pictures.cache import Cache, key_of
 from limner.pictures.captions import tags_shuffled
+from limner.pictures.decode import reduction
 from limner.pictures.fit import Fit, Size, fit_to
 from limner.pictures.spec import Pictures
 from limner.prepare.ahead import work_ahead
 from limner.prepare.check import Checked, Example, Progress
-from limner.prepare.look import look_again
+from limner.prepare.look import Seen, look_again
 from limner.prepare.memory import recall, remember, remembered_file, tell_work
 from limner.prepare.prepared import Prepared, Row, Tensors
 
@@ -214,16 +215,20 @@ class _Encoder:
 
         def decode(job: _Job) -> list[_Ready]:
             example, cell = job.example, self.family.pixels_per_latent
-            seen = look_again(example.picture, self.spec, sha256=example.sha256, mask_sha256=example.mask_sha256)
-            return [
-                _Ready(
-                    variant.key,
-                    example.name,
-                    to_pixels(variant.apply(seen.rgb)),
-                    None if seen.mask is None else to_weights(variant.apply(seen.mask), cell),
-                )
-                for variant in job.variants
-            ]
+            decoded: dict[int, Seen] = {}
+            ready: list[_Ready] = []
+            for variant in job.variants:
+                least = variant.fit.shortest_px
+                factor = reduction(example.size, least)
+                if factor not in decoded:
+                    decoded[factor] = look_again(
+                        example.picture, self.spec, sha256=example.sha256, mask_sha256=example.mask_sha256,
+                        shortest_px=least,
+                    )  # fmt: skip
+                seen = decoded[factor]
+                mask = None if seen.mask is None else to_weights(variant.apply(seen.mask), cell)
+                ready.append(_Ready(variant.key, example.name, to_pixels(variant.apply(seen.rgb)), mask))
+            return ready
 
         waiting: dict[Size, list[_Ready]] = {}
         for job, decoded in zip(jobs, work_ahead(decode, jobs), strict=True):

@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from limner.errors import UserError
@@ -29,7 +29,7 @@ class Look:
     blur: float = 0.0
     """From 0 (sharp) to 1 (blurred): how little is lost by blurring it more."""
     centre: tuple[float, float] = (0.5, 0.5)
-    """Where what stands out is, in [0, 1] from top left."""
+    """Where a crop has its middle, in [0, 1] from top left."""
     mask_sha256: str = ""
     problem: str = ""
 
@@ -73,7 +73,7 @@ class Looks:
     def put(self, key: str, look: Look) -> None:
         """Keep a look; it is on disk after at most WRITE_EVERY more, or at `close`."""
         with self._lock:
-            self._unwritten.append((key, json.dumps(asdict(look), ensure_ascii=False)))
+            self._unwritten.append((key, json.dumps(vars(look), ensure_ascii=False)))
             if len(self._unwritten) >= WRITE_EVERY:
                 self._write()
 

@@ -20,6 +20,8 @@ from limner.prepare.facts import Look, Looks
 _KINDS = {"jpg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "tif": "TIFF", "heif": "HEIF", "heic": "HEIF", "jxl": "JXL"}
 
 
+SIDE_PX = 256
+"""Longer side of the picture that the facts are taken from."""
 CLEARLY_BRIGHTER = 3
 """Grey levels, of 255; what compression changes is less."""
 
@@ -47,7 +49,7 @@ def look_at(picture: Picture, spec: Pictures, known: Looks | None = None) -> Loo
         "look",
         bytes=[sha256, mask_sha256],
         ending=picture.name.rpartition(".")[2].lower(),
-        settings=[spec.background, spec.alpha == "mask", spec.max_megapixels],
+        settings=[spec.background, spec.alpha == "mask", spec.max_megapixels, spec.crop],
     )
     look = known.get(key)
     if look is None:
@@ -61,32 +63,40 @@ def _look_at_bytes(
     picture: Picture, spec: Pictures, data: bytes, mask_data: bytes | None, hashes: tuple[str, str]
 ) -> Look:
     try:
-        decoded = decode_bytes(data, background=spec.background, max_megapixels=spec.max_megapixels)
+        decoded = decode_bytes(
+            data, background=spec.background, max_megapixels=spec.max_megapixels, shortest_px=SIDE_PX
+        )
         mask = decoded.alpha if spec.alpha == "mask" else None
         if mask_data is not None and picture.mask is not None:
-            mask = decode_mask(mask_data, decoded.rgb.size, picture.mask.name)
+            mask = decode_mask(mask_data, decoded.size, picture.mask.name)
     except BadPicture as bad:
         return Look(hashes[0], problem=str(bad))
+    grey = _small_grey(decoded.rgb)
     return Look(
         sha256=hashes[0],
-        size=decoded.rgb.size,
+        size=decoded.size,
         notes=(*_disguise(picture, decoded), *decoded.notes),
         has_alpha=decoded.alpha is not None,
-        likeness=likeness(decoded.rgb),
-        blur=blur(decoded.rgb),
-        centre=_centre(decoded.rgb, mask),
+        likeness=likeness(grey),
+        blur=blur(grey),
+        centre=_centre(grey, mask) if spec.crop == "subject" else (0.5, 0.5),
         mask_sha256=hashes[1],
     )
 
 
-def look_again(picture: Picture, spec: Pictures, *, sha256: str, mask_sha256: str) -> Seen:
-    """Return the pixels of a picture that was looked at; a UserError when its files are no longer the same."""
+def look_again(picture: Picture, spec: Pictures, *, sha256: str, mask_sha256: str, shortest_px: int) -> Seen:
+    """Return the pixels of a picture that was looked at; a UserError when its files are no longer the same.
+
+    They may come reduced: the shorter side has at least `shortest_px`, or as many pixels as there are.
+    """
     try:
         data = _unchanged(picture.read, sha256)
-        decoded = decode_bytes(data, background=spec.background, max_megapixels=spec.max_megapixels)
+        decoded = decode_bytes(
+            data, background=spec.background, max_megapixels=spec.max_megapixels, shortest_px=shortest_px
+        )
         if mask_sha256 and picture.mask:
             mask_data = _unchanged(picture.mask.read_bytes, mask_sha256)
-            return Seen(decoded.rgb, decode_mask(mask_data, decoded.rgb.size, picture.mask.name))
+            return Seen(decoded.rgb, decode_mask(mask_data, decoded.size, picture.mask.name))
         return Seen(decoded.rgb, decoded.alpha if spec.alpha == "mask" else None)
     except BadPicture as bad:
         raise UserError(f"{picture.path}: {bad}.", "Start the run again.") from bad
@@ -113,6 +123,12 @@ def decode_mask(data: bytes, size: tuple[int, int], name: str) -> Image.Image:
     return mask
 
 
+def _small_grey(image: Image.Image) -> Image.Image:
+    grey = image.convert("L")
+    grey.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.BOX, reducing_gap=2.0)
+    return grey
+
+
 def likeness(image: Image.Image) -> int:
     """Return a difference hash: 64 bits, each whether a cell's right neighbour in a coarse grid is clearly brighter."""
     grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX, reducing_gap=2.0), dtype=np.int16)
@@ -124,9 +140,7 @@ def likeness(image: Image.Image) -> int:
 
 def blur(image: Image.Image) -> float:
     """Return the no-reference blur measure of Crété et al. (2007), at 256 pixels: near 1, blurring changes nothing."""
-    grey = image.convert("L")
-    grey.thumbnail((256, 256), Image.Resampling.BOX, reducing_gap=2.0)
-    values = np.asarray(grey, dtype=np.float32)
+    values = np.asarray(_small_grey(image), dtype=np.float32)
     worst = 0.0
     for axis in (0, 1):
         sharp = np.abs(np.diff(values, axis=axis))

@@ -50,6 +50,21 @@ def tell_work(
     return f"cache: {reused} reused, {len(rebuilt)} rebuilt{reasons}{gone}"
 
 
+def tell_changes(known: Mapping[str, str], present: Mapping[str, str]) -> str:
+    """Return what was added, removed or changed between two lists of pictures (SHA-256 by name), in words."""
+    found = {
+        "added": [name for name in present if name not in known],
+        "removed": [name for name in known if name not in present],
+        "changed": [name for name in present if known.get(name, present[name]) != present[name]],
+    }
+    parts = [
+        f"{len(names)} {'file' if len(names) == 1 else 'files'} {what}: {_names(names)}"
+        for what, names in found.items()
+        if names
+    ]
+    return "; ".join(parts) or "the same pictures, with other captions, masks or crops"
+
+
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -64,6 +64,16 @@ class Order:
             return Fraction(self.batch)
         return Fraction(self.examples_per_epoch, self.steps_per_epoch())
 
+    def batch_sizes(self) -> list[dict[int, float]]:
+        """Return how many batches of which size the first epoch has, for each bucket."""
+        if self.has_one_bucket:
+            return [{self.batch: self.examples_per_epoch / self.batch}]
+        sizes: list[dict[int, float]] = [{} for _ in range(max(self.bucket_of) + 1)]
+        for batch in self._batches(0, 0):
+            counts = sizes[self.bucket_of[batch[0]]]
+            counts[len(batch)] = counts.get(len(batch), 0.0) + 1
+        return sizes
+
     def rows(self, step: int, seed: int) -> tuple[list[int], int]:
         """Return the examples of a step, and how many rows all steps before it had."""
         if self.has_one_bucket:

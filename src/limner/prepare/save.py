@@ -14,11 +14,11 @@ from limner.rundir import write_json
 MANIFEST = "manifest.json"
 
 
-def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, most: int = 256) -> None:
+def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, batch: int = 1, most: int = 256) -> None:
     """Write the examples after resize and crop as PNG, evenly chosen where there are more than `most`.
 
-    The manifest is written last; it also has the exclusions and the table of buckets. Evaluation and the report
-    then work without the user's folder.
+    The manifest is written last; it also has the exclusions, and the buckets with their batches of at most `batch`.
+    Evaluation and the report then work without the user's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -29,7 +29,8 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, most: int =
         example = examples[place * len(examples) // number]
         file = f"{place:0{digits}d}.png"
         with without_warnings():
-            seen = look_again(example.picture, spec, sha256=example.sha256, mask_sha256=example.mask_sha256)
+            seen = look_again(example.picture, spec, sha256=example.sha256, mask_sha256=example.mask_sha256,
+                              shortest_px=example.fit.shortest_px)  # fmt: skip
         example.fit.apply(seen.rgb).save(folder / file)
         rows.append(
             {
@@ -41,9 +42,14 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, most: int =
                 "size": list(example.size),
             }
         )
+    sizes = checked.order(batch).batch_sizes()
     facts = {
         "given": checked.given,
+        "batch": batch,
         "exclusions": [{"name": one.name, "reason": one.reason} for one in checked.exclusions],
-        "buckets": [asdict(bucket) for bucket in checked.buckets],
+        "buckets": [
+            {**asdict(bucket), "batches": sorted(counts.items(), reverse=True)}
+            for bucket, counts in zip(checked.buckets, sizes, strict=True)
+        ],
     }
     write_json(folder / MANIFEST, {"pictures": rows, **facts})

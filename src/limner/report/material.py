@@ -69,6 +69,10 @@ class Material:
     shots: tuple[Shot, ...]
     pictures: tuple[dict[str, Any], ...]
     """The training pictures' manifest rows, each with "file" as a whole path."""
+    fitting: dict[str, Any]
+    """How the training pictures were fitted: given, exclusions, batch, buckets."""
+    held_out: tuple[dict[str, Any], ...]
+    """The held-out pictures' manifest rows."""
     trained: tuple[Trained, ...]
     """The tuned arms."""
     base: str
@@ -114,6 +118,8 @@ def gather(runs: Sequence[RunDir], path: Path) -> Material:
         scores=scores,
         shots=_shots(folders, manifests),
         pictures=_rows(first_run.pictures),
+        fitting=_manifest(first_run.pictures),
+        held_out=next(filter(None, (_rows(run.held_out) for run in ordered.values())), ()),
         trained=tuple(_trained(arm, run) for arm, run in ordered.items()),
         base=manifests[folders[BASE]]["base"],
     )
@@ -167,10 +173,12 @@ def _previews(run: RunDir) -> tuple[tuple[int, Path], ...]:
     return tuple(sorted(found))
 
 
-def _rows(folder: Path) -> tuple[dict[str, Any], ...]:
+def _manifest(folder: Path) -> dict[str, Any]:
     manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        return ()
-    content = read_json(manifest)
+    return read_json(manifest) if manifest.is_file() else {}
+
+
+def _rows(folder: Path) -> tuple[dict[str, Any], ...]:
+    content = _manifest(folder)
     rows = content.get("pictures") or content.get("images") or []
     return tuple({**row, "file": folder / row["file"]} for row in rows)

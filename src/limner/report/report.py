@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.metrics.scores import MetricScore, Scores
+from limner.report.buckets import bucket_rows
 from limner.report.charts import dot_plot, loss_plot
 from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
 from limner.report.embed import data_uri, is_small
@@ -58,6 +59,8 @@ def _content(material: Material) -> dict[str, Any]:
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
         "worst": {arm: least_alike(material, arm) for arm in material.tuned},
         "one_caption": _one_caption(material),
+        "buckets": bucket_rows(material.fitting),
+        "sitter": f"{len(material.held_out)} held-out pictures" if material.held_out else "training pictures",
         "costs": [] if several else costs(material.trained[0]),
         "cost_rows": cost_rows(own) if several else {},
         "in_one_line": {one.arm: in_one_line(one) for one in own},

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from limner.pictures.decode import BadPicture, decode, decode_bytes
+from limner.pictures.decode import BadPicture, decode, decode_bytes, reduction
+from limner.pictures.fit import fit_to
 
 
 def corners(size=(24, 16)) -> Image.Image:
@@ -149,12 +150,35 @@ def test_decoding_needs_no_library_limit():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_truncated_files_are_named_as_such(kind, share):
+@pytest.mark.parametrize("shortest_px", [0, 8])
+def test_truncated_files_are_named_as_such(kind, share, shortest_px):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = encoded(noise, kind)
     data = data[: int(len(data) * share)]
     with pytest.raises(BadPicture, match="truncated|damaged|not a picture"):
-        decode_bytes(data)
+        decode_bytes(data, shortest_px=shortest_px)
+
+
+def test_a_reduced_jpeg_is_the_same_picture_once_it_is_resized():
+    coarse = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(coarse.resize((1024, 768), Image.Resampling.BICUBIC), "JPEG", quality=92, exif=exif.tobytes())
+    whole, fit = decode_bytes(data), fit_to((768, 1024), (64, 64))
+    reduced = decode_bytes(data, shortest_px=fit.shortest_px)
+    assert whole.size == whole.rgb.size == reduced.size == (768, 1024)
+    assert reduced.rgb.size == (192, 256)
+    pair = [np.asarray(fit.apply(one.rgb), dtype=float) for one in (whole, reduced)]
+    assert np.abs(pair[0] - pair[1]).mean() < 1.0
+    assert np.abs(pair[0] - pair[1]).max() < 16
+
+
+def test_only_what_divides_is_reduced():
+    assert reduction((4000, 3000), 300) == 8
+    assert reduction((4000, 3000), 400) == 4
+    assert reduction((4000, 3000), 1501) == 1
+    assert reduction((4000, 3002), 100) == 2
+    assert reduction((4000, 3001), 1) == 1
 
 
 def test_decode_reads_a_file(tmp_path: Path):

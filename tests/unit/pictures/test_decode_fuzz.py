@@ -13,12 +13,12 @@ from tests.corpus.files import cases
 GOOD = {name: case.data for name, case in cases().items() if not case.problem and len(case.data) < 20_000}
 
 
-def read(data: bytes) -> Decoded | None:
+def read(data: bytes, shortest_px: int = 0) -> Decoded | None:
     """Return a decoded picture, None for a bad one; anything else is raised."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return decode_bytes(data, max_megapixels=4.0)
+            return decode_bytes(data, max_megapixels=4.0, shortest_px=shortest_px)
         except BadPicture:
             return None
 
@@ -28,12 +28,13 @@ def read(data: bytes) -> Decoded | None:
     st.sampled_from(sorted(GOOD)),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
     st.floats(0, 1),
+    st.sampled_from([0, 1]),
 )
-def test_damaged_files(name, changes, kept):
+def test_damaged_files(name, changes, kept, shortest_px):
     data = bytearray(GOOD[name])
     for place, value in changes:
         data[int(place * len(data))] = value
-    decoded = read(bytes(data[: max(1, int(len(data) * max(kept, 0.2)))]))
+    decoded = read(bytes(data[: max(1, int(len(data) * max(kept, 0.2)))]), shortest_px)
     if decoded is not None:
         assert decoded.rgb.mode == "RGB"
         assert decoded.rgb.width * decoded.rgb.height <= 4_000_000

@@ -82,14 +82,14 @@ class SmallFamily(Family):
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str], *, learn: bool = False) -> Conditioning:
         self.prompts_encoded += prompts
-        words = [prompt.split() for prompt in prompts]
-        windows = max(1, *(-(-len(w) // WINDOW) for w in words))
+        ids_of = [self.tokens(prompt) for prompt in prompts]
+        windows = max(1, *(-(-len(ids) // WINDOW) for ids in ids_of))
         hidden = []
         for window in range(windows):
             ids = torch.full((len(prompts), WINDOW + 2), 511)
-            for row, all_words in enumerate(words):
-                for place, word in enumerate(all_words[window * WINDOW : (window + 1) * WINDOW]):
-                    ids[row, place + 1] = sum(map(ord, word)) % 500
+            for row, all_ids in enumerate(ids_of):
+                piece = all_ids[window * WINDOW : (window + 1) * WINDOW]
+                ids[row, 1 : len(piece) + 1] = torch.tensor(piece, dtype=torch.long)
             hidden.append(self.text_encoders[0](ids)[0])
         return Conditioning(torch.cat(hidden, dim=1))
 
@@ -99,8 +99,8 @@ class SmallFamily(Family):
     def pipeline(self, scheduler: Any) -> StableDiffusionPipeline:
         raise NotImplementedError("preparing pictures draws none")
 
-    def token_count(self, prompt: str) -> int:
-        return len(prompt.split())
+    def tokens(self, text: str) -> list[int]:
+        return [sum(map(ord, word)) % 500 for word in text.split()]
 
     @property
     def max_tokens(self) -> int:

@@ -32,6 +32,11 @@ def test_several_buckets_every_example_once_per_epoch_and_one_bucket_a_batch(buc
         assert sorted(i for b in batches for i in b) == list(range(len(buckets)))
         assert all(len({buckets[i] for i in b}) == 1 for b in batches)
         assert all(1 <= len(b) <= batch for b in batches)
+    planned = order.batch_sizes()
+    assert [sum(size * n for size, n in counts.items()) for counts in planned] == [
+        buckets.count(number) for number in range(max(buckets) + 1)
+    ]
+    assert sum(n for counts in planned for n in counts.values()) == order.steps_per_epoch()
     sizes = Counter(buckets)
     assert steps == sum(-(-size // batch) for size in sizes.values())
 
