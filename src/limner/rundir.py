@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.errors import UserError
-from limner.machine import peak_memory_gib
+from limner.machine import peak_memory_gib, reset_peak_memory
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ class RunDir:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Note a phase's seconds and the peak memory in the log, however it ends."""
+        """Note a phase's seconds and its own peak memory in the log, however it ends."""
         started = time.perf_counter()
+        reset_peak_memory()
         try:
             yield
         finally:

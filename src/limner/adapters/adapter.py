@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 @runtime_checkable
-class Base(Protocol):
+class Attachable(Protocol):
     """What an adapter may ask of the base that it attaches to; every family offers it."""
 
     placeholders: dict[str, range]

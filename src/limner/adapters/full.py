@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attached, Base, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
 from limner.errors import UserError
 from limner.spec import Spec
 
@@ -34,7 +34,7 @@ class Full(Spec):
         text = self.text_encoder_learning_rate or learning_rate
         return {"unet": learning_rate, "text_encoder": text, "text_encoder_2": text}
 
-    def attach(self, base: Base, slots: Sequence[SlotSettings]) -> FullWeights:
+    def attach(self, base: Attachable, slots: Sequence[SlotSettings]) -> FullWeights:
         """Let the base's weights learn, in float32; there is one slot, because there is one set of weights.
 
         Raises:

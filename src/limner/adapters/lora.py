@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attached, Base, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -61,7 +61,7 @@ class LoRA(Spec):
         text = self.text_encoder_learning_rate or learning_rate
         return {"unet": learning_rate, "text_encoder": text, "text_encoder_2": text}
 
-    def attach(self, base: Base, slots: Sequence[SlotSettings]) -> StackedLoRA:
+    def attach(self, base: Attachable, slots: Sequence[SlotSettings]) -> StackedLoRA:
         """Attach one slot per entry of `slots` to the layers of the base that match."""
         found = self.find_targets(base.modules)
         ranks = [slot.rank or self.rank for slot in slots]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attached, Base, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
 from limner.adapters.lora import LoRA
 from limner.errors import UserError
 from limner.seeds import seed_of
@@ -137,7 +137,7 @@ class Peft(Spec):
         """Return the learning rate of each group."""
         return self._like_lora().rates(learning_rate)
 
-    def attach(self, base: Base, slots: Sequence[SlotSettings]) -> PeftLayers:
+    def attach(self, base: Attachable, slots: Sequence[SlotSettings]) -> PeftLayers:
         """Attach the method to the layers of the base that match; there is one slot.
 
         Raises:
@@ -332,7 +332,7 @@ class PeftLayers(Attached):
         self.enable(True)
 
 
-def attach_peft(base: Base, spec: Peft, state: Mapping[str, Tensor]) -> PeftLayers:
+def attach_peft(base: Attachable, spec: Peft, state: Mapping[str, Tensor]) -> PeftLayers:
     """Attach a trained adapter given by its settings and its `state_dict`."""
     attached = spec.attach(base, [SlotSettings(seed=0)])
     attached.load_state_dict(state)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from limner.adapters.adapter import Attached, Base, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
 from limner.adapters.lora import LoRA, StackedLoRA
 from limner.adapters.textual_inversion import LearnedWords, TextualInversion
 from limner.spec import Spec
@@ -26,7 +26,7 @@ class Pivotal(Spec):
         """Return the learning rate of each group."""
         return self.lora.rates(learning_rate) | self.words.rates(learning_rate)
 
-    def attach(self, base: Base, slots: Sequence[SlotSettings]) -> Together:
+    def attach(self, base: Attachable, slots: Sequence[SlotSettings]) -> Together:
         """Attach both, with the same slots."""
         return Together(self.lora.attach(base, slots), self.words.attach(base, slots))
 

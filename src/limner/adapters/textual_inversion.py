@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attached, Base, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -34,7 +34,7 @@ class TextualInversion(Spec):
         """Return the learning rate of each group."""
         return {"words": self.learning_rate or learning_rate}
 
-    def attach(self, base: Base, slots: Sequence[SlotSettings]) -> LearnedWords:
+    def attach(self, base: Attachable, slots: Sequence[SlotSettings]) -> LearnedWords:
         """Give each slot vectors for its words (the token), beginning at the initializer's meaning.
 
         Raises:
@@ -80,7 +80,7 @@ def table_of(module: nn.Module) -> nn.Embedding:
     return next(m for name, m in module.named_modules() if name.endswith("token_embedding") and type(m) is nn.Embedding)
 
 
-def attach_words(base: Base, words: Mapping[str, Mapping[str, Tensor]]) -> LearnedWords:
+def attach_words(base: Attachable, words: Mapping[str, Mapping[str, Tensor]]) -> LearnedWords:
     """Attach finished vectors: for each word, a tensor [vectors, width] per text encoder; one slot.
 
     Raises:
@@ -109,7 +109,7 @@ class LearnedWords(Attached):
 
     def __init__(
         self,
-        base: Base,
+        base: Attachable,
         tables: Mapping[str, nn.Embedding],
         stacks: Mapping[str, Float[Tensor, "slots vectors width"]],
         placeholders: Mapping[str, range],

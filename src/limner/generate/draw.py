@@ -55,10 +55,13 @@ class Request:
 
 
 def requests_for(set_name: str, prompts: Sequence[tuple[str, str]], numbers: Iterable[int]) -> list[Request]:
-    """Return a request per (prompt, plain prompt) and number; a picture's seed follows from its prompt and number."""
+    """Return a request per (prompt, plain prompt) and number.
+
+    A picture's seed follows from its plain prompt and number, so that runs with other tokens are paired too.
+    """
     numbered = list(enumerate(numbers))
     return [
-        Request(set_name, prompt, plain, p, i, seed_of(prompt, number))
+        Request(set_name, prompt, plain, p, i, seed_of(plain, number))
         for p, (prompt, plain) in enumerate(prompts)
         for i, number in numbered
     ]

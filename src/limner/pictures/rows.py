@@ -88,7 +88,7 @@ def _load(place: Path) -> Any:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{place}: cannot be read as a data set ({first}).", "Check its name and files.") from error
     if isinstance(table, dict):
-        raise UserError(f"{place}: has the splits {', '.join(table)}.", "Name the folder of one split.")
+        raise UserError(f"{place}: has the splits {', '.join(map(str, table))}.", "Name the folder of one split.")
     return table
 
 
