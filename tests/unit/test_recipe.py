@@ -30,7 +30,7 @@ def test_every_shipped_recipe_is_valid_and_saves_to_itself(name: str, tmp_path: 
 
 
 def test_settings_are_laid_over_the_recipe() -> None:
-    recipe = load_recipe("demo-lora", {"adapter.rank": 3, "steps": 7, "prior.enabled": False})
+    recipe = load_recipe("demo", {"adapter.rank": 3, "steps": 7, "prior.enabled": False})
     assert (recipe.adapter.rank, recipe.steps, recipe.prior.enabled, recipe.base) == (3, 7, False, "tiny")
 
 
