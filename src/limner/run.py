@@ -27,8 +27,15 @@ from limner.rundir import RunDir, read_json, unused
 from limner.training_run import plan_run, train_adapter
 from limner.watch import Watch
 
-DEMO_ARMS = ("lora", "dreambooth", "dreambooth-lora")
-"""The methods that the demo compares: the recipes demo-lora, ..."""
+DEMO_ARMS: dict[str, dict[str, Any]] = {
+    "lora": {"adapter.kind": "lora", "adapter.targets": "all", "adapter.text_encoder": True, "learning_rate": 1e-3},
+    "dreambooth": {"adapter.kind": "full", "adapter.text_encoder": True, "learning_rate": 2e-4, "prior.enabled": True},
+    "dreambooth-lora": {
+        "adapter.kind": "lora", "adapter.targets": "all", "adapter.text_encoder": True, "learning_rate": 1e-3,
+        "prior.enabled": True,
+    },
+}  # fmt: skip
+"""The methods that the demo compares, as settings over its recipe."""
 Settings = Mapping[str, Any]
 Paths = str | Path | Sequence[str | Path]
 
@@ -218,10 +225,10 @@ def demo(run: str | Path | None = None, *, settings: Settings | None = None, wat
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty.", "Name another folder with --run.")
     arms = []
-    for arm in DEMO_ARMS:
+    for arm, own in DEMO_ARMS.items():
         watch.say(f"{arm}:")
-        arms.append(train(ASSETS / "demo" / "critter", recipe=load_recipe(f"demo-{arm}", settings),
-                          run=folder / arm, watch=watch).path)  # fmt: skip
+        recipe = load_recipe("demo", {**own, **(settings or {})})
+        arms.append(train(ASSETS / "demo" / "critter", recipe=recipe, run=folder / arm, watch=watch).path)
     evaluate(arms, watch=watch)
     return report(arms, watch=watch)
 

@@ -29,6 +29,9 @@ class Pictures(Spec):
     caption: str = "a photo of {token} {class_noun}"
     """Caption of a picture that has none of its own; {token} and {class_noun} are filled in."""
 
+    templates: tuple[str, ...] = ()
+    """Further captions of such a picture: each step shows one of them all, and the word is learned, not the phrase."""
+
     prefix: str = ""
     """Put in front of every caption that was read from a file, e.g. "sks, "; {token} and {class_noun} are filled in."""
 

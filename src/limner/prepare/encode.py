@@ -24,6 +24,7 @@ from limner.prepare.check import Checked, Example, Progress
 from limner.prepare.look import Seen, look_again
 from limner.prepare.memory import recall, remember, remembered_file, tell_work
 from limner.prepare.prepared import Prepared, Row, Tensors
+from limner.prepare.subjects import spec_of
 
 PIXELS_TOGETHER = 512 * 512
 """How many pixels are encoded at once: one picture of 512 × 512."""
@@ -90,7 +91,7 @@ def prepare(
     """
     store = Cache(cache)
     class_examples = () if prior is None else prior.examples
-    captions = [tags_shuffled(e.caption, spec.shuffle_tags, spec.keep_first) for e in checked.examples]
+    captions = [_captions_of(e, spec) for e in checked.examples]
     texts = {text for orders in captions for text in orders} | {e.caption for e in class_examples}
     texts |= {""} if spec.caption_dropout else set()
     encoder = _Encoder(family, spec, texts)
@@ -114,6 +115,14 @@ def prepare(
         caption_dropout=spec.caption_dropout,
         notes=(_tell(store, jobs), *_long_captions(family, checked.examples)),
     )
+
+
+def _captions_of(example: Example, spec: Pictures) -> tuple[str, ...]:
+    """Return what a picture may be called: its tags in several orders, or for a template's caption all templates."""
+    own = spec_of(example.picture.subject, spec) if example.picture.subject else spec
+    if spec.templates and example.caption == own.fill(own.caption):
+        return (example.caption, *(own.fill(template) for template in spec.templates))
+    return tags_shuffled(example.caption, spec.shuffle_tags, spec.keep_first)
 
 
 @dataclass(frozen=True)

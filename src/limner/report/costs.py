@@ -35,9 +35,7 @@ class Figures:
     class_s: float
     """Seconds that the class pictures took."""
     train_memory_gib: float
-    """The process's peak up to the end of training."""
-    memory_is_older: bool
-    """Whether the process had that peak before this run began: then the run took no more, perhaps less."""
+    """The peak while it trained."""
 
     @property
     def times_fewer(self) -> float | None:
@@ -123,7 +121,7 @@ def cost_rows(arms: Sequence[Figures]) -> dict[str, list[CostCell]]:
         "file": _row(arms, lambda f: f.file_bytes, in_bytes, lambda f: f.file),
         "training, class pictures included": _row(arms, lambda f: f.total_s, in_time, _parts),
         "one step": _row(arms, lambda f: f.step_s, lambda s: f"{s:.2f} s", lambda f: f"median of {f.steps:,}"),
-        "memory at most": _row(arms, lambda f: f.train_memory_gib, lambda g: f"{g:.1f} GiB", _older),
+        "memory at most": _row(arms, lambda f: f.train_memory_gib, lambda g: f"{g:.1f} GiB", lambda f: ""),
     }
     return {name: cells for name, cells in rows.items() if any(cell.share for cell in cells)}
 
@@ -183,10 +181,6 @@ def _ratio(own: Figures) -> str:
     return f"{own.times_fewer:,.0f}× fewer than the base" if own.times_fewer >= LEAST_RATIO else "the whole model"
 
 
-def _older(own: Figures) -> str:
-    return "or less: an earlier run of the same process reached it" if own.memory_is_older else ""
-
-
 def _parts(own: Figures) -> str:
     return f"{in_time(own.train_s)} + {in_time(own.class_s)} for class pictures" if own.class_s else ""
 
@@ -194,8 +188,7 @@ def _parts(own: Figures) -> str:
 def _figures(trained: Trained, class_s: float) -> Figures:
     adapter = trained.provenance.get("adapter") or {}
     times = [s["seconds"] for s in trained.steps if s.get("seconds")]
-    peaks = [(p["name"], p.get("peak_memory_gib") or 0.0) for p in trained.phases]
-    peak = max((gib for name, gib in peaks if name == "train"), default=0.0)
+    peaks = [p.get("peak_memory_gib") or 0.0 for p in trained.phases if p["name"] == "train"]
     return Figures(
         arm=trained.arm,
         trained=adapter.get("trainable_parameters"),
@@ -206,8 +199,7 @@ def _figures(trained: Trained, class_s: float) -> Figures:
         step_s=statistics.median(times) if times else None,
         train_s=_seconds(trained, "train"),
         class_s=class_s,
-        train_memory_gib=peak,
-        memory_is_older=bool(peaks) and peaks[0][0] != "train" and peaks[0][1] >= peak,
+        train_memory_gib=max(peaks, default=0.0),
     )
 
 

@@ -248,6 +248,19 @@ def test_shuffled_tags_are_drawn_from_the_orders(make_folder, small, tmp_path):
     assert all(caption.startswith("sks dog, ") for caption in captions)
 
 
+def test_templates_take_turns_where_a_picture_has_no_caption_of_its_own(make_folder, small, tmp_path):
+    folder = make_folder(2)
+    (folder / "001.txt").write_text("my own words", encoding="utf-8")
+    spec = SPEC.model_copy(update={"templates": ("a drawing of {token}",), "missing_captions": "template"})
+    prepared = prepare(check_pictures(folder, spec, resolution_px=32), small, spec=spec, cache=tmp_path / "c", batch=2)
+    seen: dict[str, set[str]] = {}
+    for step in range(20):
+        batch = prepared.batch(step, seed=0)
+        for name, caption in zip(batch.ids, batch.captions, strict=True):
+            seen.setdefault(name, set()).add(caption)
+    assert seen == {"000.png": {"a photo of sks dog", "a drawing of sks"}, "001.png": {"my own words"}}
+
+
 def test_saved_pictures_are_those_the_model_sees(make_folder, tmp_path):
     folder = make_folder(3, size=(50, 40))
     checked = check_pictures(folder, SPEC, resolution_px=32)
