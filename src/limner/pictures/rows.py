@@ -67,13 +67,13 @@ class _Reader:
 
 
 def _undecoded() -> Any:
-    import datasets  # pyright: ignore[reportMissingImports]
+    import datasets
 
     return datasets.Image(decode=False)
 
 
 def _load(place: Path) -> Any:
-    import datasets  # pyright: ignore[reportMissingImports]
+    import datasets
 
     datasets.disable_progress_bars()
     try:
@@ -88,12 +88,12 @@ def _load(place: Path) -> Any:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{place}: cannot be read as a data set ({first}).", "Check its name and files.") from error
     if isinstance(table, dict):
-        raise UserError(f"{place}: has the splits {', '.join(table)}.", "Name the folder of one split.")
+        raise UserError(f"{place}: has the splits {', '.join(map(str, table))}.", "Name the folder of one split.")
     return table
 
 
 def _picture_column(table: Any, place: Path) -> str:
-    import datasets  # pyright: ignore[reportMissingImports]
+    import datasets
 
     columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     if not columns and "image" in table.features:
