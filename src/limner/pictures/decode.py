@@ -153,7 +153,7 @@ def _register_plugins() -> frozenset[str]:
     """Register the optional decoders that are installed, and return their package names."""
     found = set()
     if importlib.util.find_spec("pillow_heif"):
-        import pillow_heif  # pyright: ignore[reportMissingImports]
+        import pillow_heif
 
         pillow_heif.register_heif_opener()
         found.add("pillow_heif")

@@ -67,13 +67,13 @@ class _Reader:
 
 
 def _undecoded() -> Any:
-    import datasets  # pyright: ignore[reportMissingImports]
+    import datasets
 
     return datasets.Image(decode=False)
 
 
 def _load(place: Path) -> Any:
-    import datasets  # pyright: ignore[reportMissingImports]
+    import datasets
 
     datasets.disable_progress_bars()
     try:
@@ -93,7 +93,7 @@ def _load(place: Path) -> Any:
 
 
 def _picture_column(table: Any, place: Path) -> str:
-    import datasets  # pyright: ignore[reportMissingImports]
+    import datasets
 
     columns = [name for name, feature in table.features.items() if isinstance(feature, datasets.Image)]
     if not columns and "image" in table.features:

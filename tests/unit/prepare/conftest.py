@@ -59,6 +59,7 @@ class SmallFamily(Family):
         ).eval()
         self.schedule = Schedule(torch.linspace(0.99, 0.01, 1000), "epsilon")
         self.scheduler_config = {}
+        self.dtype = torch.float32
         self.identity = {"unet": f"unet{seed}", "vae": f"vae{seed}", "text": f"text{seed}"}
         self.pixels_encoded = 0
         self.prompts_encoded: list[str] = []
