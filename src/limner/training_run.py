@@ -68,17 +68,22 @@ def train_adapter(
     with training.evaluating():
         training.check_changes()
         _save_adapter(folder, recipe, family, adapter)
-    _tell_changes(folder, family, adapter, watch)
+        _tell_changes(folder, adapter, watch)
+    adapter.detach()
+    _check_frozen(family)
     return folder
 
 
-def _tell_changes(folder: RunDir, family: Family, adapter: Attached, watch: Watch) -> None:
-    """Say how far each group has come, and make sure that nothing else of the base has changed at all."""
+def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:
+    """Say how far each group has come."""
     changes = adapter.changes()
     for group, change in changes.items():
         watch.say(f"changed: {group} by {change.norm:.3g} (L2 norm of the change of its weights)")
     folder.update_provenance(changes={group: asdict(change) for group, change in changes.items()})
-    adapter.detach()
+
+
+def _check_frozen(family: Family) -> None:
+    """Make sure that the base is bit for bit what it was before the training."""
     for part, module in (("unet", family.unet), ("vae", family.vae), ("text", family.text_encoders[0])):
         if fingerprint(module) != family.identity[part]:
             raise RuntimeError(f"the base's {part} has changed although it was frozen")

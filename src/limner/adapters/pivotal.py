@@ -19,7 +19,7 @@ class Pivotal(Spec):
     kind: Literal["pivotal"] = "pivotal"
     lora: LoRA = LoRA()
     """The LoRA's settings."""
-    words: TextualInversion = TextualInversion(vectors=2)
+    words: TextualInversion = TextualInversion()
     """The new word's settings."""
 
     def rates(self, learning_rate: float) -> dict[str, float]:
