@@ -265,7 +265,7 @@ def _what_fits(device: Device, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
     speed = device.tflops.get(_short(dtype))
     if speed:
         seconds = STEP_TFLOP / (speed * KERNEL_SHARE)
-        yield "SD 1.5, 512 px: a step of LoRA", f"about {seconds:.2g} s on {device.name} (from its speed above)"
+        yield "SD 1.5, 512 px: a step of LoRA", f"about {seconds:.3g} s on {device.name} (from its speed above)"
 
 
 def _gpu_problems() -> Iterator[str]:

@@ -119,7 +119,7 @@ def test_what_fits_follows_from_free_memory(free_gib: float, fitting: int) -> No
     device = Device("cuda:0", "X", free_gib, 80.0, {"bfloat16": "works"}, {"bfloat16": 100.0})
     verdicts = dict(doctor._what_fits(device, torch.bfloat16))
     assert sum(verdict.startswith("fits: ") for verdict in verdicts.values()) == fitting
-    assert verdicts["SD 1.5, 512 px: a step of LoRA"].startswith("about 0.036 s on cuda:0")
+    assert verdicts["SD 1.5, 512 px: a step of LoRA"].startswith("about 0.0358 s on cuda:0")
 
 
 def test_the_text_says_all_of_it(report: doctor.Report) -> None:
