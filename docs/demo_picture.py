@@ -1,4 +1,4 @@
-"""Make docs/images/demo.png from a finished run: the pictures it learned from, and the first image of each prompt."""
+"""Make docs/images/demo.png from a finished demo: the pictures it learned from, the first image of each prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIDE, GAP, LABEL = 128, 6, 22
+from limner.run import DEMO_ARMS
+
+SIDE, GAP, LABEL, COLUMNS = 128, 6, 22, 7
 
 
 def first_images(folder: Path) -> list[Path]:
@@ -17,14 +19,16 @@ def first_images(folder: Path) -> list[Path]:
     return [folder / i["file"] for i in images if i["set"] == "subject" and i["image_index"] == 0]
 
 
-def main(run: Path, out: Path) -> None:
-    """Lay out three labelled rows of pictures."""
+def main(demo: Path, out: Path) -> None:
+    """Lay out a labelled row of pictures for what was learned from, the base, and each method."""
+    runs = [demo / arm for arm in DEMO_ARMS]
     rows = [
-        ("it learned from these", sorted((run / "pictures").glob("*.png"))),
-        ("base", first_images(run / "images" / "base")),
-        ("tuned, same prompts and seeds", first_images(run / "images" / "tuned")),
+        ("they learned from these", sorted((runs[0] / "pictures").glob("*.png"))),
+        ("base", first_images(runs[0] / "images" / "base")),
+        *((f"{run.name}, same prompts and seeds", first_images(run / "images" / "tuned")) for run in runs),
     ]
-    columns = max(len(files) for _, files in rows)
+    columns = COLUMNS
+    rows = [(label, files[:columns]) for label, files in rows]
     height = (SIDE + LABEL + GAP) * len(rows) + GAP
     page = Image.new("RGB", (columns * (SIDE + GAP) + GAP, height), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(15)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -250,7 +251,7 @@ def main() -> None:
 
 def _paths_and_settings(words: list[str]) -> tuple[list[Path], dict[str, Any]]:
     """Sort arguments into paths and key=value settings; a path that exists is a path whatever its name."""
-    paths = [w for w in words if not SETTING.match(w) or Path(w).exists()]
+    paths = [w for w in words if not SETTING.match(w) or os.path.exists(w)]  # a very long value is no error to it
     return [Path(p) for p in paths], _settings([w for w in words if w not in paths])
 
 

@@ -28,13 +28,10 @@ from limner.training_run import plan_run, train_adapter
 from limner.watch import Watch
 
 DEMO_ARMS: dict[str, dict[str, Any]] = {
-    "lora": {"adapter.kind": "lora", "adapter.targets": "all", "adapter.text_encoder": True, "learning_rate": 1e-3},
-    "dreambooth": {"adapter.kind": "full", "adapter.text_encoder": True, "learning_rate": 2e-4, "prior.enabled": True},
-    "dreambooth-lora": {
-        "adapter.kind": "lora", "adapter.targets": "all", "adapter.text_encoder": True, "learning_rate": 1e-3,
-        "prior.enabled": True,
-    },
-}  # fmt: skip
+    "lora": {"prior.enabled": False},
+    "dreambooth": {"adapter.kind": "full", "learning_rate": 2e-4},
+    "dreambooth-lora": {},
+}
 """The methods that the demo compares, as settings over its recipe."""
 Settings = Mapping[str, Any]
 Paths = str | Path | Sequence[str | Path]

@@ -48,6 +48,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(str(run / "adapter.safetensors"))
 
 
+def test_a_very_long_setting_is_a_setting(run_limner: Callable[..., Result]) -> None:
+    """Longer than any file name may be: asking the disk for it must not end in a traceback."""
+    code, _, err = run_limner("check", PICTURES, "base=tiny", "pictures.nothing=" + "x" * 5000)
+    assert code == 2
+    assert "pictures.nothing is not a setting" in err
+
+
 def test_whole_length(run_limner: Callable[..., Result], random_base: Path, tmp_path: Path) -> None:
     """Train, draw, score, report: each leaves what the next one needs, and prints where it is."""
     run = tmp_path / "run"

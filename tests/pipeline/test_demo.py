@@ -13,17 +13,20 @@ from limner.metrics.scores import Scores
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_demo_learns_its_subject_and_keeps_the_class(tmp_path: Path) -> None:
-    run = limner.demo(tmp_path / "demo")
-    scores = Scores.model_validate(json.loads(run.scores.read_text(encoding="utf-8")))
+def test_the_demo_learns_its_subject_with_each_method_and_keeps_the_class(tmp_path: Path) -> None:
+    page = limner.demo(tmp_path / "demo")
+    scores = Scores.model_validate(json.loads((page.parent / "comparison.json").read_text(encoding="utf-8")))
     fidelity = scores.find("subject_fidelity", "lite0")
-    assert fidelity is not None
-    assert fidelity.differences[0].finding == "better"
-    assert fidelity.differences[0].score.low > 0
     kept = scores.find("class_kept", "lite0")
+    assert fidelity is not None
     assert kept is not None
     level = {one.name: one.value for one in kept.levels}
-    tuned = kept.arms["tuned"].score.mean
-    assert tuned - level["between"] < (level["within"] - level["between"]) / 3, "the class turns into the subject"
-    assert "<html" in run.report.read_text(encoding="utf-8")
-    assert run.adapter.stat().st_size < 6e6
+    for arm in ("lora", "dreambooth", "dreambooth-lora"):
+        difference = fidelity.difference(arm, "base")
+        assert difference.finding == "better", f"{arm}: {difference.words}"
+        assert difference.score.low > 0
+        tuned = kept.arms[arm].score.mean
+        assert tuned - level["between"] < (level["within"] - level["between"]) / 3, f"{arm}: the class turns into it"
+        assert (page.parent / arm / ("model" if arm == "dreambooth" else "adapter.safetensors")).exists()
+    assert "<html" in page.read_text(encoding="utf-8")
+    assert (page.parent / "lora" / "adapter.safetensors").stat().st_size < 6e6
