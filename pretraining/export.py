@@ -75,8 +75,9 @@ How it was made, measured and how to go on: `pretraining/` in Limner's repositor
 """
 
 
-def run(work: Path, target: Path = ASSETS, minutes: float | None = None) -> None:
+def run(work: Path, minutes: float | None = None, *, target: Path | None = None) -> None:
     """Write the folder from the working files; `minutes` has no meaning here."""
+    target = target or ASSETS
     target.mkdir(parents=True, exist_ok=True)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         (target / "tokenizer").mkdir(exist_ok=True)
@@ -98,6 +99,9 @@ def run(work: Path, target: Path = ASSETS, minutes: float | None = None) -> None
              "requires_safety_checker": False, **_PARTS}  # fmt: skip
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (target / "README.md").write_text(_readme(saved["examples"], saved["trained_s"]))
+    for file in target.rglob("config.json"):  # where this machine kept the parts is nobody's business
+        config = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
+        file.write_text(json.dumps(config, indent=2) + "\n")
     StableDiffusionPipeline.from_pretrained(target)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size / 1e6:.1f} MB")

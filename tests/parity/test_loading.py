@@ -85,6 +85,14 @@ def test_a_folder_of_pickled_weights(folder: Path) -> None:
     assert_loads_alike(folder, torch.float32, use_safetensors=False)
 
 
+def test_a_folder_without_a_tokenizer_is_named(folder: Path) -> None:
+    """Transformers makes an empty tokenizer where its files are missing, and every prompt would be the same."""
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="tokenizer"):
+        load(str(folder), dtype=torch.float32, device="cpu")
+
+
 def test_names_of_the_published_files(folder: Path) -> None:
     """SD 1.5's own VAE has the attention's old names, and its text encoder a level more and position ids."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

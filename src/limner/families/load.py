@@ -25,6 +25,10 @@ RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_a
 """What the attention of a VAE was called in diffusers folders before 2023, SD 1.5's own among them."""
 
 
+LEAST_WORDS = 256
+"""A tokenizer has at least a token for each byte."""
+
+
 def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family:
     """Load the base called `name`, frozen, in eval mode, in `dtype` on `device`.
 
@@ -143,7 +147,11 @@ def _with_weights(base: Recognised) -> Recognised:
 def _tokenizer(base: Recognised) -> Any:
     from transformers import CLIPTokenizer
 
-    return CLIPTokenizer.from_pretrained(str(base.configurations / "tokenizer"), local_files_only=True)
+    folder = base.configurations / "tokenizer"
+    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    if len(tokenizer) < LEAST_WORDS:  # transformers makes an empty one where its files are missing
+        raise UserError(f"{folder}: holds no tokenizer.", "It needs vocab.json and merges.txt, or tokenizer.json.")
+    return tokenizer
 
 
 def _scheduler(base: Recognised) -> Any:
