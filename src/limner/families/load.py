@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def fingerprint(module: nn.Module) -> str:
 
 def _silence() -> None:
     """Stop the libraries from telling of what concerns their developers."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before diffusers imports it, where it is installed
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
