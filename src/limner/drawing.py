@@ -23,7 +23,7 @@ from limner.watch import Watch
 
 
 def load_base(recipe: Recipe, watch: Watch, *, model: Path | None = None) -> Family:
-    """Load the recipe's base, or a model that was made from it, with the schedule that the recipe asks for."""
+    """Load the recipe's base, or a model that was made from it, and say how it computes."""
     at = machine.place(recipe.device, recipe.precision)
     name = str(model or recipe.base)
     base = recognise(name)
@@ -31,13 +31,17 @@ def load_base(recipe: Recipe, watch: Watch, *, model: Path | None = None) -> Fam
         watch.say(base.line)
     with watch.phase("load"):
         family = load(name, dtype=at.dtype, device=at.device)
-    asked = recipe.objective
-    if model is None:  # a model of ours has its schedule in its own configuration
-        family.set_schedule(
-            prediction_type=None if asked.prediction_type == "base" else asked.prediction_type,
-            zero_terminal_snr=asked.zero_terminal_snr,
-        )
+    watch.say(f"computes on {at.device} in {str(at.dtype).removeprefix('torch.')}; what learns is float32")
     return family
+
+
+def follow_objective(family: Family, recipe: Recipe) -> None:
+    """Take the schedule that the recipe's objective teaches, for training and for drawing with what was trained."""
+    asked = recipe.objective
+    family.set_schedule(
+        prediction_type=None if asked.prediction_type == "base" else asked.prediction_type,
+        zero_terminal_snr=asked.zero_terminal_snr,
+    )
 
 
 def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
@@ -69,6 +73,7 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         family = load_base(recipe, watch, model=folder.model)
     else:
         attached = attach_result(family, folder)
+        follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
         draw(family, requests, folder.images / "tuned", about=tuned, **named)

@@ -12,9 +12,9 @@ import torch
 
 from limner.adapters.adapter import Attached
 from limner.adapters.full import Full, FullWeights
-from limner.adapters.lora import StackedLoRA, attach_lora
+from limner.adapters.lora import LoRA, StackedLoRA, attach_lora
 from limner.adapters.peft import Peft, PeftLayers, attach_peft
-from limner.adapters.pivotal import Together
+from limner.adapters.pivotal import Pivotal, Together
 from limner.adapters.textual_inversion import LearnedWords, attach_words
 from limner.errors import UserError
 from limner.export.diffusers_folder import write_diffusers_folder
@@ -46,7 +46,9 @@ def write_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attach
     files: list[Path] = []
     if isinstance(adapter, StackedLoRA | Together):
         lora = adapter.lora if isinstance(adapter, Together) else adapter
-        write_lora(lora.state_dict(), folder.adapter, about)
+        spec = recipe.adapter.lora if isinstance(recipe.adapter, Pivotal) else recipe.adapter
+        dtype = getattr(torch, spec.save_precision if isinstance(spec, LoRA) else "float32")
+        write_lora(lora.state_dict(), folder.adapter, about, dtype=dtype)
         files.append(folder.adapter)
     if isinstance(adapter, LearnedWords | Together):
         words = adapter.words if isinstance(adapter, Together) else adapter

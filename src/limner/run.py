@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limner import machine
-from limner.drawing import draw_comparison, load_base
+from limner.drawing import draw_comparison, follow_objective, load_base
 from limner.errors import UserError
 from limner.families.load import native_resolution
 from limner.families.source import is_hub_name, locate
@@ -149,6 +149,8 @@ def generate(
     whole = folder is not None and folder.model.is_dir()
     family = load_base(recipe, watch, model=folder.model if folder and whole else None)
     attached = attach_result(family, folder) if folder and not whole else []
+    if attached:
+        follow_objective(family, recipe)
     attached += [attach_file(family, Path(path), strength) for path, strength in adapters]
     out = Path(out) if out else unused(folder.path if folder else Path(), "drawn")
     requests = requests_for("free", [(prompt, prompt) for prompt in prompts], seeds)

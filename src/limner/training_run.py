@@ -8,7 +8,7 @@ from typing import Any
 
 from limner.adapters.adapter import Attached, SlotSettings
 from limner.drawing import class_pictures as class_pictures_for
-from limner.drawing import load_base, preview
+from limner.drawing import follow_objective, load_base, preview
 from limner.errors import Interrupted, UserError
 from limner.families.family import Family
 from limner.families.load import fingerprint
@@ -42,6 +42,7 @@ def train_adapter(
         if recipe.prior.active
         else None
     )
+    follow_objective(family, recipe)
     with watch.phase("prepare"), folder.timed("prepare"):
         prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
                            prior_weight=recipe.prior.weight, batch=recipe.batch, progress=watch.progress)  # fmt: skip

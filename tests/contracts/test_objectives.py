@@ -13,7 +13,8 @@ from limner.objectives import Denoising
 from limner.schedule import Schedule
 
 OBJECTIVES = get_args(recipe.Objective) or (recipe.Objective,)
-CASES = {"plain": Denoising(snr_gamma=0), "min-snr": Denoising(), "offset": Denoising(noise_offset=0.1)}
+CASES = {"plain": Denoising(snr_gamma=0), "min-snr": Denoising(), "offset": Denoising(noise_offset=0.1),
+         "middle": Denoising(timesteps="logit_normal"), "noisy": Denoising(timesteps="high_noise")}  # fmt: skip
 SCHEDULES = {
     kind: Schedule(torch.linspace(0.999, 0.005, 1000), kind)  # type: ignore[arg-type]
     for kind in ("epsilon", "v_prediction", "sample")
@@ -88,3 +89,37 @@ def test_a_masked_pixel_does_not_count(objective: Denoising, schedule: Schedule)
 
     half = objective.losses(guess, x_0, schedule, draws=draws(3), mask=mask)
     torch.testing.assert_close(objective.losses(spoilt, x_0, schedule, draws=draws(3), mask=mask), half)
+
+
+def test_timesteps_are_drawn_where_they_are_asked_for() -> None:
+    draw = {kind: Denoising(timesteps=kind).draw_timesteps(20_000, 1000, draws(0)[0]).float()
+            for kind in ("uniform", "logit_normal", "high_noise")}  # fmt: skip
+    for t in draw.values():
+        assert 0 <= t.min() < 20
+        assert 980 <= t.max() < 1000
+    assert draw["uniform"].mean() == pytest.approx(499.5, abs=10)
+    assert draw["logit_normal"].std() == pytest.approx(208, abs=5)  # of the logistic of a standard normal
+    assert draw["high_noise"].mean() == pytest.approx(750, abs=10)  # 1 - u^3 has the mean 3/4
+    part = Denoising(timestep_range=(0.2, 0.4)).draw_timesteps(20_000, 1000, draws(0)[0])
+    assert (int(part.min()), int(part.max())) == (200, 399)
+    with pytest.raises(ValueError, match="0 <= from < to <= 1"):
+        Denoising(timestep_range=(0.4, 0.2))
+
+
+def test_zero_terminal_snr_is_diffusers_own() -> None:
+    from diffusers import DDIMScheduler
+
+    asked = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    plain = Schedule(DDIMScheduler(**asked).alphas_cumprod, "v_prediction")
+    theirs = DDIMScheduler(**asked, rescale_betas_zero_snr=True).alphas_cumprod
+    torch.testing.assert_close(plain.rescaled().alphas_cumprod, theirs, rtol=1e-4, atol=1e-6)
+    assert plain.rescaled().alphas_cumprod[-1] == 0
+
+
+def test_taught_rows_follow_the_teacher_and_the_others_do_not(schedule: Schedule) -> None:
+    x_0 = torch.randn(4, 4, 8, 8)
+    taught = torch.tensor([False, True, False, True])
+    plain = Denoising().losses(guess, x_0, schedule, draws=draws(3))
+    by_itself = Denoising().losses(guess, x_0, schedule, draws=draws(3), teacher=guess, taught=taught)
+    assert by_itself[taught].tolist() == [0.0, 0.0]
+    assert torch.equal(by_itself[~taught], plain[~taught])

@@ -12,6 +12,7 @@ import pytest
 
 from limner.cli import main
 from limner.families.source import ASSETS
+from limner.recipe import shipped_recipes
 
 PICTURES = ASSETS / "demo" / "critter"
 SMALL = {
@@ -43,10 +44,17 @@ def test_every_command_runs(
             main()
         assert stop.value.code == 0, command
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "dog" / "report.html")
-    named = re.findall(r"^\| (.*?) \|", (root / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    table = (root / "README.md").read_text(encoding="utf-8").partition("What is in `runs/dog` afterwards:")[2]
+    named = re.findall(r"^\| (.*?) \|", table, flags=re.MULTILINE)
     files = [f for row in named for f in re.findall(r"`([\w./]+)`", row)]
     assert "adapter.safetensors" in files
     assert not [f for f in files if not (tmp_path / "dog" / f).exists()]
+
+
+def test_the_recipes_that_are_named_are_the_shipped_ones(root: Path) -> None:
+    text = (root / "README.md").read_text(encoding="utf-8").partition("| `--recipe` |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| `([\w-]+)` \|", text, flags=re.MULTILINE)
+    assert sorted(named) == [name for name in shipped_recipes() if name != "demo"]
 
 
 def test_the_library_example_runs(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def test_whole_length(run_limner: Callable[..., Result], random_base: Path, tmp_
         "adapter.safetensors",
         "checkpoints",
         "class_pictures",
+        "data_files.json",
         "log.jsonl",
         "pictures",
         "provenance.json",
@@ -134,7 +136,8 @@ def interrupted(phase: str, *words: str | Path) -> str:
     """Run a real process, send it Ctrl-C when a phase has begun, and return what it said on stderr."""
     command = [sys.executable, "-m", "limner", "train", *map(str, words)]
     pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=os.environ.copy(), **pipes)
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests that run in the background ignore Ctrl-C
+    process = subprocess.Popen(command, env=os.environ.copy(), preexec_fn=heeding, **pipes)
     assert process.stderr
     while not process.stderr.readline().startswith(f"{phase}: "):
         assert process.poll() is None
@@ -196,8 +199,8 @@ BAD_INPUT = {
     "no class noun": (["train", "{pictures}"], "class_noun"),
     "token in the class prompt": (["train", "{pictures}", "--recipe", "demo", "prior.prompt=a sks dog"], "contains the trigger 'sks'"),
     "no such base": (["train", "{pictures}", "--recipe", "demo", "base=./nowhere"], "there is no such folder or file"),
-    "not a base": (["train", "{pictures}", "--recipe", "demo", "base={bad}/not-a-base"], "config.json is missing"),
-    "not a checkpoint": (["train", "{pictures}", "--recipe", "demo", "base={bad}/not-a-base.safetensors"], "cannot be loaded"),
+    "not a base": (["train", "{pictures}", "--recipe", "demo", "base={bad}/not-a-base"], "model_index.json is missing"),
+    "not a checkpoint": (["train", "{pictures}", "--recipe", "demo", "base={bad}/not-a-base.safetensors"], "is not a readable .safetensors file"),
     "odd resolution": (["train", "{pictures}", "--recipe", "demo", "base={base}", "resolution=60"], "resolution=60: this base needs a multiple of"),
     "no such layers": (["train", "{pictures}", "--recipe", "demo", "base={base}", "adapter.targets=attn", "prior.enabled=false"], "'attn' matches none"),
     "no GPU": (["train", "{pictures}", "--recipe", "demo", "device=cuda"], "torch finds no CUDA GPU"),

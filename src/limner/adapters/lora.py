@@ -53,6 +53,8 @@ class LoRA(Spec):
     text_encoder: bool = False
     """Learn in the text encoder's attention too: the token then gets a meaning of its own. Helps with subjects."""
 
+    save_precision: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Number format of the file: float16 halves it. A checkpoint for resuming always keeps float32."""
     text_encoder_learning_rate: float | None = Field(default=None, gt=0)
     """Learning rate of the text encoder; left out, that of the run. Usually half of it or less."""
 

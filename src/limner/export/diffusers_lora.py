@@ -14,7 +14,9 @@ from limner.export.modelspec import modelspec
 from limner.export.tensors import HEADER, header, read_tensors, write_tensors
 
 
-def write_lora(state: Mapping[str, Tensor], path: Path, about: Mapping[str, object]) -> None:
+def write_lora(
+    state: Mapping[str, Tensor], path: Path, about: Mapping[str, object], *, dtype: torch.dtype = torch.float32
+) -> None:
     """Write a LoRA `state_dict` so that diffusers loads it at strength 1 as it was trained, and check what was written.
 
     The layout has no alpha tensor and loaders take alpha = rank, so alpha / rank is folded into B, and the header says
@@ -24,13 +26,13 @@ def write_lora(state: Mapping[str, Tensor], path: Path, about: Mapping[str, obje
     tensors: dict[str, Tensor] = {}
     for layer in layers:
         A, B, alpha = state[f"{layer}.lora_A"], state[f"{layer}.lora_B"], float(state[f"{layer}.alpha"])
-        tensors[f"{layer}.lora_A.weight"] = A.contiguous()
+        tensors[f"{layer}.lora_A.weight"] = A.to(dtype).contiguous()
         B = B * (alpha / A.shape[0])
-        tensors[f"{layer}.lora_B.weight"] = (B if A.ndim == 2 else B[:, :, None, None]).contiguous()
+        tensors[f"{layer}.lora_B.weight"] = (B if A.ndim == 2 else B[:, :, None, None]).to(dtype).contiguous()
     peft = {"lora_adapter_metadata": json.dumps(_peft_metadata(layers, tensors))}
     spec = modelspec(about, adapter="lora", implementation="diffusers")
     write_tensors(path, tensors, header(about, spec) | peft)
-    _verify(state, path)
+    _verify(state, path, tolerance=max(1e-6, 4 * torch.finfo(dtype).eps))
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -79,15 +81,15 @@ def _peft_metadata(layers: list[str], tensors: Mapping[str, Tensor]) -> dict[str
     return metadata
 
 
-def _verify(state: Mapping[str, Tensor], path: Path) -> None:
-    """Read the file back and compare each layer's change of weight with the one in memory, to 1e-6 of its size."""
+def _verify(state: Mapping[str, Tensor], path: Path, *, tolerance: float) -> None:
+    """Read the file back and compare each layer's change of weight with the one in memory, relative to its size."""
     written, _ = read_lora(path)
     if written.keys() != state.keys():
         raise RuntimeError(f"{path}: {len(written)} tensors read back, {len(state)} were written")
     for layer in {name.rpartition(".")[0] for name in state}:
         wanted, found = _delta(state, layer), _delta(written, layer)
         error = float((wanted - found).abs().max())
-        if error > 1e-6 * max(1.0, float(wanted.abs().max())):
+        if error > tolerance * max(1.0, float(wanted.abs().max())):
             raise RuntimeError(f"{path}: {layer} reads back with an error of {error:g}")
 
 
