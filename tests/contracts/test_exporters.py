@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.full import Full
@@ -25,6 +25,7 @@ from limner.export.diffusers_lora import has_effect, read_lora, write_lora
 from limner.export.single_file import write_single_file
 from limner.families.family import Family
 from limner.families.source import ASSETS
+from limner.recipe import load_recipe
 
 SPECS = {
     "rank-1": LoRA(rank=1),
@@ -296,14 +297,20 @@ def test_half_the_bytes_for_nearly_the_same_change(
     assert read_lora(half)[0].keys() == state.keys()
 
 
-def test_rank_4_on_sd_15_is_the_promised_size() -> None:
-    """Counted on the published architecture, without memory: 3.3 MB, 1.6 MB in float16."""
-    config = UNet2DConditionModel.load_config(str(ASSETS / "sd15" / "unet"))
+@pytest.mark.parametrize(
+    ("recipe", "numbers"), [("tiny-adapter", 797_184), ("lora", 1_594_368), ("dreambooth-lora", 2_184_192)]
+)
+def test_recipes_keep_the_promise_of_small_files(recipe: str, numbers: int) -> None:
+    """Counted on the published SD 1.5 architecture, without memory: 1 to 6 MB, hundreds of times fewer than the UNet."""
+    folder = ASSETS / "sd15"
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    layers = LoRA(rank=4, targets="attention").find_targets({"unet": unet})
-    numbers = sum(4 * (math.prod(layer.weight.shape[1:]) + layer.weight.shape[0]) for layer in layers.values())
-    assert numbers == 797_184
-    assert sum(p.numel() for p in unet.parameters()) / numbers > 1000
-    assert 4 * numbers <= 3.3e6
-    assert 2 * numbers <= 1.6e6
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(folder / "unet")))
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder")))
+    spec = load_recipe(recipe).adapter
+    assert isinstance(spec, LoRA)
+    layers = spec.find_targets({"unet": unet, "text_encoder": text_encoder}).values()
+    counted = sum(spec.rank * (math.prod(layer.weight.shape[1:]) + layer.weight.shape[0]) for layer in layers)
+    assert counted == numbers
+    assert sum(p.numel() for p in unet.parameters()) / counted > 390
+    assert spec.save_precision == "float16"
+    assert 1e6 < 2 * counted < 6e6

@@ -11,6 +11,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from limner.errors import UserError
+
 
 @runtime_checkable
 class Attachable(Protocol):
@@ -122,3 +124,18 @@ class Attached(ABC):
     def trainable_parameters(self, slot: int = 0) -> int:
         """Return how many numbers the slot trains."""
         return sum(p.numel() for p in self.slot_parameters(slot).values())
+
+
+def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse a `state_dict` that has other names or shapes than the adapter's own tensors.
+
+    Raises:
+        UserError: says how many match and names the first that does not.
+    """
+    wrong = sorted(own.keys() ^ state.keys() | {n for n, t in own.items() if n in state and t.shape != state[n].shape})
+    if wrong:
+        matched = len(own) - len(own.keys() & set(wrong))
+        raise UserError(
+            f"the adapter does not fit: {matched} of {len(own)} tensors match (first that does not: {wrong[0]}).",
+            "Use the base and the adapter settings that it was trained with.",
+        )

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
 from limner.errors import UserError
 from limner.spec import Spec
 
@@ -88,15 +88,7 @@ class FullWeights(Attached):
         return {name: self._trained(name).detach().clone() for name in self._learning}
 
     def load_state_dict(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
-        wrong = [n for n in self._learning if n not in state or state[n].shape != self._learning[n].shape]
-        strange = sorted(state.keys() - self._everything.keys())
-        if wrong or strange:
-            matched = len(self._learning) - len(wrong)
-            raise UserError(
-                f"the model does not fit: {matched} of {len(self._learning)} tensors match "
-                f"(first that does not: {next(iter([*wrong, *strange]))}).",
-                "Use the base and the adapter settings that it was trained with.",
-            )
+        require_fit(self._learning, state)
         with torch.no_grad():
             for name in self._learning:
                 self._trained(name).copy_(state[name])

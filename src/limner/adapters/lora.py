@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -268,16 +268,7 @@ class StackedLoRA(Attached):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
-        expected = self.state_dict(slot)
-        missing, unused = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-        wrong = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]
-        if missing or unused or wrong:
-            matched = len(expected) - len(missing) - len(wrong)
-            first = next(iter([*wrong, *unused, *missing]))
-            raise UserError(
-                f"the adapter does not fit: {matched} of {len(expected)} tensors match (first that does not: {first}).",
-                "Use the base and the adapter settings that it was trained with.",
-            )
+        require_fit(self.state_dict(slot), state)
         for name, layer in self.layers.items():
             rank = layer.ranks[slot]
             if float(state[f"{name}.alpha"]) != layer.alphas[slot]:

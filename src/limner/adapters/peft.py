@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
 from limner.adapters.lora import LoRA
 from limner.errors import UserError
 from limner.seeds import seed_of
@@ -270,15 +270,7 @@ class PeftLayers(Attached):
 
     def load_state_dict(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
         own = self._tensors
-        wrong = sorted(
-            own.keys() ^ state.keys() | {n for n, t in own.items() if n in state and t.shape != state[n].shape}
-        )
-        if wrong:
-            raise UserError(
-                f"the adapter does not fit: {len(own.keys() - wrong)} of {len(own)} tensors match "
-                f"(first that does not: {wrong[0]}).",
-                "Use the base and the adapter settings that it was trained with.",
-            )
+        require_fit(own, state)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(state[name])

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -166,15 +166,7 @@ class LearnedWords(Attached):
 
     def load_state_dict(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
         views = self.slot_parameters(slot)
-        wrong = [n for n in views.keys() | state.keys()
-                 if n not in views or n not in state or views[n].shape != state[n].shape]  # fmt: skip
-        if wrong:
-            matched = len(views) - len([n for n in wrong if n in views])
-            raise UserError(
-                f"the adapter does not fit: {matched} of {len(views)} tensors match "
-                f"(first that does not: {min(wrong)}).",
-                "Use the base and the adapter settings that it was trained with.",
-            )
+        require_fit(views, state)
         for name, view in views.items():
             view.copy_(state[name])
 
