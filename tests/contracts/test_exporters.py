@@ -301,7 +301,7 @@ def test_half_the_bytes_for_nearly_the_same_change(
     ("recipe", "numbers"), [("tiny-adapter", 797_184), ("lora", 1_594_368), ("dreambooth-lora", 2_184_192)]
 )
 def test_recipes_keep_the_promise_of_small_files(recipe: str, numbers: int) -> None:
-    """Counted on the published SD 1.5 architecture, without memory: 1 to 6 MB, hundreds of times fewer than the UNet."""
+    """Counted on the published SD 1.5 architecture, without memory: 1 to 6 MB, hundreds of times fewer numbers."""
     folder = ASSETS / "sd15"
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(folder / "unet")))
