@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
 from limner.prepare.subjects import spec_of
 from limner.recipe import Recipe
+from limner.report.numbers import in_time
 from limner.result import results, try_result, write_result
 from limner.rundir import RunDir, read_json, write_json
 from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
@@ -96,9 +98,38 @@ def plan_run(recipe: Recipe, checked: Checked, num_prior_examples: int, watch: W
         checked, batch=recipe.batch, accumulate=recipe.accumulate, steps=recipe.steps, epochs=recipe.epochs,
         exposures=recipe.exposures, num_prior_examples=num_prior_examples,
     )  # fmt: skip
-    for line in (plan.line, *batch_notes(checked, recipe.batch)):
+    warmup = recipe.optimizer.warmup(plan.steps)
+    every = recipe.checkpoint.every_steps
+    pace = _known_paces().get(_pace_key(recipe))
+    checkpoints = -(-plan.steps // every) if every else 1
+    parts = [
+        f"warm-up {warmup} steps" if warmup else "",
+        f"{checkpoints} checkpoints" if checkpoints > 1 else "1 checkpoint, at the end",
+        f"about {in_time(pace * plan.steps)}, by the last such run here" if pace else "time: after the first steps",
+    ]
+    for line in (plan.line, ", ".join(filter(None, parts)), *batch_notes(checked, recipe.batch)):
         watch.say(line)
     return plan
+
+
+def _known_paces() -> dict[str, float]:
+    """Return the seconds per step of the runs on this machine; what cannot be read is forgotten."""
+    try:
+        return read_json(default_cache() / "paces.json")
+    except UserError:
+        return {}
+
+
+def _pace_key(recipe: Recipe) -> str:
+    """Return what decides how long a step takes: base, device, size of the batch, and what learns."""
+    sizes = (recipe.resolution, recipe.batch, recipe.accumulate, recipe.prior.active, recipe.gradient_checkpointing)
+    return f"{recipe.base} {recipe.device} {recipe.precision} {sizes} {recipe.adapter.model_dump_json()}"
+
+
+def _keep_pace(recipe: Recipe, seconds: list[float]) -> None:
+    """Remember the median step of this run, for the plan of the next."""
+    paces = {**_known_paces(), _pace_key(recipe): statistics.median(seconds)}
+    write_json(default_cache() / "paces.json", paces)
 
 
 def _continue(folder: RunDir, training: Training, prepared: Prepared) -> None:
@@ -121,9 +152,11 @@ def _continue(folder: RunDir, training: Training, prepared: Prepared) -> None:
 def _steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, watch: Watch) -> None:
     """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand."""
     every = recipe.checkpoint.every_steps
+    seconds: list[float] = []
     with noted_signals() as stopped:
         for step in training:
             one = step.slots[0]
+            seconds.append(step.seconds)
             folder.append_log("step", step=step.index, seconds=step.seconds, **_logged(one))
             watch.progress(step.index, training.steps, f"loss {one.loss:.3f}")
             last = step.index == training.steps
@@ -134,6 +167,7 @@ def _steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, w
             if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
                 with training.evaluating():
                     preview(folder, recipe, family, step.index)
+    _keep_pace(recipe, seconds)
 
 
 def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training) -> None:

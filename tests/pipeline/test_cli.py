@@ -73,6 +73,9 @@ def test_whole_length(run_limner: Callable[..., Result], random_base: Path, tmp_
         "recipe.toml",
     }
     assert {p.name for p in run.iterdir()} == made
+    code, _, said = run_limner("check", PICTURES, "--recipe", "demo", f"base={random_base}", *FAST)
+    assert code == 0
+    assert re.search(r"= 4 steps .*\n2 checkpoints, about [\d.]+ s, by the last such run here", said), said
     counted = json.loads((run / "provenance.json").read_text())["adapter"]
     assert counted["trainable_parameters"] == sum(t.numel() for t in weights(run).values())
     assert counted["file_bytes"] == (run / "adapter.safetensors").stat().st_size
