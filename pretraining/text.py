@@ -98,7 +98,7 @@ def training_captions(pictures: dataset.Pictures) -> list[list[str]]:
     return [[*record["captions"], record["full_caption"]] for record in pictures.records]
 
 
-def look_alikes(pictures: dataset.Pictures) -> list[Tensor]:
+def alike_groups(pictures: dataset.Pictures) -> list[Tensor]:
     """Return the indices of pictures that share class, main colour and background.
 
     Within such a group only the small parts tell a caption from its neighbours, so a batch of
@@ -159,7 +159,7 @@ def run(work: Path, minutes: float = 22) -> None:
     held_words = [r["full_caption"] for r in held_out.records]
     tokenizer = train_tokenizer([*plain, *held_words], work / "tokenizer")
     ids = torch.stack([tokenize(tokenizer, variants) for variants in captions])
-    groups = look_alikes(pictures)
+    groups = alike_groups(pictures)
     model = build(tokenizer).to(device())
     optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, (0.9, 0.98), weight_decay=0.05)
     clock = Clock(work / "text.pt", minutes)
