@@ -98,6 +98,7 @@ def measure(method: str, base: str, precision: str, resolution_px: int) -> dict[
             "trained_parameters": known["adapter"]["trainable_parameters"],
             "times_fewer": round(known["adapter"]["times_fewer"], 1),
             "result_mb": round(known["adapter"]["file_bytes"] / 1e6, 3),
+            "command": "python -m benchmarks.full_size_training --base FOLDER",
             "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "threads": os.environ.get("OMP_NUM_THREADS", "all"),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")},
