@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -139,3 +140,18 @@ def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
             f"the adapter does not fit: {matched} of {len(own)} tensors match (first that does not: {wrong[0]}).",
             "Use the base and the adapter settings that it was trained with.",
         )
+
+
+def sum_by_group(parts: Iterable[tuple[str, Change]]) -> dict[str, Change]:
+    """Return the changes of parts, each named as its parameter is, added up by group; norms add as squares."""
+    found: dict[str, list[Change]] = {}
+    for name, change in parts:
+        found.setdefault(name.partition(".")[0], []).append(change)
+    return {
+        group: Change(
+            tensors=sum(c.tensors for c in changes),
+            parameters=sum(c.parameters for c in changes),
+            norm=math.sqrt(sum(c.norm**2 for c in changes)),
+        )
+        for group, changes in found.items()
+    }

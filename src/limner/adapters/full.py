@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -11,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit, sum_by_group
 from limner.errors import UserError
 from limner.spec import Spec
 
@@ -47,15 +46,16 @@ class Full(Spec):
             )
         modules = {root: m for root, m in base.modules.items() if root == "unet" or self.text_encoder}
         names = [f"{root}.{name}" for root, module in modules.items() for name, _ in module.named_parameters()]
-        patterns = ("*",) if self.targets == "all" else self.targets
-        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-            if not fnmatch.filter(names, pattern):
+        patterns = (self.targets,) if isinstance(self.targets, str) else self.targets
+        chosen: set[str] = set()
+        for pattern in patterns:
+            matched = names if self.targets == "all" else fnmatch.filter(names, pattern)
+            chosen.update(matched)
+            if not matched:
                 raise UserError(
                     f"adapter.targets: {pattern!r} matches none of the base's {len(names)} weights.",
                     f'Use "all", or patterns of names such as {names[0]}.',
                 )
-        chosen = {n for pattern in ([patterns] if isinstance(patterns, str) else patterns)
-                  for n in fnmatch.filter(names, pattern)}  # fmt: skip
         return FullWeights(modules, chosen)
 
 
@@ -95,14 +95,8 @@ class FullWeights(Attached):
         self._show()
 
     def changes(self, slot: int = 0) -> dict[str, Change]:
-        found: dict[str, list[tuple[int, float]]] = {}
-        for name, parameter in self._learning.items():
-            moved = self._trained(name).detach().cpu() - self._pristine[name].float()
-            found.setdefault(name.partition(".")[0], []).append((parameter.numel(), float(moved.norm()) ** 2))
-        return {
-            group: Change(len(items), sum(n for n, _ in items), math.sqrt(sum(s for _, s in items)))
-            for group, items in found.items()
-        }
+        moved = ((n, self._trained(n).detach().cpu() - self._pristine[n].float()) for n in self._learning)
+        return sum_by_group((n, Change(1, delta.numel(), float(delta.norm()))) for n, delta in moved)
 
     def route(self, slot_of_row: Sequence[int] | None) -> None:
         """Do nothing: there is one slot, and every row is its."""

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit, sum_by_group
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -286,15 +286,11 @@ class StackedLoRA(Attached):
         self._slot_of_row = None if slot_of_row is None else torch.tensor(slot_of_row, device=device)
 
     def changes(self, slot: int = 0) -> dict[str, Change]:
-        squares: dict[str, list[tuple[int, float]]] = {}
-        for name, layer in self.layers.items():
-            parameters = sum(view.numel() for view in layer.views(slot).values())
-            norm = float(layer.delta_weight(slot).detach().norm())
-            squares.setdefault(name.partition(".")[0], []).append((parameters, norm**2))
-        return {
-            group: Change(2 * len(found), sum(n for n, _ in found), math.sqrt(sum(s for _, s in found)))
-            for group, found in squares.items()
-        }
+        return sum_by_group(
+            (name, Change(2, sum(v.numel() for v in layer.views(slot).values()),
+                          float(layer.delta_weight(slot).detach().norm())))
+            for name, layer in self.layers.items()
+        )  # fmt: skip
 
     def set_strength(self, strength: float) -> None:
         self._strength = strength

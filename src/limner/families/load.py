@@ -18,16 +18,13 @@ from limner.families.recognise import Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
 from limner.families.single_file import read_part
 from limner.families.source import files_of, missing_files
+from limner.families.tokenizer import read_tokenizer
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
 
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
 """Keys of a configuration that say who wrote it and not what it is; those with a leading underscore are others."""
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """What the attention of a VAE was called in diffusers folders before 2023, SD 1.5's own among them."""
-
-
-LEAST_WORDS = 256
-"""A tokenizer has at least a token for each byte."""
 
 
 def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family:
@@ -147,11 +144,9 @@ def _with_weights(base: Recognised) -> Recognised:
 
 
 def _tokenizer(base: Recognised) -> Any:
-    from transformers import CLIPTokenizer
-
     folder = base.configurations / "tokenizer"
-    tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    if len(tokenizer) < LEAST_WORDS:  # transformers makes an empty one where its files are missing
+    tokenizer = read_tokenizer(str(folder), local_files_only=True)
+    if tokenizer is None:
         raise UserError(f"{folder}: holds no tokenizer.", "It needs vocab.json and merges.txt, or tokenizer.json.")
     return tokenizer
 

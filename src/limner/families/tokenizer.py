@@ -19,13 +19,17 @@ def load_tokenizer(name: str) -> Any | None:
     Raises:
         UserError: there is no such base.
     """
-    from transformers import CLIPTokenizer
-
     try:
         if locate(name) is None:
-            found = CLIPTokenizer.from_pretrained(name, subfolder="tokenizer")
-        else:
-            found = CLIPTokenizer.from_pretrained(recognise(name).configurations / "tokenizer", local_files_only=True)
+            return read_tokenizer(name, subfolder="tokenizer")
+        return read_tokenizer(str(recognise(name).configurations / "tokenizer"), local_files_only=True)
     except (OSError, ValueError):
         return None
-    return found if len(found) >= FEWEST_PIECES else None  # the library makes an empty one where it finds no files
+
+
+def read_tokenizer(source: str, **where: Any) -> Any | None:
+    """Return CLIP's tokenizer of a folder or hub name, or None for the empty one that stands for no files."""
+    from transformers import CLIPTokenizer
+
+    found = CLIPTokenizer.from_pretrained(source, **where)
+    return found if len(found) >= FEWEST_PIECES else None
