@@ -18,13 +18,14 @@ from limner.families.source import is_hub_name, locate
 from limner.generate.draw import check_resolution, draw, requests_for
 from limner.pictures.cache import default_cache
 from limner.pictures.folder import find_pictures
+from limner.planning import plan_run
 from limner.prepare.check import Checked, check_pictures
 from limner.prepare.held_out import with_held_out
 from limner.prepare.words import word_notes
 from limner.recipe import LENGTHS, Recipe, load_recipe, save_recipe
 from limner.result import attach_file, attach_result, require_result
 from limner.rundir import RunDir, read_json, unused
-from limner.training_run import plan_run, train_adapter
+from limner.training_run import train_adapter
 from limner.watch import Watch
 
 DEMO_ARMS: dict[str, dict[str, Any]] = {
