@@ -24,6 +24,7 @@ from limner.export.peft_adapter import SPEC, read_peft, write_peft
 from limner.export.single_file import write_single_file
 from limner.export.tensors import read_tensors
 from limner.families.family import Family
+from limner.families.foreign import check_lora_family
 from limner.recipe import Recipe
 from limner.rundir import RunDir
 
@@ -123,6 +124,7 @@ def attach_file(family: Family, path: Path, strength: float) -> Attached:
         spec, tensors, _ = read_peft(path)
         adapter = attach_peft(family, spec, tensors)
     else:
+        check_lora_family(path, family.unet.config.cross_attention_dim)
         adapter = attach_lora(family.modules, read_lora(path)[0])
     adapter.set_strength(strength)
     return adapter

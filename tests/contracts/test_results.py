@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from limner.adapters.adapter import SlotSettings
@@ -19,7 +20,7 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load
 from limner.recipe import Recipe
-from limner.result import attach_result, require_result, result_hash, results, try_result, write_result
+from limner.result import attach_file, attach_result, require_result, result_hash, results, try_result, write_result
 from limner.rundir import RunDir
 
 WORD = "<it>"
@@ -78,3 +79,11 @@ def test_a_result_read_again_draws_the_same(name: str, family: Family, random_ba
     for one in reversed(attached):
         one.detach()
     assert torch.equal(picture(family), base)
+
+
+def test_a_lora_of_another_family_is_refused_by_its_name(family: Family, tmp_path: Path) -> None:
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    file = tmp_path / "xl.safetensors"
+    save_file({f"{layer}.lora_A.weight": torch.zeros(4, 2048), f"{layer}.lora_B.weight": torch.zeros(640, 4)}, file)
+    with pytest.raises(UserError, match=r"xl\.safetensors: is a LoRA for SDXL \(cross-attention 2048\); the base is"):
+        attach_file(family, file, 1.0)
