@@ -73,7 +73,7 @@ def load_with_limner(base: str, dtype: torch.dtype) -> list[Any]:
     from limner.families.load import load
 
     family = load(base, dtype=dtype, device="cpu")
-    return [family.unet, family.vae, *family.text_encoders]
+    return [family.vae, *family.modules.values()]
 
 
 def load_with_diffusers(base: str, dtype: torch.dtype) -> list[Any]:

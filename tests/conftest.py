@@ -96,3 +96,22 @@ def family(random_base: Path):
     from limner.families.load import load
 
     return load(str(random_base), dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def random_xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a diffusers folder of SDXL's classes, very small, with random weights; return its path."""
+    from limner.families.source import ASSETS
+    from tests.random_xl import make_random_xl
+
+    return make_random_xl(tmp_path_factory.mktemp("random-xl"), tokenizer=ASSETS / "tiny" / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def random_refiner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the refiner of `random_xl`; return its path."""
+    from limner.families.source import ASSETS
+    from tests.random_xl import make_random_xl
+
+    folder = tmp_path_factory.mktemp("random-refiner")
+    return make_random_xl(folder, refiner=True, tokenizer=ASSETS / "tiny" / "tokenizer")

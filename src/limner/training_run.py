@@ -9,7 +9,7 @@ from limner.adapters.adapter import Attached, SlotSettings
 from limner.drawing import class_pictures as class_pictures_for
 from limner.drawing import follow_objective, load_base
 from limner.families.family import Family
-from limner.families.load import fingerprint
+from limner.families.load import fingerprints
 from limner.generate.draw import check_resolution
 from limner.pictures.cache import default_cache
 from limner.planning import plan_run
@@ -80,8 +80,8 @@ def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:
 
 def _check_frozen(family: Family) -> None:
     """Make sure that the base is bit for bit what it was before the training."""
-    for part, module in (("unet", family.unet), ("vae", family.vae), ("text", family.text_encoders[0])):
-        if fingerprint(module) != family.identity[part]:
+    for part, now in fingerprints(family).items():
+        if now != family.identity[part]:
             raise RuntimeError(f"the base's {part} has changed although it was frozen")
 
 

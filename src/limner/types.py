@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -40,8 +40,9 @@ class Conditioning:
         return self._map(lambda t: t[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Conditioning:
-        """Return the same conditioning on another device and in another dtype."""
-        return self._map(lambda t: t.to(device=device, dtype=dtype))
+        """Return the same conditioning on another device and in another dtype; sizes stay exact, in float32."""
+        time_ids = None if self.time_ids is None else self.time_ids.to(device)
+        return replace(self._map(lambda t: t.to(device=device, dtype=dtype)), time_ids=time_ids)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:

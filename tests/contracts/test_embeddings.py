@@ -29,7 +29,7 @@ def tiny() -> Family:
 
 @pytest.fixture(params=[1, 3], ids=["one", "three"])
 def vectors(request: pytest.FixtureRequest, tiny: Family) -> Tensor:
-    return torch.randn(request.param, tiny.text_encoders[0].config.hidden_size)
+    return torch.randn(request.param, tiny.encoders["text_encoder"].model.config.hidden_size)
 
 
 def features(family: Any, prompt: str, at: int, vectors: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def features(family: Any, prompt: str, at: int, vectors: Tensor) -> Tensor:
         output[:, at : at + len(vectors)] = vectors
         return output
 
-    encoder, tokenizer = family.text_encoder, family.tokenizer
+    encoder, tokenizer = family.encoders["text_encoder"].model, family.encoders["text_encoder"].tokenizer
     handle = encoder.get_input_embeddings().register_forward_hook(insert)
     length = tokenizer.model_max_length
     with torch.no_grad():

@@ -14,9 +14,9 @@ from limner.families.source import EMBEDDED
 from limner.schedule import Schedule
 
 
-@pytest.fixture(scope="module", params=["random", *EMBEDDED])
-def name(request: pytest.FixtureRequest, random_base: Path) -> str:
-    return str(random_base) if request.param == "random" else request.param
+@pytest.fixture(scope="module", params=["random_base", "random_xl", "random_refiner", *EMBEDDED])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param if request.param in EMBEDDED else str(request.getfixturevalue(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def pixels(base: Family, rows: int = 2) -> torch.Tensor:
 
 
 def test_everything_is_frozen(base: Family) -> None:
-    for module in (base.unet, base.vae, *base.text_encoders):
+    for module in (base.vae, *base.modules.values()):
         assert not module.training
         assert not any(p.requires_grad for p in module.parameters())
 
@@ -59,11 +59,14 @@ def test_decoding_is_that_of_the_vae_itself(base: Family) -> None:
 
 
 def test_text_is_that_of_the_stock_pipeline(base: Family) -> None:
-    prompts = ["a red critter", "", "a photo of sks robot"]
+    prompts = ["a red critter", "a photo of sks robot"]
     pipe = base.pipeline(scheduler_of(base))
-    ours = base.encode_text(prompts).hidden
-    theirs = pipe.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=False)[0]
-    torch.testing.assert_close(ours, theirs)
+    theirs = pipe.encode_prompt(prompts, device=torch.device("cpu"), num_images_per_prompt=1,
+                                do_classifier_free_guidance=True)  # fmt: skip
+    for ours, hidden, pooled in ((base.encode_text(prompts), 0, 2), (base.encode_text(["", ""]), 1, 3)):
+        torch.testing.assert_close(ours.hidden, theirs[hidden])
+        if ours.pooled is not None:
+            torch.testing.assert_close(ours.pooled, theirs[pooled])
 
 
 def scheduler_of(base: Family):
@@ -116,7 +119,7 @@ def test_embedded_latents_have_about_unit_variance() -> None:
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("unet", {"cross_attention_dim": 2048}, "is SDXL"),
+        ("unet", {"cross_attention_dim": 2048}, "is SDXL, and text_encoder_2/config.json is missing"),
         ("unet", {"in_channels": 9}, "inpainting"),
     ],
 )

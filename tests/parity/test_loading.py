@@ -35,7 +35,7 @@ def assert_loads_alike(folder: Path, dtype: torch.dtype, **options: Any) -> None
     pipe = StableDiffusionPipeline.from_pretrained(str(folder), dtype=dtype, **options)
     assert_same(family.unet, pipe.unet)
     assert_same(family.vae, pipe.vae)
-    assert_same(family.text_encoders[0], pipe.text_encoder)
+    assert_same(family.modules["text_encoder"], pipe.text_encoder)
     torch.testing.assert_close(family.schedule.alphas_cumprod, pipe.scheduler.alphas_cumprod)
 
 
@@ -124,7 +124,7 @@ def test_a_single_file(checkpoint: Path, dtype: torch.dtype) -> None:
     pipe = StableDiffusionPipeline.from_single_file(str(checkpoint), config=str(ASSETS / "tiny"), dtype=dtype)
     assert_same(family.unet, pipe.unet)
     assert_same(family.vae, pipe.vae)
-    assert_same(family.text_encoders[0], pipe.text_encoder)
+    assert_same(family.modules["text_encoder"], pipe.text_encoder)
     assert family.schedule.prediction_type == load("tiny", dtype=dtype, device="cpu").schedule.prediction_type
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,33 +11,47 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import UserError
+from limner.families.clip import Encoder
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 
 
 class Family(ABC):
-    """A loaded base: frozen weights with the four things that a stage may ask of them.
+    """A loaded base: frozen weights with the things that a stage may ask of them.
 
-    Every module is frozen and in eval mode when the family is loaded; adapters add what learns.
+    Every module is frozen and in eval mode; adapters add what learns. A member says how the UNet is told of a prompt.
     """
 
-    kind: ClassVar[str]
-    name: str
-    """What the user called it: "tiny", a hub name, a path."""
-    unet: Any
-    """A UNet2DConditionModel. It, the encoders and the VAE are modules whose `config` has no type to be said here."""
-    text_encoders: tuple[Any, ...]
-    vae: Any
-    schedule: Schedule
-    scheduler_config: dict[str, Any]
-    """The base's own scheduler settings (betas, prediction type), from which any diffusers scheduler is made."""
-    native_resolution_px: int
-    dtype: torch.dtype
-    """Number format in which the base computes."""
-    placeholders: dict[str, range]
-    """Words of prompts that stand for learned vectors, each with the numbers of its vectors; see `tokens`."""
-    identity: dict[str, str]
-    """SHA-256 (16 hex digits) of the weights of "unet", "vae", "text": keys of caches and provenance."""
+    kind: str
+    """The family's name in files: "sd15", "sdxl" ..."""
+    before_last: ClassVar[bool]
+    """Which states of its text encoders the UNet sees; see `Encoder`."""
+
+    def __init__(self, name: str, components: Mapping[str, Any], identity: dict[str, str]) -> None:
+        self.name = name
+        """What the user called it: "tiny", a hub name, a path."""
+        self.identity = identity
+        """SHA-256 (16 hex digits) of the weights of "unet", "vae", "text": keys of caches and provenance."""
+        self.unet: Any = components["unet"]
+        """A UNet2DConditionModel. It, the encoders and the VAE are modules whose `config` has no type to say here."""
+        self.vae: Any = components["vae"]
+        self.encoders = {
+            part: Encoder(model, components[part.replace("text_encoder", "tokenizer")], self.before_last)
+            for part, model in components.items()
+            if part.startswith("text_encoder")
+        }
+        """The text encoders by the name they carry in folders and adapter files."""
+        for module in (self.vae, *self.modules.values()):
+            module.requires_grad_(False).eval()
+        self.dtype: torch.dtype = self.unet.dtype
+        """Number format in which the base computes."""
+        self.placeholders: dict[str, range] = {}
+        """Words of prompts that stand for learned vectors, each with the numbers of its vectors; see `tokens`."""
+        scheduler = components["scheduler"]
+        self.schedule = Schedule(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
+        self.scheduler_config: dict[str, Any] = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        """The base's own scheduler settings (betas, prediction type), from which any diffusers scheduler is made."""
+        self.native_resolution_px: int = self.unet.config.sample_size * self.pixels_per_latent
 
     def set_schedule(self, *, prediction_type: PredictionType | None = None, zero_terminal_snr: bool = False) -> None:
         """Train and draw with another prediction type, or with the schedule stretched to pure noise.
@@ -64,8 +78,7 @@ class Family(ABC):
     @property
     def modules(self) -> dict[str, nn.Module]:
         """The modules that adapters attach to, by the name they carry in adapter files."""
-        names = [f"text_encoder{'' if i == 1 else f'_{i}'}" for i in range(1, len(self.text_encoders) + 1)]
-        return {"unet": self.unet, **dict(zip(names, self.text_encoders, strict=True))}
+        return {"unet": self.unet, **{part: encoder.model for part, encoder in self.encoders.items()}}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -76,30 +89,57 @@ class Family(ABC):
         }  # fmt: skip
 
     @property
-    @abstractmethod
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels behind one latent: 8 for SD, 4 for the embedded base."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     def casting(self, module: nn.Module) -> torch.autocast:
         """Compute in the base's number format where a module's weights are held in another, because they learn."""
         mixed = next(module.parameters()).dtype != self.dtype
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
 
-    @abstractmethod
+    @torch.no_grad()
     def encode_pixels(self, pixels: Pixels) -> Moments:
         """Return mean and standard deviation of the VAE's posterior, float32, on the CPU; `pixels` in [-1, 1]."""
+        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        return torch.stack([posterior.mean, posterior.std], dim=1).float().cpu()
 
-    @abstractmethod
     def scale_latents(self, latents: Latents) -> Latents:
         """Return a draw from the moments brought to the UNet's scale (about unit variance)."""
+        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
 
-    @abstractmethod
+    @torch.no_grad()
     def decode(self, latents: Latents) -> Pixels:
         """Return pictures in [-1, 1], float32, of latents at the UNet's scale."""
+        unscaled = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float().clamp(-1, 1)
+
+    def tokens(self, text: str) -> list[int]:
+        """Return a text's token ids, start and end not among them; learned vector k of a placeholder is -(k + 1)."""
+        return next(iter(self.encoders.values())).tokens(text, self.placeholders)
+
+    def token_count(self, prompt: str) -> int:
+        """Return how many tokens a prompt has, start and end tokens not counted."""
+        return len(self.tokens(prompt))
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a prompt fit into one window, start and end tokens not counted: 75 for SD."""
+        return min(encoder.max_tokens for encoder in self.encoders.values())
+
+    def read(self, prompts: Sequence[str], *, learn: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield what each text encoder makes of the prompts, in the base's number format: hidden states and pooled."""
+        for encoder in self.encoders.values():
+            with torch.set_grad_enabled(learn), self.casting(encoder.model):
+                hidden, pooled = encoder.read([encoder.tokens(prompt, self.placeholders) for prompt in prompts])
+            yield hidden.to(self.dtype), None if pooled is None else pooled.to(self.dtype)
 
     @abstractmethod
     def encode_text(self, prompts: Sequence[str], *, learn: bool = False) -> Conditioning:
-        """Return the conditioning of each prompt, on the base's device; with `learn` gradients flow back."""
+        """Return the conditioning of each prompt, on the base's device; with `learn` gradients flow back.
+
+        A prompt past one window is encoded window by window and joined.
+        """
 
     @abstractmethod
     def predict(self, x_t: Latents, t: Timesteps, conditioning: Conditioning) -> Tensor:
@@ -110,14 +150,5 @@ class Family(ABC):
         """Return the stock diffusers text-to-image pipeline over these very modules."""
 
     @abstractmethod
-    def tokens(self, text: str) -> list[int]:
-        """Return a text's token ids, start and end not among them; learned vector k of a placeholder is -(k + 1)."""
-
-    def token_count(self, prompt: str) -> int:
-        """Return how many tokens a prompt has, start and end tokens not counted."""
-        return len(self.tokens(prompt))
-
-    @property
-    @abstractmethod
-    def max_tokens(self) -> int:
-        """How many tokens of a prompt fit into one window, start and end tokens not counted: 75 for SD."""
+    def told(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
+        """Return the arguments by which the pipeline is told of prompts, and of what to avoid, row by row."""

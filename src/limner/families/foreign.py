@@ -27,7 +27,7 @@ def refuse_what_is_no_base(name: str, path: Path, header: Header | None = None) 
             raise UserError(f"base={name!r}: is {what}, not a base.", hint)
     first = min(header.shapes, default="none")
     raise UserError(
-        f"base={name!r}: is no model that Limner knows (its first tensor: {first}).", "Give an SD 1.5 model."
+        f"base={name!r}: is no model that Limner knows (its first tensor: {first}).", "Give an SD 1.5 or SDXL model."
     )
 
 
@@ -121,4 +121,4 @@ def _other_family(header: Header) -> tuple[str, str] | None:
         kind = infer_diffusers_model_type(shapes)
     except (KeyError, IndexError, UnboundLocalError):  # made for whole checkpoints; a part can confuse it
         return None
-    return None if kind == "v1" else (f"a model of another family ({kind})", "Give an SD 1.5 model.")
+    return None if kind == "v1" else (f"a model of another family ({kind})", "Give an SD 1.5 or SDXL model.")

@@ -14,15 +14,20 @@ from torch import Tensor, nn
 
 from limner.errors import UserError
 from limner.families.family import Family
+from limner.families.recognise import FAMILIES as NAMES
 from limner.families.recognise import Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
-from limner.families.single_file import read_part
+from limner.families.sdxl import SDXL
+from limner.families.single_file import PREFIXES, read_part
 from limner.families.source import files_of, missing_files
-from limner.families.tokenizer import read_tokenizer
+from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
 
+MEMBERS: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "sdxl-refiner": SDXL}
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
 """Keys of a configuration that say who wrote it and not what it is; those with a leading underscore are others."""
+PROJECTION = "text_projection.weight"
+"""Of pooled text: the first encoder of some files carries one that nothing uses."""
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """What the attention of a VAE was called in diffusers folders before 2023, SD 1.5's own among them."""
 
@@ -39,18 +44,16 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
     refuse_unsupported(base)
     base = base if base.path.is_file() else _with_weights(base)
     _silence()
-    components = _modules(base)
-    for part in ("vae", "text_encoder", "unet"):
-        module = components[part]
-        fill(module, _state(base, part, module, dtype=dtype, device=device), where=f"base={name!r}: {part}")
+    modules = _modules(base)
+    for part, module in modules.items():
+        held = torch.float32 if part == "vae" and dtype == torch.float16 and _overflows(base) else dtype
+        fill(module, _state(base, part, module, dtype=held, device=device), where=f"base={name!r}: {part}")
         module.to(device)  # what is no weight: position ids
-    components |= {"tokenizer": _tokenizer(base), "scheduler": _scheduler(base)}
-    identity = {
-        "unet": fingerprint(components["unet"]),
-        "vae": fingerprint(components["vae"]),
-        "text": fingerprint(components["text_encoder"]),
-    }
-    family = SD15(name, components, identity)
+    theirs = [part.replace("text_encoder", "tokenizer") for part in modules if part.startswith("text_encoder")]
+    tokenizers = {name: tokenizer_of(base, name) for name in theirs}
+    components = {**modules, **tokenizers, "scheduler": _scheduler(base)}
+    family = MEMBERS[base.family](name, components, {})
+    family.identity |= fingerprints(family)
     if base.zero_terminal_snr:
         family.set_schedule(zero_terminal_snr=True)
     return family
@@ -67,15 +70,23 @@ def native_resolution(name: str) -> int:
     return base.native_resolution_px
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Return 16 hex digits of the SHA-256 of a module's configuration, names and weights, whoever wrote the file."""
-    config: Any = module.config
-    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in VOLATILE}
-    digest = hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode())
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+def fingerprints(family: Family) -> dict[str, str]:
+    """Return the identity of a family's weights as they are now."""
+    encoders = [encoder.model for encoder in family.encoders.values()]
+    return {"unet": _fingerprint(family.unet), "vae": _fingerprint(family.vae), "text": _fingerprint(*encoders)}
+
+
+def _fingerprint(*modules: nn.Module) -> str:
+    """Return 16 hex digits of the SHA-256 of modules' configurations, names and weights, whoever wrote the file."""
+    digest = hashlib.sha256()
+    for module in modules:
+        config: Any = module.config
+        config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in VOLATILE}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+        for key, tensor in sorted(module.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
@@ -94,24 +105,37 @@ def _modules(base: Recognised) -> dict[str, Any]:
     """Return the base's modules as their configurations describe them, without memory for weights."""
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     folder = base.configurations
-    text = CLIPTextConfig.from_pretrained(str(folder / "text_encoder"), local_files_only=True)
+    encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    own = {part: encoders[part] for part in PREFIXES[base.family] if part in encoders}
+    for part in own:
+        if not (folder / part / "config.json").is_file():
+            raise UserError(
+                f"base={base.name!r}: is {NAMES[base.family]}, and {part}/config.json is missing.",
+                "Give a complete diffusers folder.",
+            )
+    configs = {part: CLIPTextConfig.from_pretrained(str(folder / part), local_files_only=True) for part in own}
     with init_empty_weights():
         return {
-            "unet": UNet2DConditionModel.from_config(_json(folder / "unet/config.json")),
             "vae": AutoencoderKL.from_config(_json(folder / "vae/config.json")),
-            "text_encoder": CLIPTextModel(text),
+            **{part: kind(configs[part]) for part, kind in own.items()},
+            "unet": UNet2DConditionModel.from_config(_json(folder / "unet/config.json")),
         }
+
+
+def _overflows(base: Recognised) -> bool:
+    """Return whether the base's VAE gives black pictures in float16: SDXL's does unless it says that it does not."""
+    return base.family != "sd15" and _json(base.configurations / "vae/config.json").get("force_upcast", True)
 
 
 def _state(
     base: Recognised, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Read one part's weights, under the names that the module has for them."""
+    """Return the weights of one part by the names that today's classes have for them."""
     if base.path.is_file():
-        state = read_part(base.path, part, module.config, dtype=dtype, device=device)
+        state = read_part(base.path, base.family, part, module, dtype=dtype, device=device)
     else:
         state = {}
         for file in weights_files(base.path / part):
@@ -119,9 +143,11 @@ def _state(
             state |= read_tensors(file, names, dtype=dtype, device=device)
     if part == "vae":
         return {_renamed(name): tensor for name, tensor in state.items()}
-    if part == "text_encoder":  # transformers 5.6 took a level of names away; files have it, or not
+    if part.startswith("text_encoder"):  # transformers 5.6 took a level of names away; files have it, or not
         level = "text_model." if hasattr(module, "text_model") else ""
-        state = {level + name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+        bare = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
+        state = {name if name.startswith(PROJECTION) else level + name: tensor for name, tensor in bare.items()}
+        state = {name: tensor for name, tensor in state.items() if name != PROJECTION or hasattr(module, "text_model")}
     return {name: tensor for name, tensor in state.items() if not name.endswith(UNUSED)}
 
 
@@ -141,14 +167,6 @@ def _with_weights(base: Recognised) -> Recognised:
             "Give a complete diffusers folder (with model_index.json, unet, vae, text_encoder, tokenizer, scheduler).",
         )
     return replace(base, path=folder, configurations=folder)
-
-
-def _tokenizer(base: Recognised) -> Any:
-    folder = base.configurations / "tokenizer"
-    tokenizer = read_tokenizer(str(folder), local_files_only=True)
-    if tokenizer is None:
-        raise UserError(f"{folder}: holds no tokenizer.", "It needs vocab.json and merges.txt, or tokenizer.json.")
-    return tokenizer
 
 
 def _scheduler(base: Recognised) -> Any:

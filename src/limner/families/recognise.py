@@ -15,11 +15,13 @@ from limner.families.weights import Header, read_header, weights_files
 
 FAMILIES = {"sd15": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sdxl-refiner": "the SDXL refiner"}
 """What a family is called; one that is not listed is called by its own name ("Flux")."""
+SUPPORTED = ("sd15", "sdxl", "sdxl-refiner")
 BY_CROSS_ATTENTION = {1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
-SKELETONS = (ASSETS / "sd15", ASSETS / "tiny")
+SKELETONS = (ASSETS / "sd15", ASSETS / "sdxl", ASSETS / "sdxl-refiner", ASSETS / "tiny")
 """Diffusers folders whose configurations a single file can have: it carries none of its own."""
-UNET, VAE, CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
-"""Prefixes of the parts in a single file of SD 1.x."""
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+"""Prefixes of the parts in a single file."""
+USE = "Use an SD 1.5 or SDXL model."
 MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
@@ -75,13 +77,10 @@ def recognise(name: str) -> Recognised:
 
 def refuse_unsupported(base: Recognised) -> None:
     """Raise for a base that Limner cannot train, in one line that says what it is."""
-    if base.family != "sd15":
+    if base.family not in SUPPORTED:
         width = f" (cross-attention {base.cross_attention})" if base.cross_attention else ""
         known = FAMILIES.get(base.family, base.family)
-        later = " yet" if base.family in ("sdxl", "sdxl-refiner") else ""
-        raise UserError(
-            f"base={base.name!r}: is {known}{width}, which is not supported{later}.", "Use an SD 1.5 model."
-        )
+        raise UserError(f"base={base.name!r}: is {known}{width}, which is not supported.", USE)
     if base.in_channels != 4:
         kind = "an inpainting model" if base.inpainting else "an editing model"
         raise UserError(
@@ -139,11 +138,8 @@ def _single_file(name: str, path: Path) -> Recognised:
     width = next((shape[-1] for key, shape in header.shapes.items() if key.endswith("attn2.to_k.weight")), 0)
     family = _family_of_keys(header, width)
     prediction_type, said_by = _prediction_type(header)
-    if family != "sd15":
-        resolution = 1024 if family.startswith("sdxl") else 768
-        return Recognised(
-            name, path, family, prediction_type or "epsilon", said_by, first[1], width, resolution, path.parent
-        )
+    if family not in SUPPORTED:
+        return Recognised(name, path, family, prediction_type or "epsilon", said_by, first[1], width, 768, path.parent)
     skeleton = _skeleton(name, first[0], width)
     like = _folder(name, skeleton)
     return Recognised(
@@ -175,8 +171,9 @@ def _skeleton(name: str, channels: int, width: int) -> Path:
         if (unet["block_out_channels"][0], unet["cross_attention_dim"]) == (channels, width):
             return folder
     raise UserError(
-        f"base={name!r}: its UNet is {channels} wide with cross-attention {width}, and SD 1.5's is 320 and 768.",
-        "A single file carries no configuration, so only SD 1.5's own shape can be read: give a diffusers folder.",
+        f"base={name!r}: its UNet is {channels} wide with cross-attention {width}; SD 1.5's is 320 and 768, SDXL's "
+        "320 and 2048, its refiner's 384 and 1280.",
+        "A single file carries no configuration, so only these shapes can be read: give a diffusers folder.",
     )
 
 

@@ -1,4 +1,4 @@
-"""A single-file checkpoint of SD 1.x in its original layout: which names are whose, and what diffusers calls them."""
+"""A single-file checkpoint in its original layout: which names are whose, and what diffusers calls them."""
 
 from __future__ import annotations
 
@@ -6,35 +6,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.errors import UserError
-from limner.families.recognise import CLIP, UNET, VAE
+from limner.families.recognise import UNET, VAE
 from limner.families.weights import read_header, read_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-PREFIXES = {"vae": VAE, "text_encoder": CLIP, "unet": UNET}
+OPEN_CLIP = ".model."
+"""End of the prefix of a text encoder in OpenCLIP's names; other encoders have the names of transformers."""
+PREFIXES = {
+    "sd15": {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer."},
+    "sdxl": {
+        "unet": UNET, "vae": VAE, "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
+    "sdxl-refiner": {"unet": UNET, "vae": VAE, "text_encoder_2": "conditioner.embedders.0.model."},
+}  # fmt: skip
+"""How the names of each part begin, by family."""
 
 
 def read_part(
-    path: Path, part: str, config: Any, *, dtype: torch.dtype, device: torch.device | str
+    path: Path, family: str, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Return one part's weights in `dtype` under diffusers' names; `config` is that of the part's module.
+    """Return one part's weights in `dtype` under diffusers' names; `module` is what they are for.
 
     Raises:
         UserError: the file does not hold the part, or not all of it.
     """
     from diffusers.loaders import single_file_utils as convert
 
-    names = [name for name in read_header(path).shapes if name.startswith(PREFIXES[part])]
+    prefix = PREFIXES[family][part]
+    names = [name for name in read_header(path).shapes if name.startswith(prefix)]
     if not names:
         raise UserError(f"base={str(path)!r}: holds no {part.replace('_', ' ')}.", "Give a complete checkpoint.")
     tensors = dict(read_tensors(path, names, dtype=dtype, device=device))
     try:
         if part == "unet":
-            state = convert.convert_ldm_unet_checkpoint(tensors, config)
+            state = convert.convert_ldm_unet_checkpoint(tensors, module.config)
         elif part == "vae":
-            state = convert.convert_ldm_vae_checkpoint(tensors, config)
+            state = convert.convert_ldm_vae_checkpoint(tensors, module.config)
+        elif prefix.endswith(OPEN_CLIP):
+            state = convert.convert_open_clip_checkpoint(module, tensors, prefix)
         else:
             state = convert.convert_ldm_clip_checkpoint(tensors)
     except KeyError as error:

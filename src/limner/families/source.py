@@ -12,7 +12,8 @@ from limner.families.weights import choose_weights, weights_files
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = {"tiny": ASSETS / "tiny"}
-PARTS = ("unet", "vae", "text_encoder")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
 CONFIGURATIONS = (*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json")
 TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -59,17 +60,18 @@ def missing_files(folder: Path, *, weights: bool) -> Iterator[str]:
         yield index.name
         return
     parts = json.loads(index.read_text(encoding="utf-8"))
-    named = [name for name in CONFIGURATIONS if parts.get(name.partition("/")[0], [None])[0]]
-    yield from (name for name in named if not (folder / name).is_file())
+    named = {name for name, kind in parts.items() if isinstance(kind, list) and kind[0]}
+    yield from (name for name in CONFIGURATIONS if name.partition("/")[0] in named and not (folder / name).is_file())
     if not weights:
         return
-    if not any((folder / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-        yield "tokenizer/vocab.json"
-    for part in PARTS:
+    for part in TOKENIZERS:
+        if part in named and not any((folder / part / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+            yield f"{part}/vocab.json"
+    for part in (part for part in PARTS if part in named):
         files = weights_files(folder / part)
         yield from (f"{part}/{file.name}" for file in files if not file.is_file())
         if not files:
-            yield f"{part}/{'model' if part == 'text_encoder' else 'diffusion_pytorch_model'}.safetensors"
+            yield f"{part}/{'model' if part.startswith('text_encoder') else 'diffusion_pytorch_model'}.safetensors"
 
 
 def _in_hub_cache(name: str) -> Path | None:
@@ -114,7 +116,7 @@ def _wanted(listed: Collection[str], *, weights: bool) -> Iterator[str]:
     yield from ("model_index.json", *CONFIGURATIONS)
     if not weights:
         return
-    yield from (f"tokenizer/{name}" for name in TOKENIZER)
+    yield from (f"{part}/{name}" for part in TOKENIZERS for name in TOKENIZER)
     for part in PARTS:
         inside = [name.removeprefix(f"{part}/") for name in listed if name.startswith(f"{part}/")]
         chosen = choose_weights(inside)

@@ -27,7 +27,7 @@ FORMS = (
 """How a weights file, or the index of its shards, is named in a diffusers folder; the first that is there is taken."""
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SAFE_FORM = "Use a .safetensors file of the same model."
-UNUSED = ("embeddings.position_ids", "logit_scale", "text_projection.weight")
+UNUSED = ("embeddings.position_ids", "logit_scale")
 """Ends of names that some files carry and no module of ours has."""
 
 

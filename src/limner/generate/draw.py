@@ -122,16 +122,17 @@ def _images(pipe: Any, family: Family, chunk: Sequence[Request], sampling: Sampl
     shape = (family.unet.config.in_channels, side, side)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk]
     texts = family.encode_text([r.prompt for r in chunk] + [sampling.negative_prompt])
-    prompts, negative = texts.hidden[:-1], texts.hidden[-1:].expand(len(chunk), -1, -1)
+    told = family.told(texts.select(range(len(chunk))), texts.select([len(chunk)] * len(chunk)))
     with family.casting(family.unet):
-        return pipe(
-            prompt_embeds=prompts,
-            negative_prompt_embeds=negative,
+        latents = pipe(
+            **told,
             latents=torch.stack(noise).to(family.device, family.dtype),
             num_inference_steps=sampling.num_inference_steps,
             guidance_scale=sampling.guidance_scale,
             callback_on_step_end=tick,
+            output_type="latent",
         ).images
+    return pipe.image_processor.postprocess(family.decode(latents), output_type="pil")
 
 
 def _scheduler(family: Family, name: str) -> Any:

@@ -25,11 +25,11 @@ def sparse(path: Path, shapes: SHAPES, metadata: dict[str, str] | None = None) -
     return path
 
 
-def checkpoint(cross_attention: int, parts: SHAPES, *, channels: int = 4) -> SHAPES:
+def checkpoint(cross_attention: int, parts: SHAPES, *, width: int = 320) -> SHAPES:
     """Return a checkpoint in the original layout: the layers that tell families apart, and as many others."""
     block = f"{UNET}input_blocks.4.1.transformer_blocks.0."
     return {
-        f"{UNET}input_blocks.0.0.weight": (320, channels, 3, 3),
+        f"{UNET}input_blocks.0.0.weight": (width, 4, 3, 3),
         f"{block}attn1.to_k.weight": (640, 640),
         f"{block}attn2.to_k.weight": (640, cross_attention),
         **{f"{UNET}output_blocks.{i}.0.in_layers.2.weight": (1280, 2560, 3, 3) for i in range(40)},
@@ -57,6 +57,7 @@ REFINER = checkpoint(
         f"{UNET}label_emb.0.0.weight": (1536, 2560),
         "conditioner.embedders.0.model.token_embedding.weight": (49408, 1280),
     },
+    width=384,
 )
 
 

@@ -37,12 +37,7 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize(
     ("shapes", "line"),
     [
-        (headers.SDXL, "is SDXL (cross-attention 2048), which is not supported yet. Use an SD 1.5 model."),
-        (
-            headers.REFINER,
-            "is the SDXL refiner (cross-attention 1280), which is not supported yet. Use an SD 1.5 model.",
-        ),
-        (headers.SD2, "is SD 2.x (cross-attention 1024), which is not supported. Use an SD 1.5 model."),
+        (headers.SD2, "is SD 2.x (cross-attention 1024), which is not supported. Use an SD 1.5 or SDXL model."),
         (headers.kohya_lora(768), f"is a LoRA for SD 1.x (cross-attention 768), not a base. {LORA_HINT}"),
         (headers.kohya_lora(2048), f"is a LoRA for SDXL (cross-attention 2048), not a base. {LORA_HINT}"),
         (headers.diffusers_lora(768), f"is a LoRA for SD 1.x (cross-attention 768), not a base. {LORA_HINT}"),
@@ -69,9 +64,9 @@ def refused(path: Path) -> str:
         ),
         (
             {"double_blocks.0.img_attn.norm.key_norm.scale": (128,), "img_in.weight": (3072, 64)},
-            "is a model of another family (flux-schnell), not a base. Give an SD 1.5 model.",
+            "is a model of another family (flux-schnell), not a base. Give an SD 1.5 or SDXL model.",
         ),
-        ({"what": (3, 3)}, "is no model that Limner knows (its first tensor: what). Give an SD 1.5 model."),
+        ({"what": (3, 3)}, "is no model that Limner knows (its first tensor: what). Give an SD 1.5 or SDXL model."),
     ],
 )
 def test_what_is_no_base_is_called_by_its_name(tmp_path: Path, shapes: headers.SHAPES, line: str) -> None:
@@ -125,7 +120,7 @@ def test_inpainting_is_read_from_the_first_layer(tmp_path: Path) -> None:
 
 def test_a_single_file_of_another_width_has_no_configuration(tmp_path: Path) -> None:
     shapes = {**headers.SD15, f"{headers.UNET}input_blocks.0.0.weight": (128, 4, 3, 3)}
-    with pytest.raises(UserError, match="is 128 wide with cross-attention 768, and SD 1.5's is 320 and 768"):
+    with pytest.raises(UserError, match="is 128 wide with cross-attention 768; SD 1.5's is 320 and 768"):
         recognise(str(headers.sparse(tmp_path / "model.safetensors", shapes)))
 
 
@@ -145,11 +140,7 @@ def test_sd15s_own_configurations_are_sd15() -> None:
     [
         (
             {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]},
-            "is Flux, which is not supported. Use an SD 1.5 model.",
-        ),
-        (
-            {"text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "CLIPTextModel"]},
-            "is SDXL (cross-attention 32), which is not supported yet. Use an SD 1.5 model.",
+            "is Flux, which is not supported. Use an SD 1.5 or SDXL model.",
         ),
     ],
 )
@@ -158,9 +149,7 @@ def test_folders_of_other_families_are_called_by_their_names(
 ) -> None:
     folder = tmp_path / "other"
     shutil.copytree(random_base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    known = json.loads((folder / "model_index.json").read_text())
-    known = {"unet": known["unet"]} if "text_encoder_2" in index else {}
-    (folder / "model_index.json").write_text(json.dumps({**known, **index}))
+    (folder / "model_index.json").write_text(json.dumps(index))
     assert refused(folder) == line
 
 
@@ -194,5 +183,5 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 
 def test_the_resolution_of_a_wrong_base_is_refused_too(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is SDXL"):
-        native_resolution(str(headers.sparse(tmp_path / "x.safetensors", headers.SDXL)))
+    with pytest.raises(UserError, match="is SD 2.x"):
+        native_resolution(str(headers.sparse(tmp_path / "x.safetensors", headers.SD2)))

@@ -24,7 +24,7 @@ WINDOW = 12
 class SmallFamily(Family):
     """Random weights: 4 pixels per latent, one token per word, long prompts in several windows."""
 
-    kind = "small"
+    kind, before_last = "small", False
     native_resolution_px = 32
 
     def __init__(self, seed: int = 0) -> None:
@@ -47,7 +47,7 @@ class SmallFamily(Family):
             bos_token_id=510,
             eos_token_id=511,
         )
-        self.text_encoders = (CLIPTextModel(config).eval(),)
+        self.text_encoder = CLIPTextModel(config).eval()
         self.unet = UNet2DConditionModel(
             block_out_channels=(8,),
             down_block_types=("CrossAttnDownBlock2D",),
@@ -91,13 +91,16 @@ class SmallFamily(Family):
             for row, all_ids in enumerate(ids_of):
                 piece = all_ids[window * WINDOW : (window + 1) * WINDOW]
                 ids[row, 1 : len(piece) + 1] = torch.tensor(piece, dtype=torch.long)
-            hidden.append(self.text_encoders[0](ids)[0])
+            hidden.append(self.text_encoder(ids)[0])
         return Conditioning(torch.cat(hidden, dim=1))
 
     def predict(self, x_t: Latents, t: Timesteps, conditioning: Conditioning) -> Tensor:
         return self.unet(x_t, t, encoder_hidden_states=conditioning.hidden).sample
 
     def pipeline(self, scheduler: Any) -> StableDiffusionPipeline:
+        raise NotImplementedError("preparing pictures draws none")
+
+    def told(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
         raise NotImplementedError("preparing pictures draws none")
 
     def tokens(self, text: str) -> list[int]:
