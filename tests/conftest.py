@@ -47,7 +47,13 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def random_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_base(random_sd15: Path) -> Path:
+    """Return the path of a very small base with random weights: of SD 1.5's classes, in the contracts of SDXL's too."""
+    return random_sd15
+
+
+@pytest.fixture(scope="session")
+def random_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a diffusers folder of Stable Diffusion 1.5's classes, very small, with random weights; return its path.
 
     64-pixel pictures, 16 x 16 latents, v-prediction; its tokenizer is the embedded base's.

@@ -14,7 +14,7 @@ from limner.families.source import EMBEDDED
 from limner.schedule import Schedule
 
 
-@pytest.fixture(scope="module", params=["random_base", "random_xl", "random_refiner", *EMBEDDED])
+@pytest.fixture(scope="module", params=["random_sd15", "random_xl", "random_refiner", *EMBEDDED])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param if request.param in EMBEDDED else str(request.getfixturevalue(request.param))
 
@@ -124,13 +124,13 @@ def test_embedded_latents_have_about_unit_variance() -> None:
     ],
 )
 def test_bases_of_another_kind_are_refused(
-    random_base: Path, tmp_path: Path, part: str, change: dict[str, int], message: str
+    random_sd15: Path, tmp_path: Path, part: str, change: dict[str, int], message: str
 ) -> None:
     import shutil
 
     from diffusers import UNet2DConditionModel
 
-    shutil.copytree(random_base, tmp_path / "other")
+    shutil.copytree(random_sd15, tmp_path / "other")
     config = UNet2DConditionModel.load_config(tmp_path / "other" / part)
     UNet2DConditionModel.from_config({**config, **change}).save_pretrained(tmp_path / "other" / part)
     with pytest.raises(UserError, match=message):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limner.families.single_file import OPEN_CLIP, PREFIXES
+
 Places = dict[str, str]
 """Path of a module in diffusers -> its path in the original layout; what is inside keeps its name."""
 
@@ -18,6 +20,8 @@ UNET_ENDS = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "mid_block.attentions.0": "middle_block.1",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 UNET_RESNET = {
     "norm1": "in_layers.0",
@@ -26,6 +30,18 @@ UNET_RESNET = {
     "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
+}
+OPEN_CLIP_NAMES = {
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.embeddings.token_embedding": "token_embedding",
+    "text_model.final_layer_norm": "ln_final",
+    "text_projection.weight": "text_projection",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".self_attn.": ".attn.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
 }
 VAE_ENDS = {"conv_in": "conv_in", "conv_norm_out": "norm_out", "conv_out": "conv_out"}
 VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
@@ -51,16 +67,35 @@ def _text_name(name: str) -> str:
     return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
 
 
-def original_weights(part: str, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return one part ("unet", "vae", "text_encoder") of an SD 1.x model as a single-file checkpoint holds it."""
-    prefix, places = SD1[part]
-    table = places(module.config)
+def original_weights(family: str, part: str, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return one part ("unet", "vae", "text_encoder" ...) of a model as a single-file checkpoint holds it."""
+    prefix, published = PREFIXES[family][part], published_weights(module, dtype)
+    if prefix.endswith(OPEN_CLIP):
+        return {prefix + name: tensor for name, tensor in _open_clip(published).items()}
+    table = PLACES[part](module.config)
     weights = {}
-    for name, tensor in published_weights(module, dtype).items():
+    for name, tensor in published.items():
         original = prefix + _translate(name, table)
         # The original VAE attends by 1x1 convolutions, diffusers by linear layers.
         weights[original] = tensor[:, :, None, None] if ".attn_1." in original and tensor.ndim == 2 else tensor
     assert len(weights) == len(module.state_dict()), f"{part}: two tensors of one name"
+    return weights
+
+
+def _open_clip(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a text encoder's weights under OpenCLIP's names: queries, keys and values of a layer are one matrix."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in published.items():
+        if ".q_proj." in name:
+            joined = torch.cat([published[name.replace(".q_proj.", f".{x}_proj.")] for x in "qkv"])
+            name, tensor = name.replace(".self_attn.q_proj.", ".self_attn.in_proj_"), joined
+        elif ".k_proj." in name or ".v_proj." in name:
+            continue
+        elif name == "text_projection.weight":
+            tensor = tensor.T.contiguous()  # OpenCLIP multiplies from the other side
+        for ours, theirs in OPEN_CLIP_NAMES.items():
+            name = name.replace(ours, theirs)
+        weights[name] = tensor
     return weights
 
 
@@ -115,9 +150,9 @@ def _inside(modules: Places, parts: Places) -> Places:
     return {f"{a}.{x}": f"{b}.{y}" for a, b in modules.items() for x, y in parts.items()}
 
 
-SD1: dict[str, tuple[str, Callable[[Any], Places]]] = {
-    "unet": ("model.diffusion_model.", _unet_places),
-    "vae": ("first_stage_model.", _vae_places),
-    "text_encoder": ("cond_stage_model.transformer.", lambda _config: {"text_model": "text_model"}),
+PLACES: dict[str, Callable[[Any], Places]] = {
+    "unet": _unet_places,
+    "vae": _vae_places,
+    "text_encoder": lambda _config: {"text_model": "text_model"},
 }
-"""Prefix and places of each part of an SD 1.x checkpoint. Another family is another table."""
+"""Where the modules of each part are in the original layout; the same in every family."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ARCHITECTURES = {"sd15": "stable-diffusion-v1"}
+ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
+}
 """ModelSpec's name of each family."""
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 """ModelSpec's name of each prediction type."""

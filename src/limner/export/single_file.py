@@ -8,13 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from limner.export.layout import SD1, original_weights
+from limner.export.layout import original_weights
 from limner.export.modelspec import modelspec
 from limner.export.tensors import header, write_tensors
 from limner.families.family import Family
-
-LAYOUTS = {"sd15": SD1}
-"""The original layout of each family that has a single file."""
+from limner.families.single_file import PREFIXES
 
 
 def write_single_file(family: Family, path: Path, *, dtype: torch.dtype, about: Mapping[str, object]) -> Path:
@@ -25,8 +23,8 @@ def write_single_file(family: Family, path: Path, *, dtype: torch.dtype, about: 
     """
     modules = {**family.modules, "vae": family.vae}
     tensors: dict[str, Tensor] = _markers(family)
-    for part in LAYOUTS[family.kind]:
-        tensors |= original_weights(part, modules[part], dtype)
+    for part in PREFIXES[family.kind]:
+        tensors |= original_weights(family.kind, part, modules[part], dtype)
     said = {**family.facts, **about}
     write_tensors(path, tensors, header(said, modelspec(said)))
     return path
