@@ -91,7 +91,7 @@ def test_diffusers_takes_every_key_and_misses_none(
     part: str, tensors: int, numbers: int, full_size: dict[str, Any]
 ) -> None:
     module = full_size[part]
-    written = original_weights(part, module, torch.float16)
+    written = original_weights("sd15", part, module, torch.float16)
     assert (len(written), sum(t.numel() for t in written.values())) == (tensors, numbers)
     convert = {
         "unet": lambda: convert_ldm_unet_checkpoint(dict(written), module.config),
@@ -105,7 +105,7 @@ def test_diffusers_takes_every_key_and_misses_none(
 
 
 def test_names_and_shapes_are_those_of_the_published_file(full_size: dict[str, Any]) -> None:
-    written = {k: t for part, m in full_size.items() for k, t in original_weights(part, m, torch.float16).items()}
+    written = {k: t for part, m in full_size.items() for k, t in original_weights("sd15", part, m, torch.float16).items()}
     assert {name: tuple(written[name].shape) for name in PUBLISHED} == PUBLISHED
     assert infer_diffusers_model_type(written) == "v1"
 
