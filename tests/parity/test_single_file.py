@@ -105,7 +105,9 @@ def test_diffusers_takes_every_key_and_misses_none(
 
 
 def test_names_and_shapes_are_those_of_the_published_file(full_size: dict[str, Any]) -> None:
-    written = {k: t for part, m in full_size.items() for k, t in original_weights("sd15", part, m, torch.float16).items()}
+    written = {
+        k: t for part, m in full_size.items() for k, t in original_weights("sd15", part, m, torch.float16).items()
+    }
     assert {name: tuple(written[name].shape) for name in PUBLISHED} == PUBLISHED
     assert infer_diffusers_model_type(written) == "v1"
 

@@ -142,8 +142,8 @@ class Training:
         conditioning = untouched
         if self.adapter.learns_text:  # the cached embeddings are those of the untouched text encoder
             captions = [caption for b in batches for caption in b.captions]
-            hidden = self.family.encode_text(captions, learn=True).hidden
-            conditioning = replace(untouched, hidden=hidden).to(device, dtype)
+            told = self.family.encode_text(captions, learn=True)
+            conditioning = replace(untouched, hidden=told.hidden, pooled=told.pooled).to(device, dtype)
         masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
         mask = None if all(b.mask is None for b in batches) else torch.cat(masks).to(device)
         taught = torch.tensor([is_prior for b in batches for is_prior in b.is_prior], device=device)
@@ -258,7 +258,6 @@ class Training:
 
 def _silenced(batch: Batch) -> Batch:
     """Return a batch of the same shape whose rows are all zeros."""
-    hidden = Conditioning(
-        torch.zeros_like(batch.conditioning.hidden), batch.conditioning.pooled, batch.conditioning.time_ids
-    )
-    return replace(batch, moments=torch.zeros_like(batch.moments), conditioning=hidden)
+    told = batch.conditioning
+    quiet = replace(told, hidden=0 * told.hidden, pooled=None if told.pooled is None else 0 * told.pooled)
+    return replace(batch, moments=torch.zeros_like(batch.moments), conditioning=quiet)
