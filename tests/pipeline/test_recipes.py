@@ -17,10 +17,16 @@ SMALL = {"steps": 2, "batch": 2, "generation.num_inference_steps": 2, "learning_
 WARM = {"textual-inversion": {"optimizer.warmup_steps": 0}}
 
 
+@pytest.fixture(params=["sd15", "xl"])
+def base(request: pytest.FixtureRequest) -> Path:
+    """Return the path of a very small base with random weights, one of each family."""
+    return request.getfixturevalue(f"random_{request.param}")
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_a_recipe_runs_end_to_end(name: str, random_base: Path, tmp_path: Path) -> None:
+def test_a_recipe_runs_end_to_end(name: str, base: Path, tmp_path: Path) -> None:
     prior = {"prior.count": 2} if load_recipe(name).prior.enabled else {}
-    settings = {**SMALL, **WARM.get(name, {}), **prior, "base": str(random_base)}
+    settings = {**SMALL, **WARM.get(name, {}), **prior, "base": str(base)}
     run = limner.train(ASSETS / "demo" / "critter", recipe=name, settings=settings, run=tmp_path / "run")
     assert results(run)
     told = read_json(run.provenance)

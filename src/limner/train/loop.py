@@ -259,5 +259,6 @@ class Training:
 def _silenced(batch: Batch) -> Batch:
     """Return a batch of the same shape whose rows are all zeros."""
     told = batch.conditioning
-    quiet = replace(told, hidden=0 * told.hidden, pooled=None if told.pooled is None else 0 * told.pooled)
+    pooled = None if told.pooled is None else torch.zeros_like(told.pooled)
+    quiet = replace(told, hidden=torch.zeros_like(told.hidden), pooled=pooled)
     return replace(batch, moments=torch.zeros_like(batch.moments), conditioning=quiet)
