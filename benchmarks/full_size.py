@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 at full size with random weights: `python -m benchmarks.full_size make|measure`.
+"""Stable Diffusion 1.5 or XL at full size with random weights: `python -m benchmarks.full_size make|measure`.
 
 `make --out DIR` writes a diffusers folder (and with `--single-file FILE` a checkpoint in the original layout) in the
 published configurations and the published number of parameters, so that loading and training can be measured where
@@ -21,38 +21,54 @@ from torch import Tensor
 from benchmarks import full_size_loading
 from limner.families.load import load
 from limner.families.source import ASSETS
+from limner.families.tokenizer import CLIP, read_tokenizer
 from limner.seeds import generator
 
-PARAMETERS = {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863}
+VAE, CLIP_L, CLIP_G = 83_653_863, 123_060_480, 694_659_840
+PARAMETERS = {
+    "sd15": {"unet": 859_520_964, "vae": VAE, "text_encoder": CLIP_L},
+    "sdxl": {"unet": 2_567_463_684, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
+    "sdxl-refiner": {"unet": 2_259_526_660, "vae": VAE, "text_encoder_2": CLIP_G},
+}
 """As published."""
-FILES = {"unet": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 PUBLISHED_PREFIX = {"text_encoder": "text_model."}
 """A level of names that the published file has and today's class has not."""
 
 
-def make(out: Path, dtype: torch.dtype) -> None:
+def make(out: Path, dtype: torch.dtype, family: str = "sd15") -> None:
     """Write the diffusers folder, one tensor in memory at a time."""
-    shutil.copytree(ASSETS / "sd15", out, dirs_exist_ok=True)
-    for part, shapes in part_shapes().items():
-        count = sum(math.prod(shape) for shape in shapes.values())
-        assert count == PARAMETERS[part], f"{part} has {count:,} parameters and should have {PARAMETERS[part]:,}"
+    shutil.copytree(ASSETS / family, out, dirs_exist_ok=True)
+    for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        if encoder in PARAMETERS[family] and not (out / name).is_dir():
+            read_tokenizer(str(CLIP), **({"pad_token": "!"} if name == "tokenizer_2" else {})).save_pretrained(
+                out / name
+            )
+    for part, shapes in part_shapes(family).items():
+        count, published = sum(math.prod(shape) for shape in shapes.values()), PARAMETERS[family][part]
+        assert count == published, f"{part} has {count:,} parameters and should have {published:,}"
         prefix = PUBLISHED_PREFIX.get(part, "")
         named = {prefix + name.removeprefix(prefix): shape for name, shape in shapes.items()}
-        write(out / part / f"{FILES[part]}.safetensors", named, dtype)
+        stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+        write(out / part / f"{stem}.safetensors", named, dtype)
 
 
-def part_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the shape of every weight of the three modules, built without memory."""
+def part_shapes(family: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return the shape of every weight of a family's modules, built without memory."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    folder = ASSETS / "sd15"
+    folder = ASSETS / family
+    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     with torch.device("meta"):
         modules: dict[str, Any] = {
             "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(folder / "unet"))),
-            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(str(folder / "text_encoder"))),
             "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(str(folder / "vae"))),
+            **{
+                part: kind(CLIPTextConfig.from_pretrained(str(folder / part)))
+                for part, kind in kinds.items()
+                if part in PARAMETERS[family]
+            },
         }
     return {part: {name: tuple(p.shape) for name, p in module.named_parameters()} for part, module in modules.items()}
 
@@ -99,6 +115,7 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True)
     making = verbs.add_parser("make", help="write the model")
     making.add_argument("--out", type=Path, required=True)
+    making.add_argument("--family", choices=PARAMETERS, default="sd15")
     making.add_argument("--dtype", choices=DTYPES, default="float16")
     making.add_argument("--single-file", type=Path, help="write the checkpoint in the original layout as well")
     measuring = verbs.add_parser("measure", help="load it in fresh processes, and print memory and time")
@@ -109,7 +126,7 @@ def main() -> None:
     if given.verb == "measure":
         full_size_loading.measure(given.base, given.dtypes, given.rounds)
         return
-    make(given.out, getattr(torch, given.dtype))
+    make(given.out, getattr(torch, given.dtype), given.family)
     if given.single_file:
         write_checkpoint(given.out, given.single_file, getattr(torch, given.dtype))
     print(given.single_file or given.out)

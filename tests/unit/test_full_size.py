@@ -13,10 +13,11 @@ from benchmarks import full_size
 from limner.families.weights import read_header
 
 
-def test_the_parameters_are_as_many_as_published() -> None:
-    shapes = full_size.part_shapes()
+@pytest.mark.parametrize("family", full_size.PARAMETERS)
+def test_the_parameters_are_as_many_as_published(family: str) -> None:
+    shapes = full_size.part_shapes(family)
     counts = {part: sum(math.prod(shape) for shape in named.values()) for part, named in shapes.items()}
-    assert counts == {"unet": 859_520_964, "text_encoder": 123_060_480, "vae": 83_653_863}
+    assert counts == full_size.PARAMETERS[family]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
