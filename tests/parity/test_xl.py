@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as convert
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -20,6 +22,7 @@ from limner.export.single_file import write_single_file
 from limner.families import recognise
 from limner.families.load import load
 from limner.families.source import ASSETS
+from limner.generate.draw import Request, Sampling, draw
 from tests.parity.test_methods import Two, drawn, first_step
 
 CAPTIONS = ["a photo of <it> critter", "a red robot"]
@@ -128,3 +131,34 @@ def test_only_the_vae_of_sdxl_stays_in_float32_where_float16_would_overflow(base
     assert (family.vae.dtype, family.unet.dtype) == (torch.float32, torch.float16)
     assert load(str(base), dtype=torch.bfloat16, device="cpu").vae.dtype == torch.bfloat16
     assert load(str(random_sd15), dtype=torch.float16, device="cpu").vae.dtype == torch.float16
+
+
+def requests(prompts: list[str]) -> list[Request]:
+    return [Request("free", prompt, prompt, i, 0, seed=40 + i) for i, prompt in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("refined", [False, True], ids=["base", "base-and-refiner"])
+def test_pictures_are_those_of_the_stock_pipelines(
+    refined: bool, random_xl: Path, random_refiner: Path, tmp_path: Path
+) -> None:
+    prompts, steps = ["a red critter", "a photo of sks robot"], 5
+    first, second = (load(str(f), dtype=torch.float32, device="cpu") for f in (random_xl, random_refiner))
+    first.refiner = second if refined else None
+    sampling = Sampling(num_inference_steps=steps, guidance_scale=3.0, handover=0.6)
+    told: list[tuple[int, int]] = []
+    draw(first, requests(prompts), tmp_path, sampling=sampling, resolution_px=64, about={},
+         progress=lambda done, total: told.append((done, total)))  # fmt: skip
+    assert told[-1] == (2 * steps, 2 * steps)
+
+    latents = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(40 + i)) for i in range(2)])
+    named: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 3.0}
+    base, refiner = (DiffusionPipeline.from_pretrained(f) for f in (random_xl, random_refiner))
+    if refined:
+        begun = base(prompts, latents=latents, denoising_end=0.6, output_type="latent", **named).images
+        drawn = refiner(prompts, image=begun, denoising_start=0.6, **named).images
+    else:
+        drawn = base(prompts, latents=latents, **named).images
+    for request, picture in zip(requests(prompts), drawn, strict=True):
+        ours = np.asarray(Image.open(tmp_path / request.file), dtype=int)
+        assert np.abs(ours - np.asarray(picture, dtype=int)).max() <= 1
+        assert ours.std() > 1, "a picture, not a plane"

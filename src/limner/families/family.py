@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -47,6 +48,8 @@ class Family(ABC):
         """Number format in which the base computes."""
         self.placeholders: dict[str, range] = {}
         """Words of prompts that stand for learned vectors, each with the numbers of its vectors; see `tokens`."""
+        self.refiner: Family | None = None
+        """Another model that finishes the pictures that this one begins: SDXL's refiner."""
         scheduler = components["scheduler"]
         self.schedule = Schedule(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
         self.scheduler_config: dict[str, Any] = {**scheduler.config, "_class_name": type(scheduler).__name__}
@@ -97,6 +100,16 @@ class Family(ABC):
         """Compute in the base's number format where a module's weights are held in another, because they learn."""
         mixed = next(module.parameters()).dtype != self.dtype
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
+
+    @contextmanager
+    def precise_vae(self) -> Iterator[None]:
+        """Within this block the VAE computes in float32: some overflow in float16. Its weights come back as they were."""
+        held = self.vae.dtype
+        self.vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            self.vae.to(held)
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Pixels) -> Moments:

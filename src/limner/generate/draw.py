@@ -13,9 +13,11 @@ from pydantic import Field
 
 from limner.errors import UserError
 from limner.families.family import Family
+from limner.generate.faults import constant_colour, is_spoilt, overflow, to_images
 from limner.rundir import read_json, write_atomically, write_json
 from limner.seeds import seed_of
 from limner.spec import Spec
+from limner.types import Latents, Pixels
 
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
 SCHEDULERS = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
@@ -32,6 +34,8 @@ class Sampling(Spec):
     """Classifier-free guidance (arXiv:2207.12598): how strongly the prompt is followed; 1 is off."""
     negative_prompt: str = ""
     """What the pictures should not show."""
+    handover: float = Field(default=0.8, gt=0, lt=1)
+    """Share of the noise that the base takes away before the refiner goes on; of no use without `refiner`."""
     batch: int = Field(default=8, ge=1)
     """Pictures drawn at a time; changes memory and speed, not the pictures' seeds."""
 
@@ -82,7 +86,8 @@ def draw(
 
     The same requests drawn again are not redone, and a broken-off folder is continued. Pictures of other settings in
     `out` are a UserError, or with `replace` are drawn anew. `about` goes into the manifest (arm, base, adapter,
-    strength). `progress` gets (denoising steps done, in all).
+    strength), and so does what is wrong with a picture (`faults`). `progress` gets (denoising steps done, in all).
+    Where the family has a refiner, that takes the latents over at `sampling.handover` and finishes them.
     """
     settings = {**about, **sampling.model_dump(), "resolution_px": resolution_px,
                 "requests": [asdict(r) for r in requests]}  # fmt: skip
@@ -94,45 +99,74 @@ def draw(
     if (out / MANIFEST).is_file() and not todo:
         return out / MANIFEST
     write_json(out / SETTINGS, settings)
-    pipe = family.pipeline(_scheduler(family, sampling.scheduler))
     total, done = len(todo) * sampling.num_inference_steps, 0
+    faults: dict[str, str] = {}
     for start in range(0, len(todo), sampling.batch):
         chunk = todo[start : start + sampling.batch]
 
-        def tick(
-            _pipe: Any, step: int, _t: Any, kwargs: dict[str, Any], *, n: int = len(chunk), base: int = done
-        ) -> dict[str, Any]:
-            progress(base + n * (step + 1), total)
-            return kwargs
+        def tick(step: int, *, n: int = len(chunk), base: int = done) -> None:
+            progress(base + n * step, total)
 
-        for request, image in zip(chunk, _images(pipe, family, chunk, sampling, resolution_px, tick), strict=True):
+        latents, pixels = _images(family, chunk, sampling, resolution_px, tick)
+        for request, image in zip(chunk, to_images(pixels), strict=True):
             data = io.BytesIO()
             image.save(data, "PNG")
             write_atomically(out / request.file, data.getvalue())
+        faults |= {r.file: why for r, one in zip(chunk, latents, strict=True) if (why := overflow(one, family.dtype))}
         done += len(chunk) * sampling.num_inference_steps
+    faults = {r.file: f"constant ({colour})" for r in requests if (colour := constant_colour(out / r.file))} | faults
     images = [{"file": r.file, **asdict(r)} for r in requests]
-    write_json(out / MANIFEST, {**{k: v for k, v in settings.items() if k != "requests"}, "images": images})
+    about = {k: v for k, v in settings.items() if k != "requests"}
+    write_json(out / MANIFEST, {**about, "images": images, "faults": faults})
     return out / MANIFEST
 
 
 @torch.no_grad()
-def _images(pipe: Any, family: Family, chunk: Sequence[Request], sampling: Sampling, resolution_px: int, tick: Any):
-    """Run the pipeline once; each row starts from its own seed's noise, so the batch size cannot change a picture."""
+def _images(
+    family: Family, chunk: Sequence[Request], sampling: Sampling, resolution_px: int, tick: Callable[[int], None]
+) -> tuple[Latents, Pixels]:
+    """Run the pipeline once; each row starts from its own seed's noise, so the batch size cannot change a picture.
+
+    Pictures that a VAE in half precision spoils, not finite or of one colour, are decoded again in float32.
+    """
     side = resolution_px // family.pixels_per_latent
     shape = (family.unet.config.in_channels, side, side)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk]
+    begin = {"latents": torch.stack(noise).to(family.device, family.dtype)}
+    refiner = family.refiner
+    if refiner is None:
+        latents = _denoise(family, chunk, sampling, tick, **begin)
+    else:
+        latents = _denoise(family, chunk, sampling, tick, **begin, denoising_end=sampling.handover)
+        begun = round(sampling.handover * sampling.num_inference_steps)
+        image = latents.to(refiner.device, refiner.dtype)
+        latents = _denoise(refiner, chunk, sampling, lambda step: tick(begun + step), image=image,
+                           denoising_start=sampling.handover)  # fmt: skip
+    last = refiner or family
+    pixels = last.decode(latents)
+    if last.vae.dtype != torch.float32 and any(is_spoilt(picture) for picture in pixels):
+        with last.precise_vae():
+            pixels = last.decode(latents)
+    return latents, pixels
+
+
+def _denoise(
+    family: Family, chunk: Sequence[Request], sampling: Sampling, tick: Callable[[int], None], **more: Any
+) -> Latents:
+    """Return what the family's pipeline makes of its input, as latents; `tick` gets the steps done."""
     texts = family.encode_text([r.prompt for r in chunk] + [sampling.negative_prompt])
     told = family.told(texts.select(range(len(chunk))), texts.select([len(chunk)] * len(chunk)))
+
+    def after(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        tick(step + 1)
+        return kwargs
+
+    pipe = family.pipeline(_scheduler(family, sampling.scheduler))
     with family.casting(family.unet):
-        latents = pipe(
-            **told,
-            latents=torch.stack(noise).to(family.device, family.dtype),
-            num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
-            callback_on_step_end=tick,
-            output_type="latent",
-        ).images
-    return pipe.image_processor.postprocess(family.decode(latents), output_type="pil")
+        return pipe(
+            **told, **more, num_inference_steps=sampling.num_inference_steps, output_type="latent",
+            guidance_scale=sampling.guidance_scale, callback_on_step_end=after,
+        ).images  # fmt: skip
 
 
 def _scheduler(family: Family, name: str) -> Any:
