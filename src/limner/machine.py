@@ -7,7 +7,8 @@ import os
 import platform
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,16 @@ def hardware() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "memory_gib": round(memory, 1), "gpu": gpu}  # fmt: skip
+
+
+def name_of(device: torch.device) -> str:
+    """Return what computes: the GPU's model, or "cpu" and the like."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def threads() -> int:
+    """Return how many threads one operation is shared by on the CPU."""
+    return torch.get_num_threads()
 
 
 def peak_memory_gib() -> float:
@@ -75,12 +86,41 @@ def place(device: str, precision: Precision) -> Place:
 
 
 def _device(name: str) -> torch.device:
+    number = int(os.environ.get("LOCAL_RANK", "0"))  # of the processes that torchrun starts, each has a GPU of its own
+    if name in ("auto", "cuda") and 0 < torch.cuda.device_count() <= number:
+        found = f"{torch.cuda.device_count()} of {os.environ.get('LOCAL_WORLD_SIZE')} processes"
+        raise UserError(f"device={name!r}: there are GPUs for {found}.", "Start fewer, or use device=cpu.")
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", number)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={name!r}: is not a device.", "Use auto, cpu, cuda, cuda:1 or mps.")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={name!r}: torch finds no CUDA GPU.", "Use device=auto or device=cpu.")
-    return torch.device(name)
+    return torch.device("cuda", number) if name == "cuda" else torch.device(name)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Within this block, where it is wanted, take only kernels that give the same bits every time."""
+    if not wanted:
+        yield
+        return
+    cudnn, attention = torch.backends.cudnn, torch.backends.cuda
+    before = (torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, cudnn.deterministic)
+    quick = (attention.flash_sdp_enabled(), attention.mem_efficient_sdp_enabled(), attention.cudnn_sdp_enabled())
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
+    _set_kernels((True, False, True), (False, False, False))
+    try:
+        yield
+    finally:
+        _set_kernels(before, quick)
+
+
+def _set_kernels(same: tuple[bool, bool, bool], quick: tuple[bool, bool, bool]) -> None:
+    torch.use_deterministic_algorithms(same[0])
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = same[1:]
+    torch.backends.cuda.enable_flash_sdp(quick[0])
+    torch.backends.cuda.enable_mem_efficient_sdp(quick[1])
+    torch.backends.cuda.enable_cudnn_sdp(quick[2])
