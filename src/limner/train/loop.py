@@ -132,7 +132,9 @@ class Training:
         with ExitStack() as stack:
             for update in self.updates:
                 stack.enter_context(update.backward())
-            (scale * per_slot).sum().backward()
+            total = (scale * per_slot).sum()
+            if total.requires_grad:  # a word learns nothing from rows whose captions do not have it
+                total.backward()
 
     def _per_slot(self, batches: Sequence[Batch], losses: Float[Tensor, "slots rows"]) -> Float[Tensor, " slots"]:
         """Return each slot's loss: the weighted sum of its rows' over the number of its instance rows."""

@@ -1,5 +1,7 @@
 """Cached moments and text: right when something changes, reused when nothing does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -155,8 +157,8 @@ def test_prior_weight_changes_the_fingerprint_and_a_picture_does(make_folder, sm
 
     def fingerprint(weight=1.0, batch=2) -> str:
         checked = check_pictures(own, SPEC, resolution_px=32)
-        settings = {"spec": SPEC, "cache": tmp_path / "c", "prior": prior, "prior_weight": weight, "batch": batch}
-        return prepare(checked, small, **settings).fingerprint
+        weighed = replace(prior, weight=weight)
+        return prepare(checked, small, spec=SPEC, cache=tmp_path / "c", prior=weighed, batch=batch).fingerprint
 
     first = fingerprint()
     assert fingerprint() == first
