@@ -8,7 +8,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -102,25 +102,15 @@ def _device(name: str) -> torch.device:
 
 
 @contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Within this block, where it is wanted, take only kernels that give the same bits every time."""
-    if not wanted:
-        yield
-        return
-    cudnn, attention = torch.backends.cudnn, torch.backends.cuda
-    before = (torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, cudnn.deterministic)
-    quick = (attention.flash_sdp_enabled(), attention.mem_efficient_sdp_enabled(), attention.cudnn_sdp_enabled())
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Within this block take only kernels that give the same bits every time; on a CPU they all do."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    before = torch.are_deterministic_algorithms_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
-    _set_kernels((True, False, True), (False, False, False))
+    torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext():
+            yield
     finally:
-        _set_kernels(before, quick)
-
-
-def _set_kernels(same: tuple[bool, bool, bool], quick: tuple[bool, bool, bool]) -> None:
-    torch.use_deterministic_algorithms(same[0])
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = same[1:]
-    torch.backends.cuda.enable_flash_sdp(quick[0])
-    torch.backends.cuda.enable_mem_efficient_sdp(quick[1])
-    torch.backends.cuda.enable_cudnn_sdp(quick[2])
+        torch.use_deterministic_algorithms(before)

@@ -107,7 +107,7 @@ def _computing(recipe: Recipe, ranks: Ranks, watch: Watch | None) -> Iterator[Wa
         watch.say("deterministic: attention uses the math kernel (slower)")
     if ranks.count > 1:
         watch.say(f"{ranks.count} processes share each batch of {recipe.batch}")
-    with machine.deterministic(recipe.deterministic):
+    with machine.deterministic(at.device) if recipe.deterministic else nullcontext():
         yield watch
 
 

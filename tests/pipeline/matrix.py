@@ -132,10 +132,11 @@ def take(
     accumulate: int,
     workers: int,
     stops: Sequence[int] = (STEPS,),
-    ranks: Ranks = Ranks(),
+    ranks: Ranks | None = None,
     folder: Path,
 ) -> Ended:
     """Train a case, leaving it at every stop and going on from its checkpoint in a training made anew."""
+    ranks = ranks or Ranks()
     steps, ids = [], []
     tensors, numbers = {}, {}
     for stop in stops:
@@ -166,12 +167,11 @@ def main(base: str, pictures: str, out: str) -> None:
         ranks.wait()
         data = prepared(family, Path(pictures))
         for name in CASES:
-            for accumulate in (1, 2):
-                for how, stops in (("unbroken", (STEPS,)), ("stopped", STOPS)):
-                    kept = Path(out, "checkpoints", f"{name}-{accumulate}-{how}")
-                    ended = take(family, name, data, accumulate=accumulate, workers=2, stops=stops, ranks=ranks,
-                                 folder=kept)  # fmt: skip
-                    write(ended, Path(out) / f"{name}-{accumulate}-{how}-{ranks.index}")
+            for accumulate, how, stops in ((1, "unbroken", (STEPS,)), (2, "unbroken", (STEPS,)), (2, "stopped", STOPS)):
+                case = f"{name}-{accumulate}-{how}"
+                ended = take(family, name, data, accumulate=accumulate, workers=2, stops=stops, ranks=ranks,
+                             folder=Path(out, "checkpoints", case))  # fmt: skip
+                write(ended, Path(out) / f"{case}-{ranks.index}")
 
 
 def write(ended: Ended, path: Path) -> None:
