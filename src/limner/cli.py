@@ -46,16 +46,11 @@ def _version(wanted: bool) -> bool:
 
 @app.callback()
 def limner(
-    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Hold what stands before a verb."""
-    if started().count > 1 and context.invoked_subcommand != "train":
-        raise UserError(
-            f"limner {context.invoked_subcommand}: runs in one process.", "Only train is shared by several."
-        )
 
 
 @app.command()
@@ -240,6 +235,10 @@ def main() -> None:
     """Run the command line; exit 0 done, 2 the user can mend it, 3 a guard stopped it, 130 the user did, 1 a bug."""
     code = 0
     try:
+        if started().count > 1 and sys.argv[1:2] != ["train"]:
+            raise UserError(
+                f"limner {' '.join(sys.argv[1:2])}: runs in one process.", "Only train is shared by several."
+            )
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer returns a Ctrl-C as an exit code
             _tell(STOPPED)

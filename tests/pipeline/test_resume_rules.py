@@ -19,24 +19,15 @@ from limner.recipe import load_recipe, setting_names
 from limner.resuming import MAY_CHANGE
 from limner.rundir import RunDir, read_json, write_json
 from limner.starting import start_from
-from limner.watch import Watch
+from tests.pipeline.lines import Lines
 
 CRITTER = ASSETS / "demo" / "critter"
 
 
-class Lines(Watch):
-    """Keeps the lines that are said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 def settings(base: Path, **more: Any) -> dict[str, Any]:
     return {"base": str(base), "steps": 2, "batch": 2, "pictures.class_noun": "critter", "adapter.rank": 2,
-            "adapter.targets": "attention", "adapter.save_precision": "float32", **{k.replace("__", "."): v for k, v in more.items()}}  # fmt: skip
+            "adapter.targets": "attention", "adapter.save_precision": "float32",
+            **{k.replace("__", "."): v for k, v in more.items()}}  # fmt: skip
 
 
 def weights(folder: RunDir) -> dict[str, torch.Tensor]:
