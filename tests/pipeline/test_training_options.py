@@ -51,12 +51,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
-OPTIONS = {
-    **{kind: {"optimizer": member()} for kind, member in MEMBERS.items()},
-    "ema": {"ema": Ema(decay=0.9)},
-    "accumulate": {"accumulate": 2},
-    "teacher": {"teacher": True},
-}
+OPTIONS = {**{kind: {"optimizer": member()} for kind, member in MEMBERS.items()}, "ema": {"ema": Ema(decay=0.9)}}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
