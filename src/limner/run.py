@@ -122,6 +122,8 @@ def check(
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     resolved.check_words()
     resolved.check_training()
+    if resolved.init_from:
+        find_start(resolved.init_from)
     watch = watch or Watch()
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)

@@ -45,7 +45,7 @@ def take_steps(folder: RunDir, recipe: Recipe, family: Family, training: Trainin
             if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
                 with training.evaluating():
                     preview(folder, recipe, family, step.index)
-    if folder.writes:
+    if training.ranks.count == 1:
         keep_pace(recipe, seconds)
 
 
