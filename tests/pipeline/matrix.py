@@ -87,8 +87,8 @@ class Noted:
 
 def prepared(family: Family, pictures: Path, share: tuple[int, int] = (0, 1)) -> Prepared:
     """Return the examples of a folder with `subject` and `class` in it, two of each a batch, shuffled and mirrored."""
-    own = check_pictures(pictures / "subject", SPEC, resolution_px=64)
-    prior = check_class_pictures(pictures / "class", SPEC, Prior(enabled=True, weight=0.5), resolution_px=64)
+    own = check_pictures(pictures / "subject", SPEC, resolution_px=32)
+    prior = check_class_pictures(pictures / "class", SPEC, Prior(enabled=True, weight=0.5), resolution_px=32)
     return prepare(own, family, spec=SPEC, cache=default_cache(), batch=2, prior=prior, share=share)
 
 
