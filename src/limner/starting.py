@@ -100,7 +100,7 @@ def _scaled(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str,
         UserError: it is of another rank, or of other layers.
     """
     scaled = dict(state)
-    for layer in {name.rpartition(".")[0] for name in own}:
+    for layer in sorted({name.rpartition(".")[0] for name in own}):
         if f"{layer}.lora_A" not in state:
             continue  # the adapter says which of all its layers is missing
         rank, found = (s[f"{layer}.lora_A"].shape[0] for s in (own, state))
@@ -143,7 +143,7 @@ def _words(own: Mapping[str, Tensor], files: list[Path]) -> dict[str, Tensor]:
 def _require_same(theirs: Peft, own: Peft) -> None:
     """Refuse an adapter of another method, or with other settings of it, whose weights would mean something else."""
     then, now = ({"method": spec.method, **spec.config(()).to_dict()} for spec in (theirs, own))
-    for key in then.keys() | now.keys():
+    for key in sorted(then.keys() | now.keys(), key=lambda key: (key != "method", key)):
         if then.get(key) != now.get(key):
             raise UserError(
                 f"has {key}={then.get(key)}, and the recipe asks for {now.get(key)}.", "Use the settings it has."
