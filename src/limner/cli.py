@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from limner.errors import UserError
+from limner.ranks import first_to_say, started
 from limner.terminal import watch_for
 
 app = typer.Typer(
@@ -234,19 +235,29 @@ def main() -> None:
     """Run the command line; exit 0 done, 2 the user can mend it, 3 a guard stopped it, 130 the user did, 1 a bug."""
     code = 0
     try:
+        if started().count > 1 and sys.argv[1:2] != ["train"]:
+            raise UserError(
+                f"limner {' '.join(sys.argv[1:2])}: runs in one process.", "Only train is shared by several."
+            )
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # typer returns a Ctrl-C as an exit code
-            print(STOPPED, file=sys.stderr)
+            _tell(STOPPED)
     except UserError as error:
-        print(error, file=sys.stderr)
+        _tell(str(error))
         code = error.exit_code
     except typer.TyperException as error:  # words that typer cannot parse
         print(f"limner: {error} See: limner --help", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        _tell(STOPPED)
         code = INTERRUPTED
     sys.exit(code)
+
+
+def _tell(text: str) -> None:
+    """Print why all processes stop, in one of them."""
+    if first_to_say(text):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _paths_and_settings(words: list[str]) -> tuple[list[Path], dict[str, Any]]:
@@ -281,7 +292,9 @@ def _number(text: str, where: str, kind: Callable[[str], Any]) -> Any:
 
 
 def _done(as_json: bool, **made: Path) -> None:
-    """Print the paths of what was made: the last line is the one to open."""
+    """Print the paths of what was made: the last line is the one to open. One of several processes does it."""
+    if not started().is_first:
+        return
     if as_json:
         print(json.dumps({name: str(path) for name, path in made.items()}))
         return

@@ -14,7 +14,6 @@ from limner.families.recognise import recognise
 from limner.generate.draw import SETTINGS, check_resolution, draw, requests_for
 from limner.pictures.cache import default_cache
 from limner.prepare.check import Checked, check_class_pictures
-from limner.prepare.save import save_pictures
 from limner.recipe import Recipe
 from limner.result import attach_result, require_result, result_hash
 from limner.rundir import RunDir, read_json
@@ -102,9 +101,7 @@ def class_pictures(
             draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px, replace=True,
                  about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip
     instance = [Path(p) for p in read_json(folder.provenance)["pictures"]]
-    checked = check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px, instance=instance)
-    save_pictures(checked, recipe.pictures, folder.class_pictures)
-    return checked
+    return check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px, instance=instance)
 
 
 def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> None:

@@ -7,7 +7,8 @@ import os
 import platform
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,16 @@ def hardware() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "memory_gib": round(memory, 1), "gpu": gpu}  # fmt: skip
+
+
+def name_of(device: torch.device) -> str:
+    """Return what computes: the GPU's model, or "cpu" and the like."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def threads() -> int:
+    """Return how many threads one operation is shared by on the CPU."""
+    return torch.get_num_threads()
 
 
 def peak_memory_gib() -> float:
@@ -75,12 +86,31 @@ def place(device: str, precision: Precision) -> Place:
 
 
 def _device(name: str) -> torch.device:
+    number = int(os.environ.get("LOCAL_RANK", "0"))  # of the processes that torchrun starts, each has a GPU of its own
+    if name in ("auto", "cuda") and 0 < torch.cuda.device_count() <= number:
+        found = f"{torch.cuda.device_count()} of {os.environ.get('LOCAL_WORLD_SIZE')} processes"
+        raise UserError(f"device={name!r}: there are GPUs for {found}.", "Start fewer, or use device=cpu.")
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", number)
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={name!r}: is not a device.", "Use auto, cpu, cuda, cuda:1 or mps.")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={name!r}: torch finds no CUDA GPU.", "Use device=auto or device=cpu.")
-    return torch.device(name)
+    return torch.device("cuda", number) if name == "cuda" else torch.device(name)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Within this block take only kernels that give the same bits every time; on a CPU they all do."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU is first used
+    torch.use_deterministic_algorithms(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -61,14 +61,16 @@ class Denoising(Spec):
         schedule: Schedule,
         *,
         draws: Sequence[torch.Generator],
+        own: Sequence[int] | None = None,
         mask: Tensor | None = None,
         teacher: Predict | None = None,
         taught: Bool[Tensor, " batch"] | None = None,
     ) -> PerExample:
         """Return the loss of each row; rows are equal blocks, one per slot, each with a generator in `draws`.
 
-        Rows that are `taught` have as their target what `teacher` (the untouched base) predicts for all rows, instead
-        of what was added.
+        Draws are made for every row of `x_0`; with `own` only the losses of those rows are computed, and `predict`,
+        `mask`, `teacher` and `taught` are about them. Rows that are `taught` have as their target what `teacher` (the
+        untouched base) predicts for all rows, instead of what was added.
         """
         rows = x_0.shape[0] // len(draws)
         noise = torch.cat([torch.randn(rows, *x_0.shape[1:], generator=g) for g in draws])
@@ -77,6 +79,8 @@ class Denoising(Spec):
             offset = torch.cat([torch.randn(rows, x_0.shape[1], 1, 1, generator=g) for g in draws])
             noise = noise + self.noise_offset * offset
         noise, t = noise.to(x_0), t.to(x_0.device)
+        if own is not None:
+            x_0, noise, t = x_0[own], noise[own], t[own]
         x_t, target = schedule.add_noise(x_0, noise, t), schedule.target(x_0, noise, t)
         if teacher is not None and taught is not None:
             with torch.no_grad():

@@ -89,6 +89,10 @@ class Recipe(Spec):
     """Number format of the frozen base; what learns is always float32."""
     device: str = "auto"
     """Where to compute: "auto", "cuda", "cuda:1", "mps", "cpu"."""
+    deterministic: bool = False
+    """Take only kernels that give the same bits every time. On a CPU they all do; on a GPU training gets slower."""
+    init_from: str | None = None
+    """Begin with the weights of this run, or of this LoRA or embedding file, instead of new ones."""
     adapter: Adapter = LoRA()
     """Which parameters learn."""
     objective: Objective = Denoising()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from limner.planning import plan_run
 from limner.prepare.check import Checked, check_pictures
 from limner.prepare.held_out import with_held_out
 from limner.prepare.words import word_notes
-from limner.recipe import LENGTHS, Recipe, load_recipe, save_recipe
+from limner.ranks import Ranks, joined
+from limner.recipe import Recipe, load_recipe, save_recipe
 from limner.result import attach_file, attach_result, require_result
+from limner.resuming import check_recipe, computed
 from limner.rundir import RunDir, read_json, unused
+from limner.starting import find_start
 from limner.training_run import train_adapter
 from limner.watch import Watch
 
@@ -57,7 +60,6 @@ def train(
         Interrupted: Ctrl-C; the checkpoint and the adapter of that step are saved.
         Guarded: the loss was not finite again and again.
     """
-    watch = watch or Watch()
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     paths = _paths(pictures)
     resolved.check_words()
@@ -65,22 +67,48 @@ def train(
     if class_pictures and not resolved.prior.active:
         raise UserError(f"{class_pictures}: class pictures were given, and prior preservation is off.",
                         "Add prior.enabled=true (and a prior.weight above 0), or leave them out.")  # fmt: skip
-    machine.place(resolved.device, resolved.precision)  # refuses a device that is not there
-    folder = RunDir.create(Path(run) if run else None, name=f"{_recipe_name(recipe)}-{paths[0].resolve().name}")
-    try:
-        with watch.phase("check"), folder.timed("check"):
-            checked = _check(paths, resolved, watch)
-        save_recipe(resolved, folder.recipe)
-        folder.update_provenance(
-            command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
-            hardware=machine.hardware(), pictures=[str(p.resolve()) for p in paths],
-            class_pictures=str(Path(class_pictures).resolve()) if class_pictures else None,
-        )  # fmt: skip
-        return train_adapter(folder, resolved, checked, Path(class_pictures) if class_pictures else None, watch)
-    except UserError:
-        if not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
-            shutil.rmtree(folder.path)
-        raise
+    if resolved.init_from:
+        find_start(resolved.init_from)
+    with joined() as ranks, _computing(resolved, ranks, watch) as watch:
+        folder = _new_folder(run, f"{_recipe_name(recipe)}-{paths[0].resolve().name}", ranks)
+        try:
+            with ranks.first_then_others(), watch.phase("check"), folder.timed("check"):
+                checked = _check(paths, resolved, watch)
+            if folder.writes:
+                save_recipe(resolved, folder.recipe)
+            folder.update_provenance(
+                command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
+                hardware=machine.hardware(), computed=computed(resolved, ranks.count),
+                deterministic=resolved.deterministic, pictures=[str(p.resolve()) for p in paths],
+                class_pictures=str(Path(class_pictures).resolve()) if class_pictures else None,
+            )  # fmt: skip
+            ranks.wait()
+            given = Path(class_pictures) if class_pictures else None
+            return train_adapter(folder, resolved, checked, given, watch, ranks=ranks)
+        except UserError:
+            if folder.writes and not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
+                shutil.rmtree(folder.path)
+            raise
+
+
+def _new_folder(run: str | Path | None, name: str, ranks: Ranks) -> RunDir:
+    """Make the run's folder, which one of its processes does and tells the others."""
+    made = RunDir.create(Path(run) if run else None, name=name).path if ranks.is_first else ""
+    return RunDir(Path(ranks.told(str(made))), writes=ranks.is_first)
+
+
+@contextmanager
+def _computing(recipe: Recipe, ranks: Ranks, watch: Watch | None) -> Iterator[Watch]:
+    """Check that the machine can do what the recipe asks for, and compute so within this block; yield who is told."""
+    watch = watch if watch and ranks.is_first else Watch()
+    ranks.check(recipe.batch, recipe.accumulate, 2 if recipe.prior.active else 1)
+    at = machine.place(recipe.device, recipe.precision)  # refuses a device that is not there
+    if recipe.deterministic and at.device.type == "cuda":
+        watch.say("deterministic: attention uses the math kernel (slower)")
+    if ranks.count > 1:
+        watch.say(f"{ranks.count} processes share each batch of {recipe.batch}")
+    with machine.deterministic(at.device) if recipe.deterministic else nullcontext():
+        yield watch
 
 
 def check(
@@ -94,6 +122,8 @@ def check(
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     resolved.check_words()
     resolved.check_training()
+    if resolved.init_from:
+        find_start(resolved.init_from)
     watch = watch or Watch()
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)
@@ -104,20 +134,25 @@ def check(
 def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
     """Continue a run that was stopped, from its newest complete checkpoint; the result is that of an unbroken run.
 
-    Only the length, `checkpoint.*`, `preview.*` and `evaluation.*` may be changed by `settings`.
+    `settings` may change what `resuming.MAY_CHANGE` lists; accept_dataset_change=true goes on with other pictures.
     """
-    watch = watch or Watch()
+    settings = dict(settings or {})
+    accepted = settings.pop("accept_dataset_change", False)
+    if not isinstance(accepted, bool):
+        raise UserError(f"accept_dataset_change={accepted!r}: is not allowed.", "Use true, or leave it out.")
     folder = RunDir.open(Path(run))
-    for key in settings or {}:
-        if key not in LENGTHS and key.partition(".")[0] not in ("checkpoint", "preview", "evaluation"):
-            raise UserError(f"{key}: cannot change when a run is resumed.", "Leave it out, or start a new run.")
     recipe = load_recipe(folder.recipe, settings)
+    check_recipe(folder, recipe)
     known = read_json(folder.provenance)
-    with watch.phase("check"):
-        checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
-    save_recipe(recipe, folder.recipe)
     class_pictures = Path(known["class_pictures"]) if known["class_pictures"] else None
-    return train_adapter(folder, recipe, checked, class_pictures, watch)
+    with joined() as ranks, _computing(recipe, ranks, watch) as watch:
+        folder = RunDir(folder.path, writes=ranks.is_first)
+        with ranks.first_then_others(), watch.phase("check"):
+            checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
+        if folder.writes:
+            save_recipe(recipe, folder.recipe)
+        return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks,
+                             accept_dataset_change=accepted)  # fmt: skip
 
 
 def generate(

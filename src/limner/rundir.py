@@ -23,6 +23,8 @@ class RunDir:
     """Paths inside one run's folder; the only place where their names are written."""
 
     path: Path
+    writes: bool = True
+    """False in the other processes of a shared run: they read the folder and leave it as it is."""
 
     recipe = property(lambda self: self.path / "recipe.toml")
     provenance = property(lambda self: self.path / "provenance.json")
@@ -75,6 +77,8 @@ class RunDir:
 
     def append_log(self, event: str, **fields: Any) -> None:
         """Append one line to log.jsonl: `event` says which kind."""
+        if not self.writes:
+            return
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
 
@@ -104,6 +108,8 @@ class RunDir:
 
     def update_provenance(self, **fields: Any) -> None:
         """Merge `fields` into provenance.json."""
+        if not self.writes:
+            return
         known = read_json(self.provenance) if self.provenance.is_file() else {}
         write_json(self.provenance, {**known, **fields})
 

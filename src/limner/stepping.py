@@ -7,65 +7,63 @@ from typing import Any
 
 from limner.adapters.adapter import Attached
 from limner.drawing import preview
-from limner.errors import Interrupted, UserError
+from limner.errors import Interrupted
 from limner.families.family import Family
 from limner.interrupt import noted_signals
 from limner.planning import keep_pace
-from limner.prepare.memory import tell_changes
-from limner.prepare.prepared import Prepared
+from limner.prepare.plan import Plan
 from limner.recipe import Recipe
 from limner.result import results, write_result
-from limner.rundir import RunDir, read_json, write_json
-from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from limner.resuming import made_with
+from limner.rundir import RunDir
+from limner.train.checkpoint import complete_checkpoints, save_checkpoint
 from limner.train.loop import SlotStep, Training
 from limner.watch import Watch
 
 
-def continue_run(folder: RunDir, training: Training, prepared: Prepared) -> None:
-    """Load the newest complete checkpoint, if there is one, after checking that the pictures are the same."""
-    checkpoints = complete_checkpoints(folder.checkpoints)
-    if not checkpoints:
-        folder.update_provenance(data_fingerprint=prepared.fingerprint)
-        write_json(folder.data_files, prepared.files)
-        return
-    if read_json(folder.provenance).get("data_fingerprint") != prepared.fingerprint:
-        what = tell_changes(read_json(folder.data_files), prepared.files)
-        raise UserError(f"{folder.path}: the data changed since the checkpoint ({what}), so the run cannot go on "
-                        "exactly.", "Put it back, or start a new run.")  # fmt: skip
-    load_checkpoint(training, checkpoints[-1])
-    if training.index >= training.steps:
-        raise UserError(f"{folder.path}: is already finished: {training.index} of {training.steps} steps.",
-                        "Raise steps to continue: limner train --resume RUN steps=N")  # fmt: skip
+def take_steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, plan: Plan, watch: Watch) -> None:
+    """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand.
 
-
-def take_steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, watch: Watch) -> None:
-    """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand."""
+    Of several processes the first does all that; the others train, and stop where it stops.
+    """
     every = recipe.checkpoint.every_steps
     seconds: list[float] = []
     with noted_signals() as stopped:
         for step in training:
             one = step.slots[0]
             seconds.append(step.seconds)
-            folder.append_log("step", step=step.index, seconds=step.seconds, **_logged(one))
+            epoch = round(step.index * plan.epochs / plan.steps, 4)
+            folder.append_log("step", step=step.index, epoch=epoch, seconds=step.seconds, **_logged(one))
             watch.progress(step.index, training.steps, f"loss {one.loss:.3f}")
             last = step.index == training.steps
-            if stopped and not last:
+            if training.ranks.any(bool(stopped)) and not last:
                 _stop(folder, recipe, family, training)
+            if not folder.writes:
+                continue
             if last or (every and step.index % every == 0):
-                save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
+                _save(folder, recipe, training)
             if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
                 with training.evaluating():
                     preview(folder, recipe, family, step.index)
-    keep_pace(recipe, seconds)
+    if training.ranks.count == 1:
+        keep_pace(recipe, seconds)
+
+
+def _save(folder: RunDir, recipe: Recipe, training: Training) -> Path:
+    about = made_with(recipe, training)
+    return save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep, made_with=about)
 
 
 def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training) -> None:
     """Save the checkpoint and the adapter of this step and leave."""
-    path = save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep)
-    with training.evaluating():
-        save_adapter(folder, recipe, family, training.adapter)
+    if folder.writes:
+        _save(folder, recipe, training)
+        with training.evaluating():
+            save_adapter(folder, recipe, family, training.adapter)
+    training.ranks.wait()
     raise Interrupted(
-        f"Stopped at step {training.index} of {training.steps}: {path} and {results(folder)[0]} are saved.",
+        f"Stopped at step {training.index} of {training.steps}: {complete_checkpoints(folder.checkpoints)[-1]} and "
+        f"{results(folder)[0]} are saved.",
         f"Continue with: limner train --resume {folder.path}",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -80,3 +81,10 @@ class Batch:
     """Weight of each latent pixel in [0, 1]; None where every pixel counts."""
     captions: tuple[str, ...] = ()
     """What each row's conditioning was made of: for adapters that learn inside the text encoder."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where examples come from: a pure function of the number of the batch and the seed."""
+
+    def batch(self, step: int, *, seed: int) -> Batch: ...

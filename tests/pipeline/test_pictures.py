@@ -11,19 +11,9 @@ from limner import run
 from limner.errors import UserError
 from limner.families.source import ASSETS
 from limner.rundir import read_json
-from limner.watch import Watch
+from tests.pipeline.lines import Lines
 
 CRITTER = ASSETS / "demo" / "critter"
-
-
-class Lines(Watch):
-    """Keeps the lines that are said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def test_the_token_is_checked_before_any_weight_is_read(random_base: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: slots equal separate runs, the same seed gives the same weights, resumed equals unbroken."""
+"""The training loop: slots equal separate runs, the same seed gives the same weights, bad numbers are kept out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from limner.adapters.lora import LoRA
 from limner.errors import Guarded
 from limner.families.family import Family
 from limner.objectives import Denoising
-from limner.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from limner.train.checkpoint import complete_checkpoints, save_checkpoint
 from limner.train.loop import Slot, Training
 from limner.train.optimizer import AdamW
 from tests.pipeline.drawn import Drawn
@@ -64,30 +64,6 @@ def test_same_seed_same_weights_bit_for_bit(family: Family) -> None:
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
     other = finish(training(family, [Slot("x", Drawn(0), seed=7, steps=8, learning_rate=2e-4)], [4]))
     assert any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
-
-
-def test_resumed_equals_unbroken_bit_for_bit(family: Family, tmp_path: Path) -> None:
-    slots = [slot(0, 10), slot(1, 7)]
-    unbroken = training(family, slots, [4, 2])
-    log = [(s.index, s.slots) for s in unbroken]
-    expected, numbers = unbroken.state()
-    unbroken.adapter.detach()
-    seen = []
-    for stop in (4, 7, 10):
-        part = training(family, slots, [4, 2])
-        for checkpoint in complete_checkpoints(tmp_path)[-1:]:
-            load_checkpoint(part, checkpoint)
-        while part.index < stop:
-            step = part.step()
-            seen.append((step.index, step.slots))
-        save_checkpoint(part, tmp_path, keep=2)
-        tensors, at = part.state()
-        part.adapter.detach()
-    assert seen == log
-    assert at == numbers
-    assert tensors.keys() == expected.keys()
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
-    assert [p.name for p in complete_checkpoints(tmp_path)] == ["step-000007", "step-000010"]
 
 
 def test_incomplete_checkpoint_is_not_taken(family: Family, tmp_path: Path) -> None:

@@ -83,6 +83,10 @@ class Pictures(Spec):
     repeats: int = Field(default=1, ge=1)
     """How often each picture is seen in one epoch."""
 
+    workers: int = Field(default=2, ge=0, le=64)
+    """How many threads fetch the coming batches while one is trained on; 0 fetches each when it is needed. It changes
+    nothing but the time."""
+
     @field_validator("caption_ext")
     @classmethod
     def _ending(cls, value: str | None) -> str | None:

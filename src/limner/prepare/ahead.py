@@ -6,9 +6,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 from limner.pictures.decode import without_warnings
+from limner.types import Batch, Source
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,3 +33,34 @@ def work_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def fetched_ahead(source: Source, workers: int) -> Iterator[Source]:
+    """Within this block, have the coming batches of `source` fetched by threads; none of them outlives the block."""
+    if workers == 0:
+        yield source
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+    try:
+        yield _Ahead(source, pool, workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Ahead:
+    """A source that begins to fetch the next batches when one is asked for."""
+
+    def __init__(self, source: Source, pool: ThreadPoolExecutor, depth: int) -> None:
+        self._source, self._pool, self._depth = source, pool, depth
+        self._coming: dict[tuple[int, int], Future[Batch]] = {}
+
+    def batch(self, step: int, *, seed: int) -> Batch:
+        """Return a batch; what goes wrong in fetching it is raised here and not before."""
+        wanted = [(number, seed) for number in range(step, step + self._depth + 1)]
+        for key in self._coming.keys() - wanted:
+            self._coming.pop(key).cancel()
+        for key in wanted:
+            if key not in self._coming:
+                self._coming[key] = self._pool.submit(self._source.batch, key[0], seed=seed)
+        return self._coming.pop(wanted[0]).result()

@@ -92,6 +92,8 @@ class Checked:
     """Side of the training square that the shapes were chosen for."""
     held_out: Checked | None = None
     """Pictures of the subject that are kept from training, for likeness to be measured against."""
+    weight: float = 1.0
+    """Weight of each picture's loss."""
 
     @property
     def given(self) -> int:
@@ -247,7 +249,7 @@ def check_class_pictures(
             f"({len(named)} of {len(checked.examples)} do).",
             "Class pictures must not name the subject.",
         )
-    return checked
+    return replace(checked, weight=prior.weight)
 
 
 def _refuse_nesting(prior: Path, instance: Path) -> None:

@@ -80,17 +80,20 @@ def prepare(
     cache: Path,
     batch: int,
     prior: Checked | None = None,
-    prior_weight: float = 1.0,
+    share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> Prepared:
     """Encode what the cache does not hold yet and return the examples, ready to be drawn in batches.
+
+    With `share` (i, n) only every n-th picture and caption is encoded, beginning with number i: n processes that have
+    each done their share find everything in the cache.
 
     Pictures are encoded in batches of a size that depends on their shape alone, captions one at a time, so that an
     entry depends on its key alone and never on what happened to be rebuilt beside it. Class pictures are cropped to
     every shape that the subject's pictures have, so that each step finds class pictures of its own shape.
     """
     store = Cache(cache)
-    class_examples = () if prior is None else prior.examples
+    class_examples, prior_weight = ((), 1.0) if prior is None else (prior.examples, prior.weight)
     captions = [_captions_of(e, spec) for e in checked.examples]
     texts = {text for orders in captions for text in orders} | {e.caption for e in class_examples}
     texts |= {""} if spec.caption_dropout else set()
@@ -104,8 +107,9 @@ def prepare(
     jobs = [_Job(r.name, e, encoder.missing(r, tensors)) for e, r in zip(checked.examples, rows, strict=True)]
     for example, row in zip(class_examples, prior_rows, strict=True):
         jobs.append(_Job(f"prior/{row.name}", example, encoder.missing(row, tensors)))
-    missing_texts = sorted(text for text in texts if tensors.find(encoder.text_key(text)) is None)
-    _encode(encoder, [job for job in jobs if job.variants], missing_texts, tensors, progress)
+    own = slice(share[0], None, share[1])
+    missing_texts = [text for text in sorted(texts)[own] if tensors.find(encoder.text_key(text)) is None]
+    _encode(encoder, [job for job in jobs[own] if job.variants], missing_texts, tensors, progress)
     return Prepared(
         rows=rows,
         prior_rows=prior_rows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class Tensors:
         self._cache = cache
         self._kept: dict[str, Mapping[str, Tensor]] = {}
         self._room = memory_bytes
+        self._lock = threading.Lock()
 
     def find(self, key: str) -> Mapping[str, Tensor] | None:
         """Return an entry, or None when it must be made."""
@@ -53,9 +55,10 @@ class Tensors:
 
     def _keep(self, key: str, entry: Mapping[str, Tensor]) -> None:
         size = sum(tensor.nbytes for tensor in entry.values())
-        if key not in self._kept and size <= self._room:
-            self._room -= size
-            self._kept[key] = entry
+        with self._lock:
+            if key not in self._kept and size <= self._room:
+                self._room -= size
+                self._kept[key] = entry
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,10 +19,11 @@ from limner.train.loop import Training
 TENSORS, NUMBERS = "state.safetensors", "state.json"
 
 
-def save_checkpoint(training: Training, folder: Path, *, keep: int) -> Path:
+def save_checkpoint(training: Training, folder: Path, *, keep: int, made_with: Mapping[str, Any] | None = None) -> Path:
     """Write the training's state under `folder` and delete all but the newest `keep` checkpoints; return its path.
 
-    The folder appears under its name only when it is complete. Weights that are not finite are never written.
+    `made_with` is kept beside the state, for whoever goes on from it: see `read_made_with`. The folder appears under
+    its name only when it is complete. Weights that are not finite are never written.
     """
     tensors, numbers = training.state()
     broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
@@ -34,7 +37,8 @@ def save_checkpoint(training: Training, folder: Path, *, keep: int) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(tensors, str(partial / TENSORS))
-    write_json(partial / NUMBERS, {**numbers, "bytes": (partial / TENSORS).stat().st_size})
+    size = (partial / TENSORS).stat().st_size
+    write_json(partial / NUMBERS, {**numbers, "bytes": size, "made_with": dict(made_with or {})})
     _sync(partial / TENSORS)
     shutil.rmtree(path, ignore_errors=True)
     os.replace(partial, path)
@@ -48,6 +52,11 @@ def load_checkpoint(training: Training, path: Path) -> None:
     """Bring a freshly made training to the state of a checkpoint."""
     tensors: dict[str, Tensor] = load_file(str(path / TENSORS))
     training.restore(tensors, read_json(path / NUMBERS))
+
+
+def read_made_with(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says that it was made with."""
+    return read_json(path / NUMBERS)["made_with"]
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -17,15 +17,16 @@ from limner.adapters.adapter import Attached
 from limner.errors import Guarded, UserError
 from limner.families.family import Family
 from limner.objectives import Denoising
+from limner.ranks import Ranks
 from limner.seeds import generator
 from limner.train.average import Ema
 from limner.train.loss_scale import LossScale
 from limner.train.optimizer import Optimizer
-from limner.train.slots import Group, Slot, SlotStep, Source, Step
+from limner.train.slots import Group, Slot, SlotStep, Step
 from limner.train.update import Update
 from limner.types import Batch, Conditioning, Latents, PerExample, Timesteps
 
-__all__ = ["Slot", "SlotStep", "Source", "Step", "Training"]
+__all__ = ["Slot", "SlotStep", "Step", "Training"]
 
 MAX_SKIPPED = 5
 """So many steps in a row with a loss or gradient that is not finite stop the run."""
@@ -37,6 +38,7 @@ class Pass:
 
     batches: Sequence[Batch]
     losses: Float[Tensor, "slots rows"]
+    """Of the whole batch, however many processes share it."""
     per_slot: Float[Tensor, " slots"]
 
 
@@ -59,6 +61,7 @@ class Training:
             raise ValueError(f"{len(slots)} slots for an adapter of {adapter.slots}")
         self.family, self.adapter, self.slots = family, adapter, tuple(slots)
         self.objective, self.accumulate, self.teacher = objective, accumulate, teacher
+        self.ranks = Ranks()
         self.index = 0
         self.skipped_in_a_row = [0] * len(slots)
         self.parameters = [adapter.slot_parameters(i) for i in range(len(slots))]
@@ -75,6 +78,16 @@ class Training:
             Update(p, slot, optimizer=optimizer, ema=ema or Ema(), scale=LossScale.of(family.dtype))
             for p, slot in zip(self.parameters, slots, strict=True)
         ]
+
+    def share(self, ranks: Ranks) -> None:
+        """Compute this process's rows of every batch only; each of the processes must be made and called alike."""
+        if ranks.count > 1 and any(update.spec.fused_backward for update in self.updates):
+            raise UserError(
+                f"optimizer.fused_backward=true updates each weight before {ranks.count} processes can add up its "
+                "gradient.",
+                "Leave it out, or use one process.",
+            )
+        self.ranks = ranks
 
     @property
     def steps(self) -> int:
@@ -93,6 +106,7 @@ class Training:
         for i in training:
             self.updates[i].begin(self.index + 1)
         passes = [self._pass(part) for part in range(self.accumulate)]
+        self.ranks.add([p.grad for i in training for p in self.parameters[i].values() if p.grad is not None])
         self.index += 1
         done = [self._update(i, passes) for i in training]
         return Step(self.index, tuple(done), time.perf_counter() - started)
@@ -101,15 +115,16 @@ class Training:
         """Add the gradients of batch `part` of this step to those that are there."""
         number = self.index * self.accumulate + part
         batches = [slot.source.batch(number, seed=slot.seed) for slot in self.slots]
-        losses, per_slot = self._losses(batches, part)
+        losses, whole = self._losses(batches, part)
+        per_slot = self._per_slot(batches, whole)
         broken = [i for i, loss in enumerate(per_slot.tolist()) if not math.isfinite(loss)]
         if not broken:
-            self._backward(per_slot)
+            self._backward(self._per_slot(batches, losses))
         elif len(broken) < len(self.slots):
             # stacked layers multiply a neighbour's zero gradients with these rows: without them it trains undisturbed
             quiet = [_silenced(b) if i in broken else b for i, b in enumerate(batches)]
-            self._backward(self._losses(quiet, part)[1])
-        return Pass(batches, losses.detach(), per_slot.detach())
+            self._backward(self._per_slot(quiet, self._losses(quiet, part)[0]))
+        return Pass(batches, whole, per_slot)
 
     def _backward(self, per_slot: Float[Tensor, " slots"]) -> None:
         """Run back from the sum of the slots' losses: each slot's gradient is that of its own mean over the passes."""
@@ -117,19 +132,34 @@ class Training:
         with ExitStack() as stack:
             for update in self.updates:
                 stack.enter_context(update.backward())
-            (scale * per_slot).sum().backward()
+            total = (scale * per_slot).sum()
+            if total.requires_grad:  # a word learns nothing from rows whose captions do not have it
+                total.backward()
+
+    def _per_slot(self, batches: Sequence[Batch], losses: Float[Tensor, "slots rows"]) -> Float[Tensor, " slots"]:
+        """Return each slot's loss: the weighted sum of its rows' over the number of its instance rows."""
+        weight = torch.stack([b.weight for b in batches]).to(losses)
+        instances = torch.tensor([b.is_prior.count(False) for b in batches]).to(losses)
+        return (weight * losses).sum(1) / instances
 
     def _losses(
         self, batches: Sequence[Batch], part: int
-    ) -> tuple[Float[Tensor, "slots rows"], Float[Tensor, " slots"]]:
-        """Return the loss of every row, and each slot's: its weighted sum over the number of its instance rows."""
-        losses = self._row_losses(batches, part).view(len(self.slots), -1)
-        weight = torch.stack([b.weight for b in batches]).to(losses)
-        instances = torch.tensor([b.is_prior.count(False) for b in batches]).to(losses)
-        return losses, (weight * losses).sum(1) / instances
+    ) -> tuple[Float[Tensor, "slots rows"], Float[Tensor, "slots rows"]]:
+        """Return the loss of each row that is this process's, with zeros for the others', and the loss of every row."""
+        slots, rows = len(batches), len(batches[0].ids)
+        own = self.ranks.share(rows)
+        computed = own or range(1)  # without a row of its own it goes through the motions, so that gradients are there
+        losses = self._row_losses(batches, part, [i * rows + row for i in range(slots) for row in computed])
+        placed = losses.new_zeros(slots, rows)
+        placed[:, list(computed)] = losses.view(slots, -1)
+        if not own:
+            placed = 0 * placed
+        whole = placed.detach().clone()
+        self.ranks.add([whole])
+        return placed, whole
 
-    def _row_losses(self, batches: Sequence[Batch], part: int) -> PerExample:
-        """Draw latents afresh from the moments of every row of every slot, and ask the objective."""
+    def _row_losses(self, batches: Sequence[Batch], part: int, own: Sequence[int]) -> PerExample:
+        """Draw latents afresh from the moments of every row of every slot, and ask the objective about some rows."""
         device, dtype = self.family.device, self.family.dtype
         purpose = ("step", self.index) if self.accumulate == 1 else ("step", self.index, part)
         draws = [generator(slot.seed, *purpose) for slot in self.slots]
@@ -138,20 +168,21 @@ class Training:
             mean, std = batch.moments.float().unbind(1)
             latents.append(mean + std * torch.randn(mean.shape, generator=draw))
         x_0 = self.family.scale_latents(torch.cat(latents)).to(device)
-        untouched = Conditioning.cat([b.conditioning for b in batches]).to(device, dtype)
+        untouched = Conditioning.cat([b.conditioning for b in batches]).select(own).to(device, dtype)
         conditioning = untouched
         if self.adapter.learns_text:  # the cached embeddings are those of the untouched text encoder
             captions = [caption for b in batches for caption in b.captions]
-            told = self.family.encode_text(captions, learn=True)
+            told = self.family.encode_text([captions[row] for row in own], learn=True)
             conditioning = replace(untouched, hidden=told.hidden, pooled=told.pooled).to(device, dtype)
         masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
-        mask = None if all(b.mask is None for b in batches) else torch.cat(masks).to(device)
-        taught = torch.tensor([is_prior for b in batches for is_prior in b.is_prior], device=device)
+        mask = None if all(b.mask is None for b in batches) else torch.cat(masks)[own].to(device)
+        taught = torch.tensor([is_prior for b in batches for is_prior in b.is_prior], device=device)[own]
         return self.objective.losses(
             lambda x_t, t: self.family.predict(x_t.to(dtype), t, conditioning),
             x_0,
             self.family.schedule,
             draws=draws,
+            own=own,
             mask=mask,
             teacher=lambda x_t, t: self._taught(x_t, t, untouched, taught),
             taught=taught if self.teacher and bool(taught.any()) else None,

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
-from limner.types import Batch
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Where a slot's examples come from: a pure function of the number of the batch and the seed."""
-
-    def batch(self, step: int, *, seed: int) -> Batch: ...
+from limner.types import Source
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Cached moments and text: right when something changes, reused when nothing does."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -19,8 +21,8 @@ SPEC = Pictures(class_noun="dog")
 def test_rows_are_instance_first_then_as_many_class_rows(make_folder, small, tmp_path):
     own, others = make_folder(3, name="own"), make_folder(5, name="class", first=10)
     checked = check_pictures(own, SPEC, resolution_px=32)
-    prior = check_class_pictures(others, SPEC, Prior(enabled=True), resolution_px=32, instance=own)
-    prepared = prepare(checked, small, spec=SPEC, cache=tmp_path / "c", prior=prior, prior_weight=0.5, batch=2)
+    prior = check_class_pictures(others, SPEC, Prior(enabled=True, weight=0.5), resolution_px=32, instance=own)
+    prepared = prepare(checked, small, spec=SPEC, cache=tmp_path / "c", prior=prior, batch=2)
     batch = prepared.batch(0, seed=3)
     assert batch.is_prior == (False, False, True, True)
     assert batch.weight.tolist() == [1.0, 1.0, 0.5, 0.5]
@@ -155,8 +157,8 @@ def test_prior_weight_changes_the_fingerprint_and_a_picture_does(make_folder, sm
 
     def fingerprint(weight=1.0, batch=2) -> str:
         checked = check_pictures(own, SPEC, resolution_px=32)
-        settings = {"spec": SPEC, "cache": tmp_path / "c", "prior": prior, "prior_weight": weight, "batch": batch}
-        return prepare(checked, small, **settings).fingerprint
+        weighed = replace(prior, weight=weight)
+        return prepare(checked, small, spec=SPEC, cache=tmp_path / "c", prior=weighed, batch=batch).fingerprint
 
     first = fingerprint()
     assert fingerprint() == first
