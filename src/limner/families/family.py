@@ -103,7 +103,7 @@ class Family(ABC):
 
     @contextmanager
     def precise_vae(self) -> Iterator[None]:
-        """Within this block the VAE computes in float32: some overflow in float16. Its weights come back as they were."""
+        """Within this block the VAE computes in float32: some overflow in float16. Its weights come back unchanged."""
         held = self.vae.dtype
         self.vae.to(torch.float32)
         try:
