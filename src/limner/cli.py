@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from limner.errors import UserError
+from limner.interrupt import EXIT_CODE, leave_at_the_next, stoppable
 from limner.ranks import first_to_say, started
 from limner.terminal import watch_for
 
@@ -25,7 +26,6 @@ app = typer.Typer(
     "Settings are given as key=value after the verb; `limner explain` lists them all.",
 )
 
-INTERRUPTED = 130
 STOPPED = "Stopped. What is finished stays; a run goes on with: limner train --resume RUN"
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder to make.", metavar="DIR")]
@@ -239,8 +239,9 @@ def main() -> None:
             raise UserError(
                 f"limner {' '.join(sys.argv[1:2])}: runs in one process.", "Only train is shared by several."
             )
-        code = app(standalone_mode=False) or 0
-        if code == INTERRUPTED:  # typer returns a Ctrl-C as an exit code
+        with stoppable():
+            code = app(standalone_mode=False) or 0
+        if code == EXIT_CODE:  # typer returns a Ctrl-C as an exit code
             _tell(STOPPED)
     except UserError as error:
         _tell(str(error))
@@ -250,7 +251,9 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:
         _tell(STOPPED)
-        code = INTERRUPTED
+        code = EXIT_CODE
+    if code == EXIT_CODE:
+        leave_at_the_next()
     sys.exit(code)
 
 

@@ -11,6 +11,7 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import recognise
+from limner.files import replacing
 from limner.generate.draw import SETTINGS, check_resolution, draw, requests_for
 from limner.pictures.cache import default_cache
 from limner.prepare.check import Checked, check_class_pictures
@@ -84,8 +85,8 @@ def _copy(kept: Path, out: Path) -> None:
     """Bring pictures from the cache into the run folder, unless they are there."""
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) == read_json(kept / SETTINGS):
         return
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(kept, out)
+    with replacing(out) as new:
+        shutil.copytree(kept, new, ignore=shutil.ignore_patterns(".*"))
 
 
 def class_pictures(

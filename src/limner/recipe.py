@@ -49,6 +49,11 @@ class Checkpoint(Spec):
     """Steps between checkpoints; 0 keeps only the one at the end or at Ctrl-C."""
     keep: int = Field(default=2, ge=1)
     """How many of the newest checkpoints stay on disk."""
+    keep_best: bool = False
+    """At each checkpoint, measure the loss on the held-out pictures (`evaluation.pictures`), always with the same noise
+    at the same timesteps, and keep the checkpoint where it is lowest too. It changes nothing in the training."""
+    use: Literal["last", "best"] = "last"
+    """Which weights the result is made of: those of the last step, or those of the best checkpoint (`keep_best`)."""
 
 
 class Preview(Spec):
@@ -132,6 +137,16 @@ class Recipe(Spec):
             raise UserError(
                 f"ema.decay={self.ema.decay:g}: optimizer.kind={self.optimizer.kind!r} keeps an average of its own.",
                 "Leave ema.decay out.",
+            )
+        if self.checkpoint.use == "best" and not self.checkpoint.keep_best:
+            raise UserError("checkpoint.use=best: no best one is kept.", "Set checkpoint.keep_best=true as well.")
+        if self.checkpoint.keep_best and (self.evaluation.pictures is None or self.pictures.subjects):
+            found = (
+                "there are none" if self.evaluation.pictures is None else "pictures.subjects=true has several subjects"
+            )
+            raise UserError(
+                f"checkpoint.keep_best=true: is judged on held-out pictures of one subject, and {found}.",
+                "Set evaluation.pictures=FOLDER, with pictures that are not trained on, or leave keep_best out.",
             )
         if self.prior.teacher and not self.prior.active:
             raise UserError("prior.teacher=true: prior preservation is off.", "Set prior.enabled=true.")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from limner.drawing import draw_comparison, follow_objective, load_base
 from limner.errors import UserError
 from limner.families.load import native_resolution
 from limner.families.source import is_hub_name, locate
+from limner.files import remove, require_writable
 from limner.generate.draw import check_resolution, draw, requests_for
-from limner.pictures.cache import default_cache
+from limner.lock import locked
+from limner.pictures.cache import ROOM, default_cache
 from limner.pictures.folder import find_pictures
 from limner.planning import plan_run
 from limner.prepare.check import Checked, check_pictures
@@ -71,24 +72,36 @@ def train(
         find_start(resolved.init_from)
     with joined() as ranks, _computing(resolved, ranks, watch) as watch:
         folder = _new_folder(run, f"{_recipe_name(recipe)}-{paths[0].resolve().name}", ranks)
-        try:
-            with ranks.first_then_others(), watch.phase("check"), folder.timed("check"):
-                checked = _check(paths, resolved, watch)
-            if folder.writes:
-                save_recipe(resolved, folder.recipe)
-            folder.update_provenance(
-                command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
-                hardware=machine.hardware(), computed=computed(resolved, ranks.count),
-                deterministic=resolved.deterministic, pictures=[str(p.resolve()) for p in paths],
-                class_pictures=str(Path(class_pictures).resolve()) if class_pictures else None,
-            )  # fmt: skip
-            ranks.wait()
-            given = Path(class_pictures) if class_pictures else None
-            return train_adapter(folder, resolved, checked, given, watch, ranks=ranks)
-        except UserError:
-            if folder.writes and not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
-                shutil.rmtree(folder.path)
-            raise
+        with _alone(folder):
+            return _begin(folder, resolved, paths, Path(class_pictures) if class_pictures else None, watch, ranks)
+
+
+def _begin(
+    folder: RunDir, recipe: Recipe, paths: list[Path], class_pictures: Path | None, watch: Watch, ranks: Ranks
+) -> RunDir:
+    """Check, write down what the run is, and train; what fails before anything was learned leaves no folder."""
+    try:
+        with ranks.first_then_others(), watch.phase("check"), folder.timed("check"):
+            checked = _check(paths, recipe, watch)
+        folder.update_provenance(
+            command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
+            hardware=machine.hardware(), computed=computed(recipe, ranks.count), deterministic=recipe.deterministic,
+            pictures=[str(p.resolve()) for p in paths],
+            class_pictures=str(class_pictures.resolve()) if class_pictures else None,
+        )  # fmt: skip
+        if folder.writes:
+            save_recipe(recipe, folder.recipe)  # last: with it the folder is a run, which can be resumed
+        ranks.wait()
+        return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks)
+    except UserError:
+        if folder.writes and not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
+            remove(folder.path)
+        raise
+
+
+def _alone(folder: RunDir) -> AbstractContextManager[None]:
+    """Keep other runs out of the folder; the processes that share a run have one lock, that of the first."""
+    return locked(folder.path) if folder.writes else nullcontext()
 
 
 def _new_folder(run: str | Path | None, name: str, ranks: Ranks) -> RunDir:
@@ -142,17 +155,19 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
         raise UserError(f"accept_dataset_change={accepted!r}: is not allowed.", "Use true, or leave it out.")
     folder = RunDir.open(Path(run))
     recipe = load_recipe(folder.recipe, settings)
+    recipe.check_training()
     check_recipe(folder, recipe)
     known = read_json(folder.provenance)
     class_pictures = Path(known["class_pictures"]) if known["class_pictures"] else None
     with joined() as ranks, _computing(recipe, ranks, watch) as watch:
         folder = RunDir(folder.path, writes=ranks.is_first)
-        with ranks.first_then_others(), watch.phase("check"):
-            checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
-        if folder.writes:
-            save_recipe(recipe, folder.recipe)
-        return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks,
-                             accept_dataset_change=accepted)  # fmt: skip
+        with _alone(folder):
+            with ranks.first_then_others(), watch.phase("check"):
+                checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
+            if folder.writes:
+                save_recipe(recipe, folder.recipe)
+            return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks,
+                                 accept_dataset_change=accepted)  # fmt: skip
 
 
 def generate(
@@ -270,6 +285,7 @@ def demo(run: str | Path | None = None, *, settings: Settings | None = None, wat
 
 def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     """Check the pictures at the resolution of the base, before its weights are loaded."""
+    require_writable(default_cache(), ROOM)
     if not recipe.pictures.subjects:
         find_pictures(paths)  # says what is wrong with the folder before the base is looked for, perhaps on the hub
     resolution_px = recipe.resolution or native_resolution(recipe.base)

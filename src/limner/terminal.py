@@ -38,13 +38,21 @@ class Bars(Watch):
         self.name, self.started, self.note = "", 0.0, ""
 
     def begin(self, phase: str) -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )  # fmt: skip
 
         self.end()
         self.name, self.started, self.note = phase, time.monotonic(), ""
         self.bar = Progress(
             SpinnerColumn(), TextColumn("{task.description:<15}"), BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(), TextColumn("left"),
+            MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console, transient=True,
         )  # fmt: skip
         self.task = self.bar.add_task(phase, total=None, note="")

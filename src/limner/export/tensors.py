@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limner.errors import Guarded, UserError
-from limner.rundir import replacing
+from limner.files import replacing
 
 HEADER = "limner"
 """Key of our own JSON in a file's header."""
@@ -76,5 +75,3 @@ def _sort_header(path: Path) -> None:
         assert len(text) <= length, f"{path}: a sorted header of {len(text)} bytes in the place of {length}"
         file.seek(8)
         file.write(text.ljust(length))
-        file.flush()
-        os.fsync(file.fileno())

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from limner.errors import UserError
 from limner.families.family import Family
+from limner.files import sweep
 from limner.rundir import read_json, write_atomically, write_json
 from limner.seeds import seed_of
 from limner.spec import Spec
@@ -86,18 +87,20 @@ def draw(
     """
     settings = {**about, **sampling.model_dump(), "resolution_px": resolution_px,
                 "requests": [asdict(r) for r in requests]}  # fmt: skip
+    sweep(out)
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
         if not replace:
             raise UserError(f"{out}: holds pictures of other prompts or settings.", "Name another folder with --out.")
         _clear(out)
-    todo = [r for r in requests if not (out / r.file).is_file()]
+    # whole batches, the same whatever is there: another number of rows at a time rounds a picture otherwise
+    batches = [requests[start : start + sampling.batch] for start in range(0, len(requests), sampling.batch)]
+    todo = [chunk for chunk in batches if any(not (out / r.file).is_file() for r in chunk)]
     if (out / MANIFEST).is_file() and not todo:
         return out / MANIFEST
     write_json(out / SETTINGS, settings)
     pipe = family.pipeline(_scheduler(family, sampling.scheduler))
-    total, done = len(todo) * sampling.num_inference_steps, 0
-    for start in range(0, len(todo), sampling.batch):
-        chunk = todo[start : start + sampling.batch]
+    total, done = sum(map(len, todo)) * sampling.num_inference_steps, 0
+    for chunk in todo:
 
         def tick(
             _pipe: Any, step: int, _t: Any, kwargs: dict[str, Any], *, n: int = len(chunk), base: int = done

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,10 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from limner.errors import UserError
+from limner.errors import Unwritable
+from limner.files import require_writable, sweep
+from limner.rundir import write_atomically
 
 FORMAT = 2
 """Part of every key: raise it when the meaning of an entry changes."""
+ROOM = "Make room or name another folder in the environment variable LIMNER_CACHE."
 
 
 def default_cache() -> Path:
@@ -45,10 +47,8 @@ class Cache:
         self.root = root
         self.damaged: list[str] = []
         """Keys of entries that were found damaged and removed."""
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(root, error) from error
+        require_writable(root, ROOM)
+        sweep(root)
 
     def path(self, key: str) -> Path:
         """Return where an entry lies."""
@@ -77,20 +77,10 @@ class Cache:
     def store(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Write an entry; when two runs write the same one, either copy stays."""
         body = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        path = self.path(key)
-        temporary = ""
         try:
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(body)
-                file.write(zlib.crc32(body).to_bytes(4, "little"))
-            os.replace(temporary, path)
-        except OSError as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
-            raise _unwritable(self.root, error) from error
+            write_atomically(self.path(key), body + zlib.crc32(body).to_bytes(4, "little"))
+        except Unwritable as error:
+            raise Unwritable(f"{self.root}: the cache is not taken by the disk. {error.message}", ROOM) from error
 
 
 @dataclass(frozen=True)
@@ -142,10 +132,3 @@ def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
             continue
         if S_ISREG(status.st_mode):
             yield status.st_mtime, status.st_size, path
-
-
-def _unwritable(root: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{root}: the cache cannot be written ({error.strerror or error}).",
-        "Make room or name another folder in the environment variable LIMNER_CACHE.",
-    )

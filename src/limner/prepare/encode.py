@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from limner.errors import UserError
 from limner.families.family import Family
-from limner.pictures.cache import Cache, key_of
+from limner.files import Need, require_room
+from limner.pictures.cache import ROOM, Cache, key_of
 from limner.pictures.captions import tags_shuffled
 from limner.pictures.decode import reduction
 from limner.pictures.fit import Fit, Size, fit_to
@@ -109,6 +111,8 @@ def prepare(
         jobs.append(_Job(f"prior/{row.name}", example, encoder.missing(row, tensors)))
     own = slice(share[0], None, share[1])
     missing_texts = [text for text in sorted(texts)[own] if tensors.find(encoder.text_key(text)) is None]
+    size = encoder.bytes_of([variant for job in jobs[own] for variant in job.variants], len(missing_texts))
+    require_room([Need(cache, size, "moments and captions")], str(cache), ROOM)
     _encode(encoder, [job for job in jobs[own] if job.variants], missing_texts, tensors, progress)
     return Prepared(
         rows=rows,
@@ -218,6 +222,13 @@ class _Encoder:
             for number, key in enumerate(keys)
             if tensors.find(key) is None
         ]
+
+    def bytes_of(self, variants: Sequence[_Variant], texts: int) -> int:
+        """Return what entries take on the disk: mean and deviation of every latent, and captions, in float32."""
+        vae, cell = self.family.vae.config, self.family.pixels_per_latent
+        latents = sum(math.prod(side // cell for side in variant.fit.size) for variant in variants)
+        width = sum(encoder.config.hidden_size for encoder in self.family.text_encoders)
+        return 4 * (2 * vae.latent_channels * latents + texts * self.windows * (self.family.max_tokens + 2) * width)
 
     def _moments_key(self, example: Example, fit: Fit, flip: bool) -> str:
         transform = [list(fit.resized), fit.left, fit.top, list(fit.size), flip]

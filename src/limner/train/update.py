@@ -151,6 +151,22 @@ class Update:
         settings = [{key: value for key, value in part.settings.items() if key != "params"} for part in self.parts]
         return tensors, {"settings": settings, "scalars": scalars, "scale": [self.scale.factor, self.scale.good_steps]}
 
+    def state_bytes(self) -> int:
+        """Return how large the tensors of `state` are once every optimizer has begun.
+
+        What an optimizer keeps is counted on a copy of its largest parameter, where it has not begun yet.
+        """
+        total = sum(tensor.nbytes for tensor in self.state()[0].values())
+        for part in self.parts:
+            if not part.optimizer.state:
+                copy = max(part.parameters.values(), key=Tensor.numel).detach().clone().requires_grad_()
+                copy.grad = torch.ones_like(copy)
+                trial = self.spec.build([copy], part.rate)
+                trial.step()
+                kept = sum(value.nbytes for value in trial.state[copy].values() if isinstance(value, Tensor))
+                total += kept * sum(p.nbytes for p in part.parameters.values()) // copy.nbytes
+        return total
+
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Set the state that `state` returned."""
         self._set({name: tensors[f"weight|{name}"] for name in self.parameters})

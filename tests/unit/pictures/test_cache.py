@@ -139,7 +139,7 @@ def test_prune_removes_what_was_not_used_for_longest(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="the cache cannot be written .* LIMNER_CACHE"):
+    with pytest.raises(UserError, match="cannot be written .* LIMNER_CACHE"):
         Cache(tmp_path / "file")
 
 
