@@ -48,7 +48,7 @@ def save_checkpoint(
         save_file(tensors, str(new / TENSORS))
         numbers |= {"made_with": dict(made_with or {}), "validation_loss": validation_loss}
         with (new / TENSORS).open("rb") as file:
-            sums = {TENSORS: hashlib.file_digest(file, "sha256").hexdigest(), NUMBERS: _sum_of(numbers)}
+            sums = {TENSORS: hashlib.file_digest(file, "sha256").hexdigest(), NUMBERS: sum_of(numbers)}
         (new / NUMBERS).write_text(json.dumps({**numbers, "sha256": sums}, indent=1), encoding="utf-8")
     _rotate(folder, training.index, keep, keep_best)
     return path
@@ -135,7 +135,7 @@ def _damage_of(path: Path) -> str:
     sums = (numbers := _numbers(path)).pop("sha256", {})
     if not (path / TENSORS).is_file():
         return f"{TENSORS} is missing"
-    if sums.get(NUMBERS) != _sum_of(numbers):
+    if sums.get(NUMBERS) != sum_of(numbers):
         return f"{NUMBERS} is not what was written"
     with (path / TENSORS).open("rb") as file:
         whole = hashlib.file_digest(file, "sha256").hexdigest() == sums[TENSORS]
@@ -147,5 +147,6 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def _sum_of(numbers: Mapping[str, Any]) -> str:
+def sum_of(numbers: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what state.json holds beside its checksums."""
     return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
