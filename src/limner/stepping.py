@@ -19,8 +19,8 @@ from limner.prepare.prepared import Prepared
 from limner.recipe import Recipe
 from limner.result import results, write_result
 from limner.resuming import made_with
-from limner.rundir import RunDir
-from limner.train.checkpoint import best_checkpoint, load_checkpoint, save_checkpoint
+from limner.rundir import RunDir, read_json
+from limner.train.checkpoint import best_checkpoint, checkpoint_of, load_checkpoint, save_checkpoint
 from limner.train.loop import SlotStep, Training
 from limner.train.validation import validation_loss
 from limner.watch import Watch
@@ -107,15 +107,16 @@ def _keep(folder: RunDir, recipe: Recipe, training: Training, loss: float | None
 
 def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training, spared: Spared) -> None:
     """Save the checkpoint and the adapter of this step, as far as the disk takes them, and leave."""
-    saved: list[Path] = []
     if folder.writes:
         with spared("checkpoint"):
-            saved.append(_keep(folder, recipe, training))
+            _keep(folder, recipe, training)
         with spared("result"), training.evaluating():
             save_adapter(folder, recipe, family, training)
-            saved.append(results(folder)[0])
     training.ranks.wait()
-    said = f"{' and '.join(map(str, saved)) or 'nothing'} {'are' if len(saved) > 1 else 'is'} saved."
+    is_of_this_step = read_json(folder.provenance).get("chosen", {}).get("step") == training.index
+    files = (checkpoint_of(folder.checkpoints, training.index), *(results(folder)[:1] if is_of_this_step else ()))
+    saved = [str(path) for path in files if path.exists()]
+    said = f"{' and '.join(saved) or 'nothing'} {'are' if len(saved) > 1 else 'is'} saved."
     raise Interrupted(
         f"Stopped at step {training.index} of {training.steps}: {said}",
         f"Continue with: limner train --resume {folder.path}",

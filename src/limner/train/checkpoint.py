@@ -42,7 +42,7 @@ def save_checkpoint(
             f"step {training.index}: {broken[0]} is not finite, and such a checkpoint is never written.",
             "Go on from the checkpoint before, with a lower learning rate.",
         )
-    path = folder / f"step-{training.index:06d}"
+    path = checkpoint_of(folder, training.index)
     with replacing(path) as new:
         new.mkdir()
         save_file(tensors, str(new / TENSORS))
@@ -52,6 +52,11 @@ def save_checkpoint(
         (new / NUMBERS).write_text(json.dumps({**numbers, "sha256": sums}, indent=1), encoding="utf-8")
     _rotate(folder, training.index, keep, keep_best)
     return path
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies, or would."""
+    return folder / f"step-{step:06d}"
 
 
 def load_checkpoint(training: Training, path: Path) -> None:
