@@ -83,6 +83,21 @@ def check(
 
 
 @app.command()
+def plan(
+    pictures: Annotated[list[str], typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")],
+    recipe: RecipeOption = "lora",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run will need, before it: memory and time of each phase, disk; no GPU and no weights are needed."""
+    from limner import run as runs
+
+    paths, settings = _paths_and_settings(pictures)
+    with watch_for(as_json) as watch:
+        told = runs.plan(paths, recipe=recipe, settings=settings, watch=watch)
+    print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
+
+
+@app.command()
 def train(
     pictures: Annotated[
         list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")

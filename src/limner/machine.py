@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 
 from limner.errors import UserError
@@ -63,6 +64,35 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Return how much memory a run could use on a device, None where the device is not here.
+
+    On the CPU that is what the system has available, within a container's limit, and what this process has already.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else None
+    own, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        limits = Path("/sys/fs/cgroup")
+        used = int((limits / "memory.current").read_text())
+        free = min(free, int((limits / "memory.max").read_text()) - used)
+    return own + free
+
+
+def swapped_bytes() -> int:
+    """Return how much of this process the system has moved to its swap, where it says so (Linux)."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSwap")), 0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: a GPU's, or the system's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a run computes, and in which dtype its base is held."""
@@ -71,21 +101,23 @@ class Place:
     dtype: torch.dtype
 
 
-def place(device: str, precision: Precision) -> Place:
+def place(device: str, precision: Precision, *, must_be_here: bool = True) -> Place:
     """Return the device and dtype for two settings, each of which may be "auto".
 
-    "auto" takes a GPU where there is one, and bfloat16 on a GPU that computes in it, else float32.
+    "auto" takes a GPU where there is one, and bfloat16 on a GPU that computes in it, else float32. One that is not
+    here, and need not be, is taken for a GPU of today.
     """
-    chosen = _device(device)
+    chosen = _device(device, must_be_here)
     if precision == "float16" and chosen.type == "cpu":
         raise UserError("precision='float16': the CPU has no fast float16.", "Use float32 or bfloat16.")
     if precision == "auto":
-        bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        here = torch.cuda.is_available()
+        bf16 = chosen.type == "cuda" and (not here or torch.cuda.is_bf16_supported(including_emulation=False))
         return Place(chosen, torch.bfloat16 if bf16 else torch.float32)
     return Place(chosen, getattr(torch, precision))
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, must_be_here: bool) -> torch.device:
     number = int(os.environ.get("LOCAL_RANK", "0"))  # of the processes that torchrun starts, each has a GPU of its own
     if name in ("auto", "cuda") and 0 < torch.cuda.device_count() <= number:
         found = f"{torch.cuda.device_count()} of {os.environ.get('LOCAL_WORLD_SIZE')} processes"
@@ -96,7 +128,7 @@ def _device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={name!r}: is not a device.", "Use auto, cpu, cuda, cuda:1 or mps.")
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if name.startswith("cuda") and must_be_here and not torch.cuda.is_available():
         raise UserError(f"device={name!r}: torch finds no CUDA GPU.", "Use device=auto or device=cpu.")
     return torch.device("cuda", number) if name == "cuda" else torch.device(name)
 

@@ -84,6 +84,9 @@ class Recipe(Spec):
     """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
     gradient_checkpointing: bool = False
     """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
+    fit: bool | str = False
+    """Make the run fit: true for the memory that is free on the device, or an amount such as "8GB". What it takes is
+    said and written into the run's recipe; see `limner plan`. "off" runs without asking whether it fits."""
     resolution: int = Field(default=0, ge=0)
     """Side of the training pictures in pixels; 0 takes the base's own."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -176,6 +179,15 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
     where, tree = ("settings", {}) if source is None else _read(source)
     _build(where, tree)
     settings = settings or {}
+    return _laid_over(tree, settings, "settings" if settings else where)
+
+
+def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with `settings` laid over it."""
+    return _laid_over(recipe.model_dump(mode="json", exclude_none=True), settings, "settings")
+
+
+def _laid_over(tree: dict[str, Any], settings: Mapping[str, Any], where: str) -> Recipe:
     if LENGTHS & settings.keys():  # another length than the recipe's takes its place
         tree = {key: value for key, value in tree.items() if key not in LENGTHS}
     for section, members in UNIONS.items():  # of another member than the recipe's, only what both have is kept
@@ -184,7 +196,7 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
             tree[section] = {key: value for key, value in tree[section].items() if key in member.model_fields}
     for key, value in settings.items():
         _set(tree, key, value)
-    return _build("settings" if settings else where, tree)
+    return _build(where, tree)
 
 
 def shipped_recipes() -> list[str]:

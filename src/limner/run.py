@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from limner.errors import UserError
 from limner.families.load import native_resolution
 from limner.families.source import is_hub_name, locate
 from limner.files import remove, require_writable
+from limner.fitting import Fitted, budget_of, fit, make_fit, telling_memory, too_large
+from limner.forecast import GIB, forecast
 from limner.generate.draw import check_resolution, draw, requests_for
 from limner.lock import locked
 from limner.pictures.cache import ROOM, default_cache
 from limner.pictures.folder import find_pictures
-from limner.planning import plan_run
+from limner.planning import Told, plan_run, rows, table
 from limner.prepare.check import Checked, check_pictures
 from limner.prepare.held_out import with_held_out
 from limner.prepare.words import word_notes
@@ -83,8 +86,10 @@ def _begin(
     try:
         with ranks.first_then_others(), watch.phase("check"), folder.timed("check"):
             checked = _check(paths, recipe, watch)
+        recipe, fitted = make_fit(recipe, checked, watch, ranks)
         folder.update_provenance(
-            command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
+            fit=fitted, command=sys.argv, versions=machine.versions(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
             hardware=machine.hardware(), computed=computed(recipe, ranks.count), deterministic=recipe.deterministic,
             pictures=[str(p.resolve()) for p in paths],
             class_pictures=str(class_pictures.resolve()) if class_pictures else None,
@@ -92,7 +97,8 @@ def _begin(
         if folder.writes:
             save_recipe(recipe, folder.recipe)  # last: with it the folder is a run, which can be resumed
         ranks.wait()
-        return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks)
+        with telling_memory(recipe, checked):
+            return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks)
     except UserError:
         if folder.writes and not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
             remove(folder.path)
@@ -144,6 +150,43 @@ def check(
     return checked
 
 
+def plan(
+    pictures: Paths,
+    *,
+    recipe: str | Path | Recipe = "lora",
+    settings: Settings | None = None,
+    watch: Watch | None = None,
+) -> Told:
+    """Return what a run will need, phase by phase, before anything is loaded: memory, time, disk.
+
+    The device need not be here: `device=cuda fit=8GB` plans for a card of 8 GiB. With `fit` its measures are taken and
+    said; without it they are proposed where the run would not fit.
+    """
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
+    resolved.check_words()
+    resolved.check_training()
+    watch = watch or Watch()
+    with watch.phase("check"):
+        checked = _check(_paths(pictures), resolved, watch)
+    length = plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
+    at = machine.place(resolved.device, resolved.precision, must_be_here=False)
+    budget = budget_of(resolved, at)
+    with watch.phase("plan"):
+        planned = forecast(resolved, checked, length.steps, at)
+        found = Fitted(planned) if budget is None else fit(planned, checked, length.steps, budget)
+    shown = found.forecast if resolved.fit else planned
+    told = rows(shown, length.steps)
+    lines = list(table(shown, told))
+    fits = None if budget is None else shown.peak_bytes <= budget
+    if budget is not None and planned.peak_bytes > budget:
+        lines.append(f"fit: {found.line}" if fits else str(too_large(planned, found, budget)))
+    return Told(tuple(lines), {
+        "steps": length.steps, "exposures": length.exposures, "device": str(at.device), "fits": fits,
+        "memory_gib": shown.peak_bytes / GIB, "free_gib": None if budget is None else budget / GIB,
+        "disk_gib": shown.disk_bytes / GIB, "fit": found.chosen, "phases": [asdict(row) for row in told],
+    })  # fmt: skip
+
+
 def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
     """Continue a run that was stopped, from its newest complete checkpoint; the result is that of an unbroken run.
 
@@ -166,8 +209,9 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
                 checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
             if folder.writes:
                 save_recipe(recipe, folder.recipe)
-            return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks,
-                                 accept_dataset_change=accepted)  # fmt: skip
+            with telling_memory(recipe, checked):
+                return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks,
+                                     accept_dataset_change=accepted)  # fmt: skip
 
 
 def generate(

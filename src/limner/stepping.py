@@ -22,6 +22,7 @@ from limner.resuming import made_with
 from limner.rundir import RunDir, read_json
 from limner.train.checkpoint import best_checkpoint, checkpoint_of, load_checkpoint, save_checkpoint
 from limner.train.loop import SlotStep, Training
+from limner.train.spill import Spilling, spilled_bytes
 from limner.train.validation import validation_loss
 from limner.watch import Watch
 
@@ -62,6 +63,7 @@ def take_steps(
     every = recipe.checkpoint.every_steps
     seconds: list[float] = []
     spared = Spared(watch)
+    spilling = Spilling()
     with noted_signals() as stopped:
         for step in training:
             one = step.slots[0]
@@ -71,6 +73,8 @@ def take_steps(
                 folder.append_log("step", step=step.index, epoch=epoch, seconds=step.seconds, **_logged(one))
                 folder.require_log()
             watch.progress(step.index, training.steps, f"loss {one.loss:.3f}")
+            if line := spilling.note(step.seconds, spilled_bytes(family.device)):
+                watch.say(line)
             last = step.index == training.steps
             if training.ranks.any(bool(stopped)) and not last:
                 _stop(folder, recipe, family, training, spared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from limner.adapters.adapter import Attached, SlotSettings
 from limner.drawing import class_pictures as class_pictures_for
-from limner.drawing import follow_objective, load_base
+from limner.drawing import follow_objective, load_base, preview
 from limner.errors import Unwritable
 from limner.families.family import Family
 from limner.families.load import fingerprint
@@ -23,9 +24,9 @@ from limner.prepare.encode import prepare
 from limner.prepare.plan import Plan
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
-from limner.prepare.subjects import spec_of
+from limner.prepare.words import words_of
 from limner.ranks import Ranks
-from limner.recipe import Recipe
+from limner.recipe import Recipe, changed
 from limner.result import try_result
 from limner.resuming import continue_run
 from limner.rundir import RunDir
@@ -33,6 +34,7 @@ from limner.starting import start_from
 from limner.stepping import choose_checkpoint, save_adapter, take_steps
 from limner.train.checkpoint import complete_checkpoints
 from limner.train.loop import Slot, Training
+from limner.train.probe import probe
 from limner.watch import Watch
 
 AS_THEY_ARE = {"flip": False, "caption_dropout": 0.0, "templates": (), "shuffle_tags": 0, "masks": False}
@@ -70,6 +72,9 @@ def train_adapter(
                 _require_room(folder, recipe, training, result_bytes)
         if not is_done:
             held_out = _held_out(folder, recipe, family, checked)
+            if training.index == 0:
+                with watch.phase("probe"), folder.timed("probe"):
+                    _probe(folder, recipe, family, training, prepared)
             with watch.phase("train"), folder.timed("train"):
                 take_steps(folder, recipe, family, training, plan, watch, held_out=held_out)
     if folder.writes:
@@ -120,7 +125,7 @@ def _held_out(folder: RunDir, recipe: Recipe, family: Family, checked: Checked) 
 
 def _training(folder: RunDir, recipe: Recipe, family: Family, checked: Checked, slot: Slot) -> Training:
     """Attach the adapter, with the weights that it is to begin with, and make ready to train it."""
-    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed, words=_words(recipe, checked))])
+    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed, words=words_of(checked, recipe.pictures))])
     if recipe.init_from and not complete_checkpoints(folder.checkpoints):
         folder.update_provenance(init_from=start_from(recipe, adapter))
     if recipe.gradient_checkpointing:
@@ -165,6 +170,21 @@ def _save_result(folder: RunDir, recipe: Recipe, family: Family, training: Train
         raise Unwritable(error.message, again) from error
 
 
+def _probe(folder: RunDir, recipe: Recipe, family: Family, training: Training, prepared: Prepared) -> None:
+    """Take the largest step, and a preview where there are to be any, before it counts: memory runs out now or never.
+
+    Nothing of it stays.
+    """
+    largest = prepared.largest_batch(training.steps * training.accumulate, seed=recipe.seed)
+    probe(training, folder.path / f".probe-{training.ranks.index}", largest // training.accumulate)
+    if recipe.preview.every_steps and folder.writes:
+        trial = RunDir(folder.path / ".probe")
+        try:
+            preview(trial, changed(recipe, {"generation.num_inference_steps": 1}), family, 0)
+        finally:
+            shutil.rmtree(trial.path, ignore_errors=True)
+
+
 def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:
     """Say how far each group has come."""
     changes = adapter.changes()
@@ -178,11 +198,3 @@ def _check_frozen(family: Family) -> None:
     for part, module in (("unet", family.unet), ("vae", family.vae), ("text", family.text_encoders[0])):
         if fingerprint(module) != family.identity[part]:
             raise RuntimeError(f"the base's {part} has changed although it was frozen")
-
-
-def _words(recipe: Recipe, checked: Checked) -> dict[str, str]:
-    """Return the subjects' tokens, each with the noun that describes it."""
-    if not recipe.pictures.subjects:
-        return {recipe.pictures.token: recipe.pictures.class_noun or "thing"}
-    own = [spec_of(subject, recipe.pictures) for subject in dict.fromkeys(e.picture.subject for e in checked.examples)]
-    return {spec.token: spec.class_noun or "thing" for spec in own}

@@ -83,7 +83,8 @@ class Family(ABC):
     def casting(self, module: nn.Module) -> torch.autocast:
         """Compute in the base's number format where a module's weights are held in another, because they learn."""
         mixed = next(module.parameters()).dtype != self.dtype
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
+        device = "cpu" if self.device.type == "meta" else self.device.type  # autocast knows no "meta"
+        return torch.autocast(device, dtype=self.dtype, enabled=mixed)
 
     @abstractmethod
     def encode_pixels(self, pixels: Pixels) -> Moments:

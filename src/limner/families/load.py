@@ -18,7 +18,7 @@ from limner.families.recognise import Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
 from limner.families.single_file import read_part
 from limner.families.source import files_of, missing_files
-from limner.families.tokenizer import read_tokenizer
+from limner.families.tokenizer import load_tokenizer, read_tokenizer
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
 
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
@@ -50,10 +50,26 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
         "vae": fingerprint(components["vae"]),
         "text": fingerprint(components["text_encoder"]),
     }
-    family = SD15(name, components, identity)
-    if base.zero_terminal_snr:
-        family.set_schedule(zero_terminal_snr=True)
-    return family
+    return _family(base, components, identity)
+
+
+def sketch(name: str, *, dtype: torch.dtype) -> Family:
+    """Return the base called `name` on torch's device "meta": modules and shapes, and no memory for weights.
+
+    Of its files only configurations and the tokenizer are read. Its identity is empty.
+    """
+    base = recognise(name)
+    refuse_unsupported(base)
+    _silence()
+    components = _modules(base)
+    for part in ("vae", "text_encoder", "unet"):
+        module = components[part]
+        shapes = {key: tensor.shape for key, tensor in module.state_dict().items()}
+        state = {key: torch.empty(shape, dtype=dtype, device="meta") for key, shape in shapes.items()}
+        module.load_state_dict(state, assign=True)
+        module.to("meta")
+    components |= {"tokenizer": _require_tokenizer(load_tokenizer(name), name), "scheduler": _scheduler(base)}
+    return _family(base, components, {"unet": "", "vae": "", "text": ""})
 
 
 def native_resolution(name: str) -> int:
@@ -77,6 +93,13 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _family(base: Recognised, components: dict[str, Any], identity: dict[str, str]) -> Family:
+    family = SD15(base.name, components, identity)
+    if base.zero_terminal_snr:
+        family.set_schedule(zero_terminal_snr=True)
+    return family
 
 
 def _silence() -> None:
@@ -144,10 +167,13 @@ def _with_weights(base: Recognised) -> Recognised:
 
 
 def _tokenizer(base: Recognised) -> Any:
-    folder = base.configurations / "tokenizer"
-    tokenizer = read_tokenizer(str(folder), local_files_only=True)
+    folder = str(base.configurations / "tokenizer")
+    return _require_tokenizer(read_tokenizer(folder, local_files_only=True), folder)
+
+
+def _require_tokenizer(tokenizer: Any | None, where: str) -> Any:
     if tokenizer is None:
-        raise UserError(f"{folder}: holds no tokenizer.", "It needs vocab.json and merges.txt, or tokenizer.json.")
+        raise UserError(f"{where}: holds no tokenizer.", "It needs vocab.json and merges.txt, or tokenizer.json.")
     return tokenizer
 
 

@@ -74,9 +74,15 @@ class Training:
                 f"{adapter.trainable_parameters():,} weights of its own, whose gradients are small.",
                 "Leave it out, or set adapter.kind=full.",
             )
+        self._optimizer, self._ema = optimizer, ema or Ema()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with fresh optimizers and averages, and without gradients; the weights stay as they are."""
+        self.adapter.zero_grad()
         self.updates = [
-            Update(p, slot, optimizer=optimizer, ema=ema or Ema(), scale=LossScale.of(family.dtype))
-            for p, slot in zip(self.parameters, slots, strict=True)
+            Update(p, slot, optimizer=self._optimizer, ema=self._ema, scale=LossScale.of(self.family.dtype))
+            for p, slot in zip(self.parameters, self.slots, strict=True)
         ]
 
     def share(self, ranks: Ranks) -> None:
