@@ -30,7 +30,7 @@ class Rates:
     kernel_s: float
     """Seconds that it takes to start a kernel."""
 
-    def seconds(self, flops: float, moved_bytes: float, kernels: float) -> float:
+    def seconds(self, flops: int, moved_bytes: int, kernels: int) -> float:
         """Return about how long so much work takes."""
         return flops / self.flops + moved_bytes / self.bytes + kernels * self.kernel_s
 
