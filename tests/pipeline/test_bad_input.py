@@ -141,9 +141,9 @@ FILES = {
 RUNS = {
     "run folder in use": Row("train {pictures} --recipe demo --run {bad}/full", "full: is not empty.* Name another folder with --run"),
     "run folder is a file": Row("train {pictures} --recipe demo --run {bad}/full/something.txt", "something.txt: is a file, and a run is a folder. Name another with --run"),
-    "run folder under a file": Row("train {pictures} --recipe demo --run {bad}/full/something.txt/run", "cannot be made .Not a directory.. Name another"),
+    "run folder under a file": Row("train {pictures} --recipe demo --run {bad}/full/something.txt/run", "cannot be written .Not a directory.. Name another"),
     "demo folder in use": Row("demo --run {bad}/full", "full: is not empty"),
-    "demo folder under a file": Row("demo --run {bad}/full/something.txt/run", "cannot be made .Not a directory"),
+    "demo folder under a file": Row("demo --run {bad}/full/something.txt/run", "cannot be written .Not a directory"),
     "resume of nothing": Row("train --resume {bad}/none", "is not a run folder .there is no such folder"),
     "resume of what is no run": Row("train --resume {bad}/empty", "is not a run folder .it holds no recipe.toml"),
     "resume of half a folder": Row("train --resume {bad}/untrained", "provenance.json: is missing"),
@@ -172,7 +172,7 @@ MACHINES = {
     "second CPU": Row(DEMO + " device=cpu:3", "device='cpu:3': there is no such device"),
     "half precision on the CPU": Row(DEMO + " precision=float16", "the CPU has no fast float16. Use float32 or bfloat16"),
     "drawing on no GPU": Row("generate {base} --prompt x device=cuda", "torch finds no CUDA GPU"),
-    "cache in a file": Row(DEMO, "the cache cannot be written .Not a directory.. .* LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt/cache"}),
+    "cache in a file": Row(DEMO, "cache: cannot be written .Not a directory.. .* LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt/cache"}),
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
