@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from limner.families.recognise import recognise
 from limner.families.source import locate
 from limner.forecast import GIB, Forecast, Work, forecast
 from limner.machine import Place
-from limner.planning import plan_run
+from limner.planning import Told, plan_run, rows, table
 from limner.prepare.check import Checked
+from limner.prepare.plan import Plan
 from limner.ranks import Ranks
 from limner.recipe import Recipe, changed
 from limner.watch import Watch
@@ -79,6 +80,25 @@ def fit(planned: Forecast, checked: Checked, steps: int, budget: int) -> Fitted:
         else:
             refused.append(step)
     return found
+
+
+def plan_memory(recipe: Recipe, checked: Checked, length: Plan) -> Told:
+    """Return what a run of this length will need, phase by phase, and how it can be made to fit where it does not."""
+    at = machine.place(recipe.device, recipe.precision, must_be_here=False)
+    budget = budget_of(recipe, at)
+    planned = forecast(recipe, checked, length.steps, at)
+    found = Fitted(planned) if budget is None else fit(planned, checked, length.steps, budget)
+    shown = found.forecast if recipe.fit else planned
+    told = rows(shown, length.steps)
+    lines = list(table(shown, told))
+    fits = None if budget is None else shown.peak_bytes <= budget
+    if budget is not None and planned.peak_bytes > budget:
+        lines.append(f"fit: {found.line}" if fits else str(too_large(planned, found, budget)))
+    return Told(tuple(lines), {
+        "steps": length.steps, "exposures": length.exposures, "device": str(at.device), "fits": fits,
+        "memory_gib": shown.peak_bytes / GIB, "free_gib": None if budget is None else budget / GIB,
+        "disk_gib": shown.disk_bytes / GIB, "fit": found.chosen, "phases": [asdict(row) for row in told],
+    })  # fmt: skip
 
 
 def make_fit(recipe: Recipe, checked: Checked, watch: Watch, ranks: Ranks) -> tuple[Recipe, dict[str, Any]]:

@@ -56,6 +56,13 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def used_gib() -> float:
+    """Return the memory in use, in GiB: the GPU's, or without one the process's."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.memory_allocated() / 2**30, 3)
+    return round(psutil.Process().memory_info().rss / 2**30, 3)
+
+
 def reset_peak_memory() -> None:
     """Begin to measure the peak anew, where the system allows it (Linux, and any GPU)."""
     if torch.cuda.is_available():
@@ -99,6 +106,8 @@ class Place:
 
     device: torch.device
     dtype: torch.dtype
+    note: str = ""
+    """What the user should know of the choice."""
 
 
 def place(device: str, precision: Precision, *, must_be_here: bool = True) -> Place:
@@ -110,10 +119,17 @@ def place(device: str, precision: Precision, *, must_be_here: bool = True) -> Pl
     chosen = _device(device, must_be_here)
     if precision == "float16" and chosen.type == "cpu":
         raise UserError("precision='float16': the CPU has no fast float16.", "Use float32 or bfloat16.")
+    is_gpu = chosen.type == "cuda"
+    bf16 = is_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
-        here = torch.cuda.is_available()
-        bf16 = chosen.type == "cuda" and (not here or torch.cuda.is_bf16_supported(including_emulation=False))
+        bf16 = bf16 or (is_gpu and not torch.cuda.is_available())
         return Place(chosen, torch.bfloat16 if bf16 else torch.float32)
+    if precision == "bfloat16" and is_gpu and not bf16:
+        return Place(
+            chosen, torch.float32, "precision=bfloat16: this GPU does not compute in it; float32 takes its place"
+        )
+    if precision == "float16" and bf16:
+        return Place(chosen, torch.float16, "precision=float16 can overflow; this GPU has bfloat16, which cannot")
     return Place(chosen, getattr(torch, precision))
 
 
@@ -128,9 +144,24 @@ def _device(name: str, must_be_here: bool) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={name!r}: is not a device.", "Use auto, cpu, cuda, cuda:1 or mps.")
-    if name.startswith("cuda") and must_be_here and not torch.cuda.is_available():
-        raise UserError(f"device={name!r}: torch finds no CUDA GPU.", "Use device=auto or device=cpu.")
-    return torch.device("cuda", number) if name == "cuda" else torch.device(name)
+    if name.startswith("cuda") and not must_be_here:
+        return torch.device("cuda", number) if name == "cuda" else torch.device(name)
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"device={name!r}: torch finds no CUDA GPU.", "Use device=auto or device=cpu; limner doctor says more."
+        )
+    if name.startswith("mps") and not torch.backends.mps.is_available():
+        raise UserError(f"device={name!r}: torch finds no Apple GPU.", "Use device=auto or device=cpu.")
+    if name == "cuda":
+        return torch.device("cuda", number)
+    wanted = name.partition(":")[2] or "0"
+    there = torch.cuda.device_count() if name.startswith("cuda") else 1
+    if not wanted.isdecimal() or int(wanted) >= there:
+        raise UserError(
+            f"device={name!r}: there is no such device.",
+            f"Use device=auto{''.join(f', cuda:{n}' for n in range(torch.cuda.device_count()))} or cpu.",
+        )
+    return torch.device(name)
 
 
 @contextmanager

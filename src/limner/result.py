@@ -89,11 +89,14 @@ def require_result(folder: RunDir) -> list[Path]:
     """Return the run's result.
 
     Raises:
-        UserError: it is not trained yet.
+        UserError: it is not trained yet, or its files are damaged.
     """
     found = results(folder)
     if not found:
         raise UserError(f"{folder.path}: has no adapter yet.", f"Train it first: limner train --resume {folder.path}")
+    for file in (*found, *folder.model.rglob("*.safetensors")):
+        if file.is_file():
+            read_tensors(file)  # maps the file, and says now, before a base is loaded, if it is damaged
     return found
 
 

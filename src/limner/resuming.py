@@ -22,7 +22,8 @@ from limner.train.checkpoint import load_checkpoint, newest_checkpoint, read_mad
 from limner.train.loop import Training
 from limner.watch import Watch
 
-MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "pictures.workers", "checkpoint", "preview", "evaluation")
+MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "pictures.workers", "checkpoint", "preview", "evaluation",
+              "tracking")  # fmt: skip
 """Settings and sections that may differ from the checkpoint's; of the base only the name, not the weights."""
 
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from limner import machine
+from limner.conflicts import check_base, check_settings, require_use
 from limner.drawing import draw_comparison, follow_objective, load_base
 from limner.errors import UserError
+from limner.export.tensors import read_tensors
 from limner.families.load import native_resolution
 from limner.families.source import is_hub_name, locate
 from limner.files import remove, require_writable
-from limner.fitting import Fitted, budget_of, fit, make_fit, telling_memory, too_large
-from limner.forecast import GIB, forecast
+from limner.fitting import make_fit, plan_memory, telling_memory
 from limner.generate.draw import check_resolution, draw, requests_for
+from limner.generate.faults import tell_faults
 from limner.lock import locked
 from limner.pictures.cache import ROOM, default_cache
 from limner.pictures.folder import find_pictures
-from limner.planning import Told, plan_run, rows, table
-from limner.prepare.check import Checked, check_pictures
+from limner.planning import Told, plan_run
+from limner.prepare.check import Checked, check_class_pictures, check_pictures
 from limner.prepare.held_out import with_held_out
 from limner.prepare.words import word_notes
 from limner.ranks import Ranks, joined
-from limner.recipe import Recipe, load_recipe, save_recipe
+from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
 from limner.result import attach_file, attach_result, require_result
 from limner.resuming import check_recipe, computed
 from limner.rundir import RunDir, read_json, unused
@@ -41,6 +43,8 @@ DEMO_ARMS: dict[str, dict[str, Any]] = {
     "dreambooth-lora": {},
 }
 """The methods that the demo compares, as settings over its recipe."""
+DRAWING = ("generation", "resolution", "base", "device", "precision", "evaluation")
+"""The settings that drawing heeds; the last is for a run's comparison."""
 Settings = Mapping[str, Any]
 Paths = str | Path | Sequence[str | Path]
 
@@ -66,14 +70,17 @@ def train(
     """
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     paths = _paths(pictures)
-    resolved.check_words()
-    resolved.check_training()
     if class_pictures and not resolved.prior.active:
         raise UserError(f"{class_pictures}: class pictures were given, and prior preservation is off.",
                         "Add prior.enabled=true (and a prior.weight above 0), or leave them out.")  # fmt: skip
+    if class_pictures:
+        _require_pictures(Path(class_pictures), "--class-pictures")
+    lines = check_settings(resolved, given=settings, own_file=_is_own(recipe), class_pictures=bool(class_pictures))
     if resolved.init_from:
         find_start(resolved.init_from)
     with joined() as ranks, _computing(resolved, ranks, watch) as watch:
+        for line in lines:
+            watch.say(line)
         folder = _new_folder(run, f"{_recipe_name(recipe)}-{paths[0].resolve().name}", ranks)
         with _alone(folder):
             return _begin(folder, resolved, paths, Path(class_pictures) if class_pictures else None, watch, ranks)
@@ -86,6 +93,9 @@ def _begin(
     try:
         with ranks.first_then_others(), watch.phase("check"), folder.timed("check"):
             checked = _check(paths, recipe, watch)
+            if class_pictures:  # before anything is loaded; what is found is read again when they are used
+                check_class_pictures(class_pictures, recipe.pictures, recipe.prior, instance=paths,
+                                     resolution_px=checked.resolution_px, cache=default_cache())  # fmt: skip
         recipe, fitted = make_fit(recipe, checked, watch, ranks)
         folder.update_provenance(
             fit=fitted, command=sys.argv, versions=machine.versions(),
@@ -139,11 +149,11 @@ def check(
 ) -> Checked:
     """Find every problem of pictures, captions and settings, before anything is loaded."""
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
-    resolved.check_words()
-    resolved.check_training()
     if resolved.init_from:
         find_start(resolved.init_from)
     watch = watch or Watch()
+    for line in check_settings(resolved, given=settings, own_file=_is_own(recipe)):
+        watch.say(line)
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)
     plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
@@ -163,28 +173,14 @@ def plan(
     said; without it they are proposed where the run would not fit.
     """
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
-    resolved.check_words()
-    resolved.check_training()
     watch = watch or Watch()
+    for line in check_settings(resolved, given=settings, own_file=_is_own(recipe)):
+        watch.say(line)
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)
     length = plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
-    at = machine.place(resolved.device, resolved.precision, must_be_here=False)
-    budget = budget_of(resolved, at)
     with watch.phase("plan"):
-        planned = forecast(resolved, checked, length.steps, at)
-        found = Fitted(planned) if budget is None else fit(planned, checked, length.steps, budget)
-    shown = found.forecast if resolved.fit else planned
-    told = rows(shown, length.steps)
-    lines = list(table(shown, told))
-    fits = None if budget is None else shown.peak_bytes <= budget
-    if budget is not None and planned.peak_bytes > budget:
-        lines.append(f"fit: {found.line}" if fits else str(too_large(planned, found, budget)))
-    return Told(tuple(lines), {
-        "steps": length.steps, "exposures": length.exposures, "device": str(at.device), "fits": fits,
-        "memory_gib": shown.peak_bytes / GIB, "free_gib": None if budget is None else budget / GIB,
-        "disk_gib": shown.disk_bytes / GIB, "fit": found.chosen, "phases": [asdict(row) for row in told],
-    })  # fmt: skip
+        return plan_memory(resolved, checked, length)
 
 
 def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
@@ -198,8 +194,8 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
         raise UserError(f"accept_dataset_change={accepted!r}: is not allowed.", "Use true, or leave it out.")
     folder = RunDir.open(Path(run))
     recipe = load_recipe(folder.recipe, settings)
-    recipe.check_training()
     check_recipe(folder, recipe)
+    check_settings(recipe, given=settings)
     known = read_json(folder.provenance)
     class_pictures = Path(known["class_pictures"]) if known["class_pictures"] else None
     with joined() as ranks, _computing(recipe, ranks, watch) as watch:
@@ -235,6 +231,10 @@ def generate(
         raise UserError(f"{source}: there is no such run folder or base.", "Give a run's folder, or a base (tiny).")
     on_base = {"base": str(source), **(settings or {})}
     recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, on_base)
+    require_use(settings or {}, DRAWING if folder else DRAWING[:-1], "drawing")
+    for path, _ in adapters:
+        read_tensors(Path(path))  # says what is wrong with it before a base is loaded
+    _require_place(Path(out) if out else None)
     if not prompts:
         if folder is None:
             raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
@@ -252,8 +252,11 @@ def generate(
     used = [*((path, 1.0) for path in own), *adapters]
     about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in used]}
     with watch.phase("draw"):
-        draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
-             resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+        made = draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
+                    resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+    wrong = tell_faults(made, str(out), tuned=bool(used))
+    if wrong:
+        watch.say(wrong)
     for one in attached:
         one.detach()
     return out
@@ -289,6 +292,7 @@ def report(runs: Paths, *, out: str | Path | None = None, watch: Watch | None = 
     page = folders[0].report if len(folders) == 1 else _scores(folders).with_suffix(".html")
     if out and Path(out).is_dir():
         raise UserError(f"--out {out}: is a folder.", "Name the file to write, such as page.html.")
+    _require_place(Path(out).parent if out else None)
     with (watch or Watch()).phase("report"):
         return write(folders, _scores(folders), Path(out or page))
 
@@ -301,6 +305,8 @@ def caption(
 
     watch = watch or Watch()
     recipe = load_recipe(None, settings)
+    require_use(settings or {}, ("pictures", "device", "precision"), "captions")
+    _require_place(Path(out).parent)
     with watch.phase("load"):
         captioner = load_captioner(model, device=machine.place(recipe.device, recipe.precision).device)
     with watch.phase("caption"):
@@ -318,10 +324,10 @@ def demo(run: str | Path | None = None, *, settings: Settings | None = None, wat
     folder = Path(run) if run else unused(Path("runs"), "demo")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty.", "Name another folder with --run.")
+    recipes = {arm: load_recipe("demo", {**own, **(settings or {})}) for arm, own in DEMO_ARMS.items()}
     arms = []
-    for arm, own in DEMO_ARMS.items():
+    for arm, recipe in recipes.items():
         watch.say(f"{arm}:")
-        recipe = load_recipe("demo", {**own, **(settings or {})})
         arms.append(train(ASSETS / "demo" / "critter", recipe=recipe, run=folder / arm, watch=watch).path)
     evaluate(arms, watch=watch)
     return report(arms, watch=watch)
@@ -332,6 +338,7 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     require_writable(default_cache(), ROOM)
     if not recipe.pictures.subjects:
         find_pictures(paths)  # says what is wrong with the folder before the base is looked for, perhaps on the hub
+    check_base(recipe)
     resolution_px = recipe.resolution or native_resolution(recipe.base)
     checked = check_pictures(
         paths, recipe.pictures, resolution_px=resolution_px, cache=default_cache(), progress=watch.progress
@@ -340,6 +347,7 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     for note in (*checked.notes, *word_notes(recipe.base, recipe.pictures, checked, learned=learned)):
         watch.say(note)
     if recipe.evaluation.pictures:
+        _require_pictures(recipe.evaluation.pictures, "evaluation.pictures")
         checked = with_held_out(checked, recipe.evaluation.pictures, recipe.pictures, cache=default_cache())
     plan_run(recipe, checked, 0, Watch())  # refuses a length given twice
     return checked
@@ -353,6 +361,24 @@ def _scores(folders: Sequence[RunDir]) -> Path:
 
 def _paths(given: Paths) -> list[Path]:
     return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
+
+
+def _require_place(folder: Path | None) -> None:
+    """Refuse a folder for --out that cannot be made or written to, before anything is computed for it."""
+    there = next((p for p in (folder, *folder.parents) if p.exists()), None) if folder else None
+    if there and not (there.is_dir() and os.access(there, os.W_OK)):
+        why = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"--out: {folder} cannot be made, because {there} {why}.", "Name another with --out.")
+
+
+def _require_pictures(place: Path, what: str) -> None:
+    if not place.exists():
+        raise UserError(f"{what}={place}: there is no such file or folder.", "Name a folder of pictures.")
+
+
+def _is_own(recipe: str | Path | Recipe) -> bool:
+    """Tell whether a recipe is a file of the user's, and none that ships with the package."""
+    return not isinstance(recipe, Recipe) and str(recipe) not in shipped_recipes()
 
 
 def _recipe_name(recipe: str | Path | Recipe) -> str:

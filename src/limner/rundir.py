@@ -61,9 +61,11 @@ class RunDir:
         if path is None:
             path = unused(root, name)
         run = RunDir(path)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file, and a run is a folder.", "Name another with --run.")
         if path.is_dir():
             sweep(path)
-        if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - UNBEGUN):
+        if path.exists() and {file.name for file in path.iterdir()} - UNBEGUN:
             raise UserError(
                 f"{path}: is not empty, and a new run would mix with what is in it.",
                 "Name another folder with --run, or continue that run with --resume.",

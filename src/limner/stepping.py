@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from limner.drawing import preview
-from limner.errors import Interrupted, Unwritable, UserError
+from limner.errors import Guarded, Interrupted, Unwritable, UserError
 from limner.families.family import Family
 from limner.files import bytes_of
 from limner.interrupt import noted_signals
@@ -20,9 +22,15 @@ from limner.recipe import Recipe
 from limner.result import results, write_result
 from limner.resuming import made_with
 from limner.rundir import RunDir, read_json
-from limner.train.checkpoint import best_checkpoint, checkpoint_of, load_checkpoint, save_checkpoint
-from limner.train.loop import SlotStep, Training
-from limner.train.spill import Spilling, spilled_bytes
+from limner.telling import Telling
+from limner.train.checkpoint import (
+    best_checkpoint,
+    checkpoint_of,
+    complete_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from limner.train.loop import Training
 from limner.train.validation import validation_loss
 from limner.watch import Watch
 
@@ -59,37 +67,74 @@ def take_steps(
     """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand.
 
     Of several processes the first does all that; the others train, and stop where it stops.
+
+    Raises:
+        Interrupted: Ctrl-C; the checkpoint and the adapter of this step are saved.
+        Guarded: the numbers broke; the adapter of the last good checkpoint is saved.
     """
-    every = recipe.checkpoint.every_steps
     seconds: list[float] = []
     spared = Spared(watch)
-    spilling = Spilling()
-    with noted_signals() as stopped:
-        for step in training:
-            one = step.slots[0]
-            seconds.append(step.seconds)
-            epoch = round(step.index * plan.epochs / plan.steps, 4)
-            with spared("line of the log"):
-                folder.append_log("step", step=step.index, epoch=epoch, seconds=step.seconds, **_logged(one))
-                folder.require_log()
-            watch.progress(step.index, training.steps, f"loss {one.loss:.3f}")
-            if line := spilling.note(step.seconds, spilled_bytes(family.device)):
-                watch.say(line)
-            last = step.index == training.steps
-            if training.ranks.any(bool(stopped)) and not last:
-                _stop(folder, recipe, family, training, spared)
-            if not folder.writes:
-                continue
-            if last or (every and step.index % every == 0):
-                loss = _validate(folder, training, held_out)
-                with spared("checkpoint"):
-                    _keep(folder, recipe, training, loss)
-            if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
-                with spared("preview"), training.evaluating():
-                    preview(folder, recipe, family, step.index)
+    with closing(Telling(folder, recipe, training, watch)) as telling, noted_signals() as stopped:
+        try:
+            for step in training:
+                seconds.append(step.seconds)
+                with spared("line of the log"):
+                    telling.step(step, epoch=step.index * plan.epochs / plan.steps)
+                    folder.require_log()
+                last = step.index == training.steps
+                if training.ranks.any(bool(stopped)) and not last:
+                    _stop(folder, recipe, family, training, spared)
+                if not folder.writes:
+                    continue
+                if last or _due(step.index, recipe.checkpoint.every_steps):
+                    loss = _validate(folder, training, held_out)
+                    with spared("checkpoint"):
+                        _keep(folder, recipe, training, loss)
+                if _due(step.index, recipe.preview.every_steps):
+                    with spared("preview"):
+                        _preview(folder, recipe, family, training, telling)
+        except Guarded as guarded:
+            raise _last_good(guarded, folder, recipe, family, training) from None
     if training.ranks.count == 1:
         with suppress(Unwritable):  # a pace that cannot be kept is not known the next time
             keep_pace(recipe, seconds)
+
+
+def _due(step: int, every: int) -> bool:
+    """Tell whether something that is done every so many steps is done at this one; 0 is never."""
+    return every > 0 and step % every == 0
+
+
+def _preview(folder: RunDir, recipe: Recipe, family: Family, training: Training, telling: Telling) -> None:
+    """Draw a preview and tell where it is; one that fails is told, and never ends the run."""
+    try:
+        with training.evaluating():
+            made, wrong = preview(folder, recipe, family, training.index)
+    except Unwritable:
+        raise
+    except Exception as error:  # whatever it is, a picture to look at is not worth the run
+        what = f"{type(error).__name__}: {error}"
+        made, wrong = None, f"preview at step {training.index} failed ({what}); training goes on"
+    if not made and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    telling.preview(training.index, made)
+    if wrong:
+        telling.warn(training.index, wrong)
+
+
+def _last_good(guarded: Guarded, folder: RunDir, recipe: Recipe, family: Family, training: Training) -> Guarded:
+    """Save the adapter of the last checkpoint, if there is one, and say it where the guard says why it stopped."""
+    folder.append_log("stopped", step=training.index, text=str(guarded))
+    kept = complete_checkpoints(folder.checkpoints)
+    if not kept:
+        return Guarded(f"{guarded.message} No checkpoint was written before.", guarded.hint)
+    load_checkpoint(training, kept[-1])
+    if folder.writes:
+        with training.evaluating(), suppress(Guarded):  # finite, and yet too large for the number format of the file
+            save_adapter(folder, recipe, family, training)
+    # said in the same words by every process, so that it is printed once
+    good = f"Last good checkpoint: step {training.index}, with its adapter in {folder.path}."
+    return Guarded(f"{guarded.message} {good}", guarded.hint)
 
 
 def _validate(folder: RunDir, training: Training, held_out: Prepared | None) -> float | None:
@@ -116,6 +161,7 @@ def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training, sp
             _keep(folder, recipe, training)
         with spared("result"), training.evaluating():
             save_adapter(folder, recipe, family, training)
+        folder.append_log("stopped", step=training.index, text="Ctrl-C or SIGTERM")
     training.ranks.wait()
     is_of_this_step = read_json(folder.provenance).get("chosen", {}).get("step") == training.index
     files = (checkpoint_of(folder.checkpoints, training.index), *(results(folder)[:1] if is_of_this_step else ()))
@@ -149,13 +195,6 @@ def choose_checkpoint(folder: RunDir, recipe: Recipe, training: Training, watch:
     load_checkpoint(training, path)
     watch.say(f"result: {of_all}.")
     return {**chosen, "step": training.index, "validation_loss": loss}
-
-
-def _logged(step: SlotStep) -> dict[str, Any]:
-    return {
-        "loss": step.loss, "instance_loss": step.instance_loss, "prior_loss": step.prior_loss,
-        "lr": dict(step.learning_rates), "grad_norm": step.grad_norm, "skipped": step.skipped,
-    }  # fmt: skip
 
 
 def save_adapter(

@@ -73,7 +73,10 @@ def train(settings: dict[str, Any], run: Path, watch: Watch | None = None) -> Ru
 
 
 def steps_of(run: RunDir) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in run.read_log("step")]
+    return [
+        {key: value for key, value in row.items() if key not in ("seconds", "memory_gib")}
+        for row in run.read_log("step")
+    ]
 
 
 def checkpoints_of(run: RunDir) -> list[str]:

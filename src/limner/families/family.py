@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -76,6 +77,11 @@ class Family(ABC):
         }  # fmt: skip
 
     @property
+    def size_step_px(self) -> int:
+        """Sides of pictures are multiples of it: the UNet halves its latents once per block but the last."""
+        return size_step_px(self.unet.config.block_out_channels, self.vae.config.block_out_channels)
+
+    @property
     @abstractmethod
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels behind one latent: 8 for SD, 4 for the embedded base."""
@@ -85,6 +91,16 @@ class Family(ABC):
         mixed = next(module.parameters()).dtype != self.dtype
         device = "cpu" if self.device.type == "meta" else self.device.type  # autocast knows no "meta"
         return torch.autocast(device, dtype=self.dtype, enabled=mixed)
+
+    @contextmanager
+    def precise_vae(self) -> Iterator[None]:
+        """Within this block the VAE computes in float32, as some overflow in float16; its weights come back."""
+        held = self.vae.dtype
+        self.vae.to(torch.float32)
+        try:
+            yield
+        finally:
+            self.vae.to(held)
 
     @abstractmethod
     def encode_pixels(self, pixels: Pixels) -> Moments:
@@ -122,3 +138,8 @@ class Family(ABC):
     @abstractmethod
     def max_tokens(self) -> int:
         """How many tokens of a prompt fit into one window, start and end tokens not counted: 75 for SD."""
+
+
+def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:
+    """Return what the sides of pictures are multiples of, from the channels of each block of UNet and VAE."""
+    return 2 ** (len(unet_blocks) - 1 + len(vae_blocks) - 1)

@@ -14,9 +14,11 @@ from pydantic import Field
 from limner.errors import UserError
 from limner.families.family import Family
 from limner.files import sweep
+from limner.generate.faults import constant_colour, is_spoilt, overflow, to_images
 from limner.rundir import read_json, write_atomically, write_json
 from limner.seeds import seed_of
 from limner.spec import Spec
+from limner.types import Latents, Pixels
 
 MANIFEST, SETTINGS = "manifest.json", "settings.json"
 SCHEDULERS = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler"}
@@ -83,7 +85,7 @@ def draw(
 
     The same requests drawn again are not redone, and a broken-off folder is continued. Pictures of other settings in
     `out` are a UserError, or with `replace` are drawn anew. `about` goes into the manifest (arm, base, adapter,
-    strength). `progress` gets (denoising steps done, in all).
+    strength), and so does what is wrong with a picture (`faults`). `progress` gets (denoising steps done, in all).
     """
     settings = {**about, **sampling.model_dump(), "resolution_px": resolution_px,
                 "requests": [asdict(r) for r in requests]}  # fmt: skip
@@ -100,6 +102,7 @@ def draw(
     write_json(out / SETTINGS, settings)
     pipe = family.pipeline(_scheduler(family, sampling.scheduler))
     total, done = sum(map(len, todo)) * sampling.num_inference_steps, 0
+    faults: dict[str, str] = {}
     for chunk in todo:
 
         def tick(
@@ -108,33 +111,48 @@ def draw(
             progress(base + n * (step + 1), total)
             return kwargs
 
-        for request, image in zip(chunk, _images(pipe, family, chunk, sampling, resolution_px, tick), strict=True):
+        latents, pixels = _images(pipe, family, chunk, sampling, resolution_px, tick)
+        for request, image in zip(chunk, to_images(pixels), strict=True):
             data = io.BytesIO()
             image.save(data, "PNG")
             write_atomically(out / request.file, data.getvalue())
+        faults |= {r.file: why for r, one in zip(chunk, latents, strict=True) if (why := overflow(one, family.dtype))}
         done += len(chunk) * sampling.num_inference_steps
+    faults = {r.file: f"constant ({colour})" for r in requests if (colour := constant_colour(out / r.file))} | faults
     images = [{"file": r.file, **asdict(r)} for r in requests]
-    write_json(out / MANIFEST, {**{k: v for k, v in settings.items() if k != "requests"}, "images": images})
+    about = {k: v for k, v in settings.items() if k != "requests"}
+    write_json(out / MANIFEST, {**about, "images": images, "faults": faults})
     return out / MANIFEST
 
 
 @torch.no_grad()
-def _images(pipe: Any, family: Family, chunk: Sequence[Request], sampling: Sampling, resolution_px: int, tick: Any):
-    """Run the pipeline once; each row starts from its own seed's noise, so the batch size cannot change a picture."""
+def _images(
+    pipe: Any, family: Family, chunk: Sequence[Request], sampling: Sampling, resolution_px: int, tick: Any
+) -> tuple[Latents, Pixels]:
+    """Run the pipeline once; each row starts from its own seed's noise, so the batch size cannot change a picture.
+
+    Pictures that a VAE in half precision spoils, not finite or of one colour, are decoded again in float32.
+    """
     side = resolution_px // family.pixels_per_latent
     shape = (family.unet.config.in_channels, side, side)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk]
     texts = family.encode_text([r.prompt for r in chunk] + [sampling.negative_prompt])
     prompts, negative = texts.hidden[:-1], texts.hidden[-1:].expand(len(chunk), -1, -1)
     with family.casting(family.unet):
-        return pipe(
+        latents = pipe(
             prompt_embeds=prompts,
             negative_prompt_embeds=negative,
             latents=torch.stack(noise).to(family.device, family.dtype),
             num_inference_steps=sampling.num_inference_steps,
             guidance_scale=sampling.guidance_scale,
             callback_on_step_end=tick,
+            output_type="latent",
         ).images
+    pixels = family.decode(latents)
+    if family.vae.dtype != torch.float32 and any(is_spoilt(picture) for picture in pixels):
+        with family.precise_vae():
+            pixels = family.decode(latents)
+    return latents, pixels
 
 
 def _scheduler(family: Family, name: str) -> Any:
@@ -146,16 +164,18 @@ def _scheduler(family: Family, name: str) -> Any:
 
 def check_resolution(family: Family, resolution_px: int) -> int:
     """Return the resolution, or the base's own for 0; one that the UNet cannot halve often enough is a UserError."""
-    if resolution_px == 0:
-        return family.native_resolution_px
-    multiple = family.pixels_per_latent * 2 ** (len(family.unet.config.block_out_channels) - 1)
-    if resolution_px % multiple:
-        below = resolution_px // multiple * multiple
+    require_multiple(resolution_px, family.size_step_px)
+    return resolution_px or family.native_resolution_px
+
+
+def require_multiple(resolution_px: int, step_px: int) -> None:
+    """Refuse a resolution that is no multiple of what the base asks for; 0, the base's own, always is."""
+    if resolution_px % step_px:
+        below = resolution_px // step_px * step_px
         raise UserError(
-            f"resolution={resolution_px}: this base needs a multiple of {multiple}.",
-            f"Use {below} or {below + multiple}; 0 takes the base's own {family.native_resolution_px}.",
+            f"resolution={resolution_px}: this base needs a multiple of {step_px}.",
+            f"Use {f'{below} or ' if below else ''}{below + step_px}; 0 takes the base's own.",
         )
-    return resolution_px
 
 
 def _clear(out: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from limner.errors import Unwritable
+from limner.errors import Unwritable, UserError
 from limner.files import require_writable, sweep
 from limner.rundir import write_atomically
 
@@ -31,7 +31,10 @@ def default_cache() -> Path:
     """Return the cache folder: $LIMNER_CACHE, else `limner` in the platform's cache folder."""
     if chosen := os.environ.get("LIMNER_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
+    except RuntimeError:  # a user that the machine does not know, as in some containers
+        raise UserError("This user has no home folder.", "Name a folder for the cache in LIMNER_CACHE.") from None
 
 
 def key_of(kind: str, **parts: Any) -> str:
@@ -95,7 +98,9 @@ class Holding:
 
 def list_cache(root: Path) -> list[Holding]:
     """Return what the cache holds, by kind."""
-    if not root.is_dir():
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: is a file, and the cache is a folder.", "Name another in LIMNER_CACHE.")
+    if not root.exists():
         return []
     holdings = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):

@@ -121,7 +121,7 @@ def prepare(
         tensors=tensors,
         text_keys={text: encoder.text_key(text) for text in texts},
         caption_dropout=spec.caption_dropout,
-        notes=(_tell(store, jobs), *_long_captions(family, checked.examples)),
+        notes=(_tell(store, jobs), *encoder.notes, *_long_captions(family, checked.examples)),
     )
 
 
@@ -188,6 +188,7 @@ class _Encoder:
         self.longest = max(texts, key=family.token_count)
         self.windows = max(1, -(-family.token_count(self.longest) // family.max_tokens))
         self.spec = spec
+        self.notes: list[str] = []
         place = family.device.type  # another kind of processor rounds differently
         self.vae = f"{family.identity['vae']} {place} {next(family.vae.parameters()).dtype}"
         self.text = f"{family.identity['text']} {place} {family.dtype}"
@@ -270,11 +271,18 @@ class _Encoder:
         """Encode pictures of one shape; the batch is filled up, so that its size is always the same."""
         pixels = torch.cat([ready.pixels for ready in alike])
         filled = pixels[torch.arange(rows_together((pixels.shape[3], pixels.shape[2]))) % len(alike)]
-        for ready, moments in zip(alike, self.family.encode_pixels(filled), strict=False):
+        together = self.family.encode_pixels(filled)
+        broken = [ready.name for ready, moments in zip(alike, together, strict=False) if not moments.isfinite().all()]
+        if broken and self.family.vae.dtype != torch.float32:
+            dtype = str(self.family.vae.dtype).removeprefix("torch.")
+            with self.family.precise_vae():
+                together = self.family.encode_pixels(filled)
+            self.notes.append(f"latents of {', '.join(broken)} are not finite in {dtype}; encoded again in float32")
+        for ready, moments in zip(alike, together, strict=False):
             if not moments.isfinite().all():
                 raise UserError(
-                    f"{ready.name}: its latents are not finite in {self.vae.split()[-1]}.",
-                    "Set precision=fp32, or remove the picture.",
+                    f"{ready.name}: its latents are not finite, even in float32.",
+                    "Remove the picture; if others fail as well, the base's VAE is damaged: use another base.",
                 )
             entry = {"moments": moments.clone()}
             yield ready.key, entry if ready.mask is None else entry | {"mask": ready.mask}

@@ -13,7 +13,7 @@ GIB = 2**30
 SLOWER = 5.0
 """So many times the usual step is a sign of spilling, if it is so often in a row."""
 IN_A_ROW = 3
-USUAL_OF = 5
+USUAL_OF = 10
 """The usual step is the median of so many first ones."""
 SPILLED = 0.1 * GIB
 """Less than this in swap is the system tidying up."""
@@ -23,24 +23,31 @@ SPILLED = 0.1 * GIB
 class Spilling:
     """Is told every step's seconds, and says once what is wrong."""
 
+    at_once: bool = False
+    """Whether spilled memory is a reason by itself: on a GPU it is, while a system swaps what is not in use."""
     usual: list[float] = field(default_factory=list[float])
     slow: list[float] = field(default_factory=list[float])
     said: bool = False
 
     def note(self, seconds: float, spilled_bytes: int) -> str | None:
         """Return the line to say, once, when steps are slow time and again; how much is spilled is in it."""
+        if self.said:
+            return None
+        slower = ""
         if len(self.usual) < USUAL_OF:
             self.usual.append(seconds)
-            return None
-        pace = statistics.median(self.usual)
-        self.slow = [*self.slow, seconds] if seconds > SLOWER * pace else []
-        if self.said or len(self.slow) < IN_A_ROW:
+        else:
+            pace = statistics.median(self.usual)
+            self.slow = [*self.slow, seconds] if seconds > SLOWER * pace else []
+            slower = f"steps became {statistics.median(self.slow) / pace:.0f}x slower" if self.slow else ""
+        is_spilled = spilled_bytes > SPILLED
+        if len(self.slow) < IN_A_ROW and not (self.at_once and is_spilled):
             return None
         self.said = True
-        slower = f"steps became {statistics.median(self.slow) / pace:.0f}x slower"
-        if spilled_bytes > SPILLED:
+        if is_spilled:
+            also = f"{slower} and " if slower else ""
             return (
-                f"{slower} and {spilled_bytes / GIB:.1f} GiB do not fit into memory: they are in swap, or in the "
+                f"{also}{spilled_bytes / GIB:.1f} GiB do not fit into memory: they are in swap, or in the "
                 "system's memory instead of the GPU's. Stop and start again with fit=true, or with a smaller batch or "
                 "rank; on Windows turn off 'CUDA Sysmem Fallback' in the NVIDIA panel."
             )

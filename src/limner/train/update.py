@@ -111,6 +111,11 @@ class Update:
         if self.average:
             self.average.follow(step)
 
+    @torch.no_grad()
+    def weight_norm(self) -> float:
+        """Return the norm of all weights of the slot, in one pass over them."""
+        return float(torch.nn.utils.get_total_norm([p.detach() for p in self.parameters.values()]))
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within this block the weights are their average, where there is one; after it they are what they were."""
