@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from limner.errors import UserError
+from limner.interrupt import EXIT_CODE, leave_at_the_next, stoppable
 from limner.ranks import first_to_say, started
 from limner.terminal import watch_for
 
@@ -25,7 +27,6 @@ app = typer.Typer(
     "Settings are given as key=value after the verb; `limner explain` lists them all.",
 )
 
-INTERRUPTED = 130
 STOPPED = "Stopped. What is finished stays; a run goes on with: limner train --resume RUN"
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder to make.", metavar="DIR")]
@@ -83,6 +84,21 @@ def check(
 
 
 @app.command()
+def plan(
+    pictures: Annotated[list[str], typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")],
+    recipe: RecipeOption = "lora",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run will need, before it: memory and time of each phase, disk; no GPU and no weights are needed."""
+    from limner import run as runs
+
+    paths, settings = _paths_and_settings(pictures)
+    with watch_for(as_json) as watch:
+        told = runs.plan(paths, recipe=recipe, settings=settings, watch=watch)
+    print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
+
+
+@app.command()
 def train(
     pictures: Annotated[
         list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")
@@ -102,8 +118,10 @@ def train(
     from limner.result import results
 
     paths, settings = _paths_and_settings(pictures or [])
-    if resume and paths:
-        raise UserError(f"--resume {resume}: takes no pictures, it goes on with its own.", f"Leave {paths[0]} out.")
+    own = {"pictures": paths, "--recipe": recipe != "lora", "--run": run, "--class-pictures": class_pictures}
+    for name, given in own.items() if resume else ():
+        if given:
+            raise UserError(f"--resume {resume}: takes no {name}, it goes on with its own.", f"Leave {name} out.")
     with watch_for(as_json) as watch:
         if resume:
             folder = runs.resume(resume, settings=settings, watch=watch)
@@ -239,18 +257,25 @@ def main() -> None:
             raise UserError(
                 f"limner {' '.join(sys.argv[1:2])}: runs in one process.", "Only train is shared by several."
             )
-        code = app(standalone_mode=False) or 0
-        if code == INTERRUPTED:  # typer returns a Ctrl-C as an exit code
+        with stoppable():
+            code = app(standalone_mode=False) or 0
+        if code == EXIT_CODE:  # typer returns a Ctrl-C as an exit code
             _tell(STOPPED)
     except UserError as error:
         _tell(str(error))
         code = error.exit_code
     except typer.TyperException as error:  # words that typer cannot parse
-        print(f"limner: {error} See: limner --help", file=sys.stderr)
+        print(f"limner: {_unparsed(error)} See: limner --help", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         _tell(STOPPED)
-        code = INTERRUPTED
+        code = EXIT_CODE
+    except BrokenPipeError:  # `head` and `less` have seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        code = _tell_failure(error)
+    if code == EXIT_CODE:
+        leave_at_the_next()
     sys.exit(code)
 
 
@@ -260,9 +285,46 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def _unparsed(error: typer.TyperException) -> str:
+    """Return what typer says, and the setting where a flag was tried in its place."""
+    said = error.format_message().rstrip(".")
+    flag = re.match(r"No such option: --([\w-]+)", said)
+    if flag:
+        from limner.recipe import did_you_mean
+
+        close = did_you_mean(flag[1].replace("-", "_"))
+        said += f". Settings are key=value{f': did you mean {close}=...?' if close else ''}"
+    return f"{said}{'' if said.endswith('?') else '.'}"
+
+
+def _tell_failure(error: Exception) -> int:
+    """Say that memory was too small, or that it is a bug and where its traceback is; return the exit code."""
+    # torch, which is not imported here, has an error of its own for a GPU, and only words for the machine
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if full or "can't allocate memory" in str(error):
+        found = str(error).partition(". ")[0] or "the machine's memory is full"
+        print(f"Out of memory: {found}. Set gradient_checkpointing=true, a lower batch (with accumulate), a lower "
+              "resolution, or for pictures a lower generation.batch.", file=sys.stderr)  # fmt: skip
+        return 2
+    import tempfile
+    import traceback
+
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    with tempfile.NamedTemporaryFile("w", prefix="limner-", suffix=".log", delete=False, encoding="utf-8") as file:
+        file.write(f"limner {' '.join(sys.argv[1:])}\n\n{''.join(traceback.format_exception(error))}")
+    print(f"This is a bug in Limner: {what}. Please report it with {file.name}, which says where.", file=sys.stderr)
+    return 1
+
+
 def _paths_and_settings(words: list[str]) -> tuple[list[Path], dict[str, Any]]:
     """Sort arguments into paths and key=value settings; a path that exists is a path whatever its name."""
+    from limner.recipe import setting_names
+
     paths = [w for w in words if not SETTING.match(w) or os.path.exists(w)]  # a very long value is no error to it
+    known = {setting.name for setting in setting_names()}
+    for word in paths:
+        if word in known and not os.path.exists(word):
+            raise UserError(f"{word}: is a setting without its value.", f"Write {word}=...")
     return [Path(p) for p in paths], _settings([w for w in words if w not in paths])
 
 
@@ -281,14 +343,19 @@ def _adapter(text: str) -> tuple[Path, float]:
 
 def _seeds(text: str) -> list[int]:
     numbers = [_number(part, f"--seeds {text}", int) for part in text.split(",")]
+    if "," not in text and numbers[0] < 1:
+        raise UserError(f"--seeds {text}: draws nothing.", "Give how many pictures per prompt, or a list such as 7,8.")
     return numbers if "," in text else list(range(numbers[0]))
 
 
 def _number(text: str, where: str, kind: Callable[[str], Any]) -> Any:
     try:
-        return kind(text)
+        number = kind(text)
+        if math.isfinite(number):
+            return number
     except ValueError:
-        raise UserError(f"{where}: {text!r} is not a number.", "See: limner generate --help") from None
+        pass
+    raise UserError(f"{where}: {text!r} is not a number.", "See: limner generate --help")
 
 
 def _done(as_json: bool, **made: Path) -> None:

@@ -11,7 +11,9 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import recognise
+from limner.files import replacing
 from limner.generate.draw import SETTINGS, check_resolution, draw, requests_for
+from limner.generate.faults import tell_faults
 from limner.pictures.cache import default_cache
 from limner.prepare.check import Checked, check_class_pictures
 from limner.recipe import Recipe
@@ -26,8 +28,9 @@ def load_base(recipe: Recipe, watch: Watch, *, model: Path | None = None) -> Fam
     at = machine.place(recipe.device, recipe.precision)
     name = str(model or recipe.base)
     base = recognise(name)
-    if base.prediction_type_from is None:
-        watch.say(base.line)
+    for line in (base.line if base.prediction_type_from is None else "", at.note):
+        if line:
+            watch.say(line)
     with watch.phase("load"):
         family = load(name, dtype=at.dtype, device=at.device)
     watch.say(f"computes on {at.device} in {str(at.dtype).removeprefix('torch.')}; what learns is float32")
@@ -64,7 +67,7 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
                   str(family.scheduler_config), named["resolution_px"], str(requests))  # fmt: skip
     kept = default_cache() / "base-pictures" / f"{key:016x}"
     with watch.phase("draw base"), folder.timed("draw base"):
-        draw(family, requests, kept, about=untouched, **named)
+        _say_faults(draw(family, requests, kept, about=untouched, **named), "base", watch)
         _copy(kept, folder.images / "base")
     attached = []
     if folder.model.is_dir():
@@ -75,17 +78,24 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
-        draw(family, requests, folder.images / "tuned", about=tuned, **named)
+        made = draw(family, requests, folder.images / "tuned", about=tuned, **named)
+        _say_faults(made, "tuned", watch, tuned=True)
     for adapter in attached:
         adapter.detach()
+
+
+def _say_faults(manifest: Path, what: str, watch: Watch, *, tuned: bool = False) -> None:
+    line = tell_faults(manifest, what, tuned=tuned)
+    if line:
+        watch.say(line)
 
 
 def _copy(kept: Path, out: Path) -> None:
     """Bring pictures from the cache into the run folder, unless they are there."""
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) == read_json(kept / SETTINGS):
         return
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(kept, out)
+    with replacing(out) as new:
+        shutil.copytree(kept, new, ignore=shutil.ignore_patterns(".*"))
 
 
 def class_pictures(
@@ -98,17 +108,24 @@ def class_pictures(
         given = default_cache() / "class-pictures" / key
         requests = requests_for("class", [(prompt, prompt)], range(recipe.prior.count))
         with watch.phase("class pictures"), folder.timed("class pictures"):
-            draw(family, requests, given, sampling=recipe.generation, resolution_px=resolution_px, replace=True,
-                 about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress)  # fmt: skip
+            made = draw(
+                family, requests, given, sampling=recipe.generation, resolution_px=resolution_px, replace=True,
+                about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress,
+            )  # fmt: skip
+        wrong = tell_faults(made, "class pictures", tuned=False)
+        if wrong:
+            shutil.rmtree(given)
+            raise UserError(wrong, "They would be learned from: set precision=float32, or give --class-pictures DIR.")
     instance = [Path(p) for p in read_json(folder.provenance)["pictures"]]
     return check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px, instance=instance)
 
 
-def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> None:
-    """Draw the preview's prompt with the weights as they stand."""
+def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[Path, str | None]:
+    """Draw the preview's prompt with the weights as they stand; return the folder, and what is wrong with it."""
     subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
     prompt = recipe.preview.prompt.replace("{subject}", subject)
     requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
-    draw(family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation, replace=True,
-         about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
-         resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+    made = draw(family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation, replace=True,
+                about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
+                resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+    return made.parent, tell_faults(made, f"preview at step {step}", tuned=True)

@@ -1,4 +1,4 @@
-"""The three ways in which a verb can end early, each with its exit code."""
+"""The ways in which a verb can end early, each with its exit code."""
 
 
 class UserError(Exception):
@@ -14,6 +14,10 @@ class UserError(Exception):
         self.hint = hint
         gap = "" if message.endswith("\n") else " "  # a message that lists things ends its last line itself
         super().__init__(f"{message}{gap}{hint}".strip())
+
+
+class Unwritable(UserError):
+    """A file that the disk did not take: it is full, read-only or broken. Exit code 2."""
 
 
 class Guarded(UserError):

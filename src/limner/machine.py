@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 
 from limner.errors import UserError
@@ -55,6 +56,13 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def used_gib() -> float:
+    """Return the memory in use, in GiB: the GPU's, or without one the process's."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.memory_allocated() / 2**30, 3)
+    return round(psutil.Process().memory_info().rss / 2**30, 3)
+
+
 def reset_peak_memory() -> None:
     """Begin to measure the peak anew, where the system allows it (Linux, and any GPU)."""
     if torch.cuda.is_available():
@@ -63,29 +71,69 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Return how much memory a run could use on a device, None where the device is not here.
+
+    On the CPU that is what the system has available, within a container's limit, and what this process has already.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] if torch.cuda.is_available() else None
+    own, free = psutil.Process().memory_info().rss, psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        limits = Path("/sys/fs/cgroup")
+        used = int((limits / "memory.current").read_text())
+        free = min(free, int((limits / "memory.max").read_text()) - used)
+    return own + free
+
+
+def swapped_bytes() -> int:
+    """Return how much of this process the system has moved to its swap, where it says so (Linux)."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSwap")), 0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out: a GPU's, or the system's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a run computes, and in which dtype its base is held."""
 
     device: torch.device
     dtype: torch.dtype
+    note: str = ""
+    """What the user should know of the choice."""
 
 
-def place(device: str, precision: Precision) -> Place:
+def place(device: str, precision: Precision, *, must_be_here: bool = True) -> Place:
     """Return the device and dtype for two settings, each of which may be "auto".
 
-    "auto" takes a GPU where there is one, and bfloat16 on a GPU that computes in it, else float32.
+    "auto" takes a GPU where there is one, and bfloat16 on a GPU that computes in it, else float32. One that is not
+    here, and need not be, is taken for a GPU of today.
     """
-    chosen = _device(device)
+    chosen = _device(device, must_be_here)
     if precision == "float16" and chosen.type == "cpu":
         raise UserError("precision='float16': the CPU has no fast float16.", "Use float32 or bfloat16.")
+    is_gpu = chosen.type == "cuda"
+    bf16 = is_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
-        bf16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        bf16 = bf16 or (is_gpu and not torch.cuda.is_available())
         return Place(chosen, torch.bfloat16 if bf16 else torch.float32)
+    if precision == "bfloat16" and is_gpu and not bf16:
+        return Place(
+            chosen, torch.float32, "precision=bfloat16: this GPU does not compute in it; float32 takes its place"
+        )
+    if precision == "float16" and bf16:
+        return Place(chosen, torch.float16, "precision=float16 can overflow; this GPU has bfloat16, which cannot")
     return Place(chosen, getattr(torch, precision))
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, must_be_here: bool) -> torch.device:
     number = int(os.environ.get("LOCAL_RANK", "0"))  # of the processes that torchrun starts, each has a GPU of its own
     if name in ("auto", "cuda") and 0 < torch.cuda.device_count() <= number:
         found = f"{torch.cuda.device_count()} of {os.environ.get('LOCAL_WORLD_SIZE')} processes"
@@ -96,9 +144,24 @@ def _device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise UserError(f"device={name!r}: is not a device.", "Use auto, cpu, cuda, cuda:1 or mps.")
+    if name.startswith("cuda") and not must_be_here:
+        return torch.device("cuda", number) if name == "cuda" else torch.device(name)
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={name!r}: torch finds no CUDA GPU.", "Use device=auto or device=cpu.")
-    return torch.device("cuda", number) if name == "cuda" else torch.device(name)
+        raise UserError(
+            f"device={name!r}: torch finds no CUDA GPU.", "Use device=auto or device=cpu; limner doctor says more."
+        )
+    if name.startswith("mps") and not torch.backends.mps.is_available():
+        raise UserError(f"device={name!r}: torch finds no Apple GPU.", "Use device=auto or device=cpu.")
+    if name == "cuda":
+        return torch.device("cuda", number)
+    wanted = name.partition(":")[2] or "0"
+    there = torch.cuda.device_count() if name.startswith("cuda") else 1
+    if not wanted.isdecimal() or int(wanted) >= there:
+        raise UserError(
+            f"device={name!r}: there is no such device.",
+            f"Use device=auto{''.join(f', cuda:{n}' for n in range(torch.cuda.device_count()))} or cpu.",
+        )
+    return torch.device(name)
 
 
 @contextmanager

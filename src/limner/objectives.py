@@ -41,6 +41,8 @@ class Denoising(Spec):
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 <= value[0] < value[1] <= 1:
             raise ValueError(f"must be two numbers 0 <= from < to <= 1, not {list(value)}")
+        if value[1] - value[0] < 0.002:
+            raise ValueError(f"holds no timestep; {list(value)} must be 0.002 wide or more")
         return value
 
     def draw_timesteps(self, rows: int, num_train_timesteps: int, draws: torch.Generator) -> Timesteps:

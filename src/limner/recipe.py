@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib.resources
+import re
 import tomllib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,14 +31,12 @@ from limner.rundir import write_atomically
 from limner.spec import Spec
 from limner.train.average import Ema
 from limner.train.optimizer import Adafactor, AdamW, AdamW8bit, Lion, Prodigy, ScheduleFree
+from limner.train.trackers import Tracker
 
 # Every member of each axis; a second member makes the alias a union discriminated by `kind`.
 Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal | Peft, Field(discriminator="kind")]
 Objective = Denoising
-Optimizer = Annotated[
-    AdamW | AdamW8bit | Adafactor | Prodigy | ScheduleFree | Lion,
-    Field(discriminator="kind"),
-]
+Optimizer = Annotated[AdamW | AdamW8bit | Adafactor | Prodigy | ScheduleFree | Lion, Field(discriminator="kind")]
 
 LENGTHS = {"steps", "epochs", "exposures"}
 SHIPPED = importlib.resources.files("limner") / "recipes"
@@ -49,6 +49,11 @@ class Checkpoint(Spec):
     """Steps between checkpoints; 0 keeps only the one at the end or at Ctrl-C."""
     keep: int = Field(default=2, ge=1)
     """How many of the newest checkpoints stay on disk."""
+    keep_best: bool = False
+    """At each checkpoint, measure the loss on the held-out pictures (`evaluation.pictures`), always with the same noise
+    at the same timesteps, and keep the checkpoint where it is lowest too. It changes nothing in the training."""
+    use: Literal["last", "best"] = "last"
+    """Which weights the result is made of: those of the last step, or those of the best checkpoint (`keep_best`)."""
 
 
 class Preview(Spec):
@@ -79,6 +84,9 @@ class Recipe(Spec):
     """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
     gradient_checkpointing: bool = False
     """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
+    fit: bool | str = False
+    """Make the run fit: true for the memory that is free on the device, or an amount such as "8GB". What it takes is
+    said and written into the run's recipe; see `limner plan`. "off" runs without asking whether it fits."""
     resolution: int = Field(default=0, ge=0)
     """Side of the training pictures in pixels; 0 takes the base's own."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -93,6 +101,8 @@ class Recipe(Spec):
     """Take only kernels that give the same bits every time. On a CPU they all do; on a GPU training gets slower."""
     init_from: str | None = None
     """Begin with the weights of this run, or of this LoRA or embedding file, instead of new ones."""
+    tracking: tuple[Tracker, ...] = ()
+    """Programs that are told each step and shown the previews: ["tensorboard"] (in the run folder), ["wandb"] ..."""
     adapter: Adapter = LoRA()
     """Which parameters learn."""
     objective: Objective = Denoising()
@@ -114,33 +124,6 @@ class Recipe(Spec):
     evaluation: Evaluation = Evaluation()
     """What is drawn for the comparison."""
 
-    def check_words(self) -> None:
-        """Refuse a missing class noun where one is needed, and a token in the class pictures' prompt."""
-        needs_noun = "{class_noun}" in self.pictures.caption or self.prior.active
-        if needs_noun and not self.pictures.class_noun and not self.pictures.subjects:
-            raise UserError(
-                "pictures.class_noun: is not set, and the captions need to say what the subject is.",
-                'Add one word, such as pictures.class_noun=dog, or a caption of your own: pictures.caption="..."',
-            )
-        if self.prior.active:
-            self.prior.caption(self.pictures)
-
-    def check_training(self) -> None:
-        """Refuse settings of the training that do not go together, and an optimizer whose package is missing."""
-        self.optimizer.check(learning_rate=self.learning_rate, accumulate=self.accumulate)
-        if self.ema.decay and self.optimizer.averages:
-            raise UserError(
-                f"ema.decay={self.ema.decay:g}: optimizer.kind={self.optimizer.kind!r} keeps an average of its own.",
-                "Leave ema.decay out.",
-            )
-        if self.prior.teacher and not self.prior.active:
-            raise UserError("prior.teacher=true: prior preservation is off.", "Set prior.enabled=true.")
-        if self.prior.teacher and self.objective.prediction_type != "base":
-            raise UserError(
-                f"prior.teacher=true: the base does not predict {self.objective.prediction_type}.",
-                "Leave one of the two out.",
-            )
-
 
 def members_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
     """Return the members of an axis by their kind; nothing where a field is no union."""
@@ -158,9 +141,18 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
     Raises:
         UserError: no such recipe, a setting that does not exist, a value that is not allowed.
     """
-    where, tree = ("settings", {}) if source is None else _read(source)
+    where, tree = (Where("settings"), {}) if source is None else _read(source)
     _build(where, tree)
     settings = settings or {}
+    return _laid_over(tree, settings, Where("settings") if settings else where)
+
+
+def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with `settings` laid over it."""
+    return _laid_over(recipe.model_dump(mode="json", exclude_none=True), settings, Where("settings"))
+
+
+def _laid_over(tree: dict[str, Any], settings: Mapping[str, Any], where: Where) -> Recipe:
     if LENGTHS & settings.keys():  # another length than the recipe's takes its place
         tree = {key: value for key, value in tree.items() if key not in LENGTHS}
     for section, members in UNIONS.items():  # of another member than the recipe's, only what both have is kept
@@ -169,7 +161,26 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
             tree[section] = {key: value for key, value in tree[section].items() if key in member.model_fields}
     for key, value in settings.items():
         _set(tree, key, value)
-    return _build("settings" if settings else where, tree)
+    return _build(where, tree)
+
+
+class Where(NamedTuple):
+    """Where settings come from, for messages."""
+
+    name: str
+    text: str = ""
+    """What the file holds."""
+
+    def at(self, key: str) -> str:
+        """Return the name, and the line of a setting where it is found: "mine.toml:12"."""
+        section = ""
+        for number, line in enumerate(self.text.splitlines(), start=1):
+            word = re.match(r"\s*(\[)?\s*([\w.-]+)\s*[\]=]", line)
+            if word and word[1]:
+                section = f"{word[2]}."
+            if word and (section + word[2] == key or (word[1] and word[2] == key)):
+                return f"{self.name}:{number}"
+        return self.name
 
 
 def shipped_recipes() -> list[str]:
@@ -180,6 +191,19 @@ def shipped_recipes() -> list[str]:
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe; reading it back gives the same one."""
     write_atomically(path, tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)).encode())
+
+
+def settings_of(recipe: Recipe) -> dict[str, str | float | int | bool]:
+    """Return every setting of a recipe by its full name, lists as text; those that are not set are left out."""
+
+    def walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name, value if isinstance(value, str | float | int) else str(value)
+
+    return dict(walk(recipe.model_dump(mode="json", exclude_none=True), ""))
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
@@ -208,14 +232,19 @@ class Setting(NamedTuple):
     """The members of its axis that have it, where not all do."""
 
 
-def setting_names(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting; where members of an axis have the same one, once."""
+@functools.cache
+def setting_names() -> tuple[Setting, ...]:
+    """Return every setting; where members of an axis have the same one, once."""
+    return tuple(_settings_of(Recipe, ""))
+
+
+def _settings_of(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         inner, members = field.annotation, members_of(field)
         if members:
             yield from _settings_of_union(members, field, f"{prefix}{name}.")
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from setting_names(inner, f"{prefix}{name}.")
+            yield from _settings_of(inner, f"{prefix}{name}.")
         else:
             yield Setting(f"{prefix}{name}", field)
 
@@ -226,7 +255,7 @@ def _settings_of_union(members: Mapping[str, type[BaseModel]], field: FieldInfo,
     yield Setting(f"{prefix}kind", FieldInfo(annotation=kinds, default=field.default.kind, description=about))
     same: dict[str, tuple[Setting, list[str]]] = {}
     for kind, member in members.items():
-        for setting in setting_names(member, prefix):
+        for setting in _settings_of(member, prefix):
             same.setdefault(f"{setting.name} {setting.field!r}", (setting, []))[1].append(kind)
     names = [setting.name for setting, _ in same.values()]
     for setting, having in sorted(same.values(), key=lambda found: names.index(found[0].name)):
@@ -247,7 +276,7 @@ def explain(key: str) -> str:
     """Return what a setting (or a section) is, its kind of value and its default."""
     inside = [s for s in setting_names() if s.name == key or s.name.startswith(f"{key}.")]
     if not inside:
-        raise UserError(f"{key!r}: is not a setting.", _did_you_mean(key))
+        raise UserError(f"{key!r}: is not a setting.", _meant(key))
     return "\n\n".join(
         f"{name} = {field.get_default()!r}   ({_kind(field.annotation)}){_with(name, kinds)}\n    "
         + (field.description or "").replace("\n", "\n    ")
@@ -264,24 +293,32 @@ def _kind(annotation: Any) -> str:
         return " | ".join(
             repr(a) if isinstance(a, str) else getattr(a, "__name__", str(a)) for a in get_args(annotation)
         )
-    return annotation.__name__
+    return str(annotation.__name__)
 
 
-def _read(source: str | Path) -> tuple[str, dict[str, Any]]:
+def _read(source: str | Path) -> tuple[Where, dict[str, Any]]:
     name = str(source)
     shipped = SHIPPED / f"{name}.toml"
     path = Path(name).expanduser()
     if not name.endswith(".toml") and shipped.is_file():
-        return name, tomllib.loads(shipped.read_text(encoding="utf-8"))
+        return Where(name), tomllib.loads(shipped.read_text(encoding="utf-8"))
     if not path.is_file():
+        inside = path / "recipe.toml"  # a run's
+        close = [str(inside)] if inside.is_file() else difflib.get_close_matches(name, shipped_recipes(), n=1)
         raise UserError(
             f"recipe {name!r}: there is no such recipe or file.",
-            f"Use {', '.join(shipped_recipes())}, or the path of a .toml file.",
+            f"Did you mean {close[0]}?" if close else f"Use {', '.join(shipped_recipes())}, or a .toml file.",
         )
     try:
-        return path.name, tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        return Where(path.name, text), tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+        raise UserError(f"{path}: is not UTF-8 ({found}).", "Save it as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: is not readable TOML ({error}).", "Mend that line.") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).", "Give a file that can.") from error
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -294,7 +331,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
-def _build(where: str, tree: Mapping[str, Any]) -> Recipe:
+def _build(where: Where, tree: Mapping[str, Any]) -> Recipe:
     tree = dict(tree)
     for section in UNIONS:
         if isinstance(tree.get(section), dict):  # without a kind, the default member is meant
@@ -303,50 +340,60 @@ def _build(where: str, tree: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        parts = [str(part) for part in first["loc"]]
+        parts = [str(part) for part in first["loc"] if not isinstance(part, int)]  # no place within a list
         if parts[0] in UNIONS:
             raise _union_error(where, parts[0], parts[2:], first, tree) from None
         raise _error(where, ".".join(parts), first["type"], first["msg"], first["input"]) from None
 
 
-def _error(where: str, key: str, kind: str, message: str, found: Any) -> UserError:
+def _error(where: Where, key: str, kind: str, message: str, found: Any) -> UserError:
     if kind == "extra_forbidden":
-        return UserError(f"{where}: {key} is not a setting.", _did_you_mean(key))
-    message = message.removeprefix("Value error, ")
+        return UserError(f"{where.at(key)}: {key} is not a setting.", _meant(key))
+    message = message.removeprefix("Value error, ").replace("a valid tuple", 'a list, such as ["a", "b"]')
     return UserError(
-        f"{where}: {key} = {found!r} is not allowed ({message[0].lower()}{message[1:]}).",
+        f"{where.at(key)}: {key} = {found!r} is not allowed ({message[0].lower()}{message[1:]}).",
         f"See: limner explain {key.partition('[')[0]}",
     )
 
 
-def _union_error(where: str, section: str, inner: Sequence[str], first: Any, tree: Mapping[str, Any]) -> UserError:
+def _union_error(where: Where, section: str, inner: Sequence[str], first: Any, tree: Mapping[str, Any]) -> UserError:
     """Say what is wrong within a section whose members have different settings; `inner` is the place in it."""
     key, kinds = ".".join([section, *inner]), ", ".join(UNIONS[section])
     if first["type"] == "union_tag_invalid":
         close = difflib.get_close_matches(str(tree[section]["kind"]), UNIONS[section], n=1)
+        found = f"{section}.kind = {tree[section]['kind']!r}"
         return UserError(
-            f"{where}: {section}.kind = {tree[section]['kind']!r} is not allowed (use one of {kinds}).",
+            f"{where.at(f'{section}.kind')}: {found} is not allowed (use one of {kinds}).",
             f"Did you mean {close[0]}?" if close else f"See: limner explain {section}.kind",
         )
     if not inner:
         return UserError(
-            f"{where}: {section} = {first['input']!r} is not allowed (it is a section).",
-            f"Set its parts, such as {section}.kind, to one of {kinds}.",
+            f"{where.at(section)}: {section} = {first['input']!r} is not allowed (it is a section).",
+            f"Did you mean {section}.kind={first['input']}?"
+            if first["input"] in UNIONS[section]
+            else f"Set its parts, such as {section}.kind, to one of {kinds}.",
         )
     having = [kinds for name, _, kinds in setting_names() if name == key or name.startswith(f"{key}.")]
     if first["type"] == "extra_forbidden" and having:
         others = dict.fromkeys(kind for kinds in having for kind in kinds)
         return UserError(
-            f"{where}: {key} has no meaning for {section}.kind={tree[section]['kind']}.",
+            f"{where.at(key)}: {key} has no meaning for {section}.kind={tree[section]['kind']}.",
             f"Leave it out, or use {section}.kind={' or '.join(others)}.",
         )
     return _error(where, key, first["type"], first["msg"], first["input"])
 
 
-def _did_you_mean(key: str) -> str:
+def _meant(key: str) -> str:
+    close = did_you_mean(key)
+    return f"Did you mean {close}?" if close else "See all: limner explain"
+
+
+def did_you_mean(key: str) -> str | None:
+    """Return the setting or section whose name is nearest to a misspelt one, or None where none is near."""
     names = {setting.name for setting in setting_names()}
+    names |= {name.rpartition(".")[0] for name in names} - {""}
     by_last = {name.rpartition(".")[2]: name for name in sorted(names, key=lambda n: (-n.count("."), n))}
     close = difflib.get_close_matches(key, names, n=1, cutoff=0.6) or [
         by_last[last] for last in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.6)
     ]
-    return f"Did you mean {close[0]}?" if close else "See all: limner explain"
+    return close[0] if close else None

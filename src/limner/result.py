@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from limner.export.single_file import write_single_file
 from limner.export.tensors import read_tensors
 from limner.families.family import Family
 from limner.families.foreign import check_lora_family
+from limner.files import bytes_of, remove
 from limner.recipe import Recipe
 from limner.rundir import RunDir
 
@@ -69,13 +69,14 @@ def _write_words(folder: RunDir, words: LearnedWords, about: Mapping[str, Any]) 
     ]
 
 
-def try_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
-    """Write and check the result once before the first step: what would fail at the end fails now."""
+def try_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> int:
+    """Write and check the result once before the first step: what would fail at the end fails now; return its bytes."""
     trial = RunDir(folder.path / ".trial")
     try:
-        write_result(trial, recipe, family, adapter)
+        remove(trial.path)  # of a run that was killed
+        return sum(bytes_of(path) for path in write_result(trial, recipe, family, adapter))
     finally:
-        shutil.rmtree(trial.path, ignore_errors=True)
+        remove(trial.path)
 
 
 def results(folder: RunDir) -> list[Path]:
@@ -88,11 +89,14 @@ def require_result(folder: RunDir) -> list[Path]:
     """Return the run's result.
 
     Raises:
-        UserError: it is not trained yet.
+        UserError: it is not trained yet, or its files are damaged.
     """
     found = results(folder)
     if not found:
         raise UserError(f"{folder.path}: has no adapter yet.", f"Train it first: limner train --resume {folder.path}")
+    for file in (*found, *folder.model.rglob("*.safetensors")):
+        if file.is_file():
+            read_tensors(file)  # maps the file, and says now, before a base is loaded, if it is damaged
     return found
 
 

@@ -16,12 +16,14 @@ from limner.families.family import Family
 from limner.prepare.memory import tell_changes
 from limner.prepare.prepared import Prepared
 from limner.recipe import LENGTHS, Recipe
+from limner.result import results
 from limner.rundir import RunDir, read_json, write_json
-from limner.train.checkpoint import complete_checkpoints, load_checkpoint, read_made_with
+from limner.train.checkpoint import load_checkpoint, newest_checkpoint, read_made_with
 from limner.train.loop import Training
 from limner.watch import Watch
 
-MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "pictures.workers", "checkpoint", "preview", "evaluation")
+MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "pictures.workers", "checkpoint", "preview", "evaluation",
+              "tracking")  # fmt: skip
 """Settings and sections that may differ from the checkpoint's; of the base only the name, not the weights."""
 
 
@@ -45,7 +47,7 @@ def computed(recipe: Recipe, processes: int) -> dict[str, Any]:
 
 def check_recipe(folder: RunDir, recipe: Recipe) -> None:
     """Refuse a recipe that differs from the newest checkpoint's in what may not change; nothing is loaded for it."""
-    for checkpoint in complete_checkpoints(folder.checkpoints)[-1:]:
+    if checkpoint := newest_checkpoint(folder.checkpoints, lambda _: None):
         then, now = _flat(_recipe_of(folder, checkpoint).model_dump()), _flat(_settled(recipe).model_dump())
         differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
         wrong = [key for key in differing if not any(f"{key}.".startswith(f"{name}.") for name in MAY_CHANGE)]
@@ -71,21 +73,24 @@ def continue_run(
 ) -> None:
     """Load the newest complete checkpoint, if there is one, after checking that base and pictures are the same.
 
-    What may change a result in its last bits is said; with `accept_dataset_change` so is a change of the pictures.
+    What may change a result in its last bits is said; with `accept_dataset_change` so is a change of the pictures. A
+    run that was trained to its end, but whose result is missing or another's, goes on with its result alone.
     """
-    checkpoints = complete_checkpoints(folder.checkpoints)
-    if not checkpoints:
+    newest = newest_checkpoint(folder.checkpoints, watch.say)
+    if newest is None:
+        folder.cut_log(0)
         folder.update_provenance(data_fingerprint=prepared.fingerprint)
         if folder.writes:
             write_json(folder.data_files, prepared.files)
         return
-    made = read_made_with(checkpoints[-1])
+    made = read_made_with(newest)
     _check_base(folder, recipe, made, training.family)
     data = _check_data(folder, prepared, accept_dataset_change)
-    load_checkpoint(training, checkpoints[-1])
-    if training.index >= training.steps:
+    load_checkpoint(training, newest)
+    if training.index >= training.steps and _has_result(folder, recipe, training):
         raise UserError(f"{folder.path}: is already finished: {training.index} of {training.steps} steps.",
                         "Raise steps to continue: limner train --resume RUN steps=N")  # fmt: skip
+    folder.cut_log(training.index)
     differences = [*data, *_differences(made["computed"], computed(recipe, training.ranks.count)),
                    *_other_schedule(training, made["steps"])]  # fmt: skip
     for line in differences:
@@ -97,6 +102,13 @@ def continue_run(
         folder.update_provenance(data_fingerprint=prepared.fingerprint)
         if folder.writes:
             write_json(folder.data_files, prepared.files)
+
+
+def _has_result(folder: RunDir, recipe: Recipe, training: Training) -> bool:
+    """Tell whether the result is there, and made of this very training."""
+    chosen = read_json(folder.provenance).get("chosen", {})
+    of_this = (chosen.get("trained_steps"), chosen.get("use")) == (training.index, recipe.checkpoint.use)
+    return of_this and bool(results(folder))
 
 
 def _check_base(folder: RunDir, recipe: Recipe, made: Mapping[str, Any], family: Family) -> None:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from limner import machine
+from limner.conflicts import check_base, check_settings, require_use
 from limner.drawing import draw_comparison, follow_objective, load_base
 from limner.errors import UserError
+from limner.export.tensors import read_tensors
 from limner.families.load import native_resolution
 from limner.families.source import is_hub_name, locate
+from limner.files import remove, require_writable
+from limner.fitting import make_fit, plan_memory, telling_memory
 from limner.generate.draw import check_resolution, draw, requests_for
-from limner.pictures.cache import default_cache
+from limner.generate.faults import tell_faults
+from limner.lock import locked
+from limner.pictures.cache import ROOM, default_cache
 from limner.pictures.folder import find_pictures
-from limner.planning import plan_run
-from limner.prepare.check import Checked, check_pictures
+from limner.planning import Told, plan_run
+from limner.prepare.check import Checked, check_class_pictures, check_pictures
 from limner.prepare.held_out import with_held_out
 from limner.prepare.words import word_notes
 from limner.ranks import Ranks, joined
-from limner.recipe import Recipe, load_recipe, save_recipe
+from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
 from limner.result import attach_file, attach_result, require_result
 from limner.resuming import check_recipe, computed
 from limner.rundir import RunDir, read_json, unused
@@ -37,6 +43,8 @@ DEMO_ARMS: dict[str, dict[str, Any]] = {
     "dreambooth-lora": {},
 }
 """The methods that the demo compares, as settings over its recipe."""
+DRAWING = ("generation", "resolution", "base", "device", "precision", "evaluation")
+"""The settings that drawing heeds; the last is for a run's comparison."""
 Settings = Mapping[str, Any]
 Paths = str | Path | Sequence[str | Path]
 
@@ -62,33 +70,54 @@ def train(
     """
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     paths = _paths(pictures)
-    resolved.check_words()
-    resolved.check_training()
     if class_pictures and not resolved.prior.active:
         raise UserError(f"{class_pictures}: class pictures were given, and prior preservation is off.",
                         "Add prior.enabled=true (and a prior.weight above 0), or leave them out.")  # fmt: skip
+    if class_pictures:
+        _require_pictures(Path(class_pictures), "--class-pictures")
+    lines = check_settings(resolved, given=settings, own_file=_is_own(recipe), class_pictures=bool(class_pictures))
     if resolved.init_from:
         find_start(resolved.init_from)
     with joined() as ranks, _computing(resolved, ranks, watch) as watch:
+        for line in lines:
+            watch.say(line)
         folder = _new_folder(run, f"{_recipe_name(recipe)}-{paths[0].resolve().name}", ranks)
-        try:
-            with ranks.first_then_others(), watch.phase("check"), folder.timed("check"):
-                checked = _check(paths, resolved, watch)
-            if folder.writes:
-                save_recipe(resolved, folder.recipe)
-            folder.update_provenance(
-                command=sys.argv, date=datetime.now(UTC).isoformat(timespec="seconds"), versions=machine.versions(),
-                hardware=machine.hardware(), computed=computed(resolved, ranks.count),
-                deterministic=resolved.deterministic, pictures=[str(p.resolve()) for p in paths],
-                class_pictures=str(Path(class_pictures).resolve()) if class_pictures else None,
-            )  # fmt: skip
-            ranks.wait()
-            given = Path(class_pictures) if class_pictures else None
-            return train_adapter(folder, resolved, checked, given, watch, ranks=ranks)
-        except UserError:
-            if folder.writes and not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
-                shutil.rmtree(folder.path)
-            raise
+        with _alone(folder):
+            return _begin(folder, resolved, paths, Path(class_pictures) if class_pictures else None, watch, ranks)
+
+
+def _begin(
+    folder: RunDir, recipe: Recipe, paths: list[Path], class_pictures: Path | None, watch: Watch, ranks: Ranks
+) -> RunDir:
+    """Check, write down what the run is, and train; what fails before anything was learned leaves no folder."""
+    try:
+        with ranks.first_then_others(), watch.phase("check"), folder.timed("check"):
+            checked = _check(paths, recipe, watch)
+            if class_pictures:  # before anything is loaded; what is found is read again when they are used
+                check_class_pictures(class_pictures, recipe.pictures, recipe.prior, instance=paths,
+                                     resolution_px=checked.resolution_px, cache=default_cache())  # fmt: skip
+        recipe, fitted = make_fit(recipe, checked, watch, ranks)
+        folder.update_provenance(
+            fit=fitted, command=sys.argv, versions=machine.versions(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            hardware=machine.hardware(), computed=computed(recipe, ranks.count), deterministic=recipe.deterministic,
+            pictures=[str(p.resolve()) for p in paths],
+            class_pictures=str(class_pictures.resolve()) if class_pictures else None,
+        )  # fmt: skip
+        if folder.writes:
+            save_recipe(recipe, folder.recipe)  # last: with it the folder is a run, which can be resumed
+        ranks.wait()
+        with telling_memory(recipe, checked):
+            return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks)
+    except UserError:
+        if folder.writes and not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
+            remove(folder.path)
+        raise
+
+
+def _alone(folder: RunDir) -> AbstractContextManager[None]:
+    """Keep other runs out of the folder; the processes that share a run have one lock, that of the first."""
+    return locked(folder.path) if folder.writes else nullcontext()
 
 
 def _new_folder(run: str | Path | None, name: str, ranks: Ranks) -> RunDir:
@@ -120,15 +149,38 @@ def check(
 ) -> Checked:
     """Find every problem of pictures, captions and settings, before anything is loaded."""
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
-    resolved.check_words()
-    resolved.check_training()
     if resolved.init_from:
         find_start(resolved.init_from)
     watch = watch or Watch()
+    for line in check_settings(resolved, given=settings, own_file=_is_own(recipe)):
+        watch.say(line)
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)
     plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
     return checked
+
+
+def plan(
+    pictures: Paths,
+    *,
+    recipe: str | Path | Recipe = "lora",
+    settings: Settings | None = None,
+    watch: Watch | None = None,
+) -> Told:
+    """Return what a run will need, phase by phase, before anything is loaded: memory, time, disk.
+
+    The device need not be here: `device=cuda fit=8GB` plans for a card of 8 GiB. With `fit` its measures are taken and
+    said; without it they are proposed where the run would not fit.
+    """
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
+    watch = watch or Watch()
+    for line in check_settings(resolved, given=settings, own_file=_is_own(recipe)):
+        watch.say(line)
+    with watch.phase("check"):
+        checked = _check(_paths(pictures), resolved, watch)
+    length = plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
+    with watch.phase("plan"):
+        return plan_memory(resolved, checked, length)
 
 
 def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:
@@ -143,16 +195,19 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
     folder = RunDir.open(Path(run))
     recipe = load_recipe(folder.recipe, settings)
     check_recipe(folder, recipe)
+    check_settings(recipe, given=settings)
     known = read_json(folder.provenance)
     class_pictures = Path(known["class_pictures"]) if known["class_pictures"] else None
     with joined() as ranks, _computing(recipe, ranks, watch) as watch:
         folder = RunDir(folder.path, writes=ranks.is_first)
-        with ranks.first_then_others(), watch.phase("check"):
-            checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
-        if folder.writes:
-            save_recipe(recipe, folder.recipe)
-        return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks,
-                             accept_dataset_change=accepted)  # fmt: skip
+        with _alone(folder):
+            with ranks.first_then_others(), watch.phase("check"):
+                checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
+            if folder.writes:
+                save_recipe(recipe, folder.recipe)
+            with telling_memory(recipe, checked):
+                return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks,
+                                     accept_dataset_change=accepted)  # fmt: skip
 
 
 def generate(
@@ -176,6 +231,10 @@ def generate(
         raise UserError(f"{source}: there is no such run folder or base.", "Give a run's folder, or a base (tiny).")
     on_base = {"base": str(source), **(settings or {})}
     recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, on_base)
+    require_use(settings or {}, DRAWING if folder else DRAWING[:-1], "drawing")
+    for path, _ in adapters:
+        read_tensors(Path(path))  # says what is wrong with it before a base is loaded
+    _require_place(Path(out) if out else None)
     if not prompts:
         if folder is None:
             raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
@@ -193,8 +252,11 @@ def generate(
     used = [*((path, 1.0) for path in own), *adapters]
     about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in used]}
     with watch.phase("draw"):
-        draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
-             resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+        made = draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
+                    resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+    wrong = tell_faults(made, str(out), tuned=bool(used))
+    if wrong:
+        watch.say(wrong)
     for one in attached:
         one.detach()
     return out
@@ -230,6 +292,7 @@ def report(runs: Paths, *, out: str | Path | None = None, watch: Watch | None = 
     page = folders[0].report if len(folders) == 1 else _scores(folders).with_suffix(".html")
     if out and Path(out).is_dir():
         raise UserError(f"--out {out}: is a folder.", "Name the file to write, such as page.html.")
+    _require_place(Path(out).parent if out else None)
     with (watch or Watch()).phase("report"):
         return write(folders, _scores(folders), Path(out or page))
 
@@ -242,6 +305,8 @@ def caption(
 
     watch = watch or Watch()
     recipe = load_recipe(None, settings)
+    require_use(settings or {}, ("pictures", "device", "precision"), "captions")
+    _require_place(Path(out).parent)
     with watch.phase("load"):
         captioner = load_captioner(model, device=machine.place(recipe.device, recipe.precision).device)
     with watch.phase("caption"):
@@ -259,10 +324,10 @@ def demo(run: str | Path | None = None, *, settings: Settings | None = None, wat
     folder = Path(run) if run else unused(Path("runs"), "demo")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is not empty.", "Name another folder with --run.")
+    recipes = {arm: load_recipe("demo", {**own, **(settings or {})}) for arm, own in DEMO_ARMS.items()}
     arms = []
-    for arm, own in DEMO_ARMS.items():
+    for arm, recipe in recipes.items():
         watch.say(f"{arm}:")
-        recipe = load_recipe("demo", {**own, **(settings or {})})
         arms.append(train(ASSETS / "demo" / "critter", recipe=recipe, run=folder / arm, watch=watch).path)
     evaluate(arms, watch=watch)
     return report(arms, watch=watch)
@@ -270,8 +335,10 @@ def demo(run: str | Path | None = None, *, settings: Settings | None = None, wat
 
 def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     """Check the pictures at the resolution of the base, before its weights are loaded."""
+    require_writable(default_cache(), ROOM)
     if not recipe.pictures.subjects:
         find_pictures(paths)  # says what is wrong with the folder before the base is looked for, perhaps on the hub
+    check_base(recipe)
     resolution_px = recipe.resolution or native_resolution(recipe.base)
     checked = check_pictures(
         paths, recipe.pictures, resolution_px=resolution_px, cache=default_cache(), progress=watch.progress
@@ -280,6 +347,7 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     for note in (*checked.notes, *word_notes(recipe.base, recipe.pictures, checked, learned=learned)):
         watch.say(note)
     if recipe.evaluation.pictures:
+        _require_pictures(recipe.evaluation.pictures, "evaluation.pictures")
         checked = with_held_out(checked, recipe.evaluation.pictures, recipe.pictures, cache=default_cache())
     plan_run(recipe, checked, 0, Watch())  # refuses a length given twice
     return checked
@@ -293,6 +361,24 @@ def _scores(folders: Sequence[RunDir]) -> Path:
 
 def _paths(given: Paths) -> list[Path]:
     return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
+
+
+def _require_place(folder: Path | None) -> None:
+    """Refuse a folder for --out that cannot be made or written to, before anything is computed for it."""
+    there = next((p for p in (folder, *folder.parents) if p.exists()), None) if folder else None
+    if there and not (there.is_dir() and os.access(there, os.W_OK)):
+        why = "cannot be written to" if there.is_dir() else "is a file"
+        raise UserError(f"--out: {folder} cannot be made, because {there} {why}.", "Name another with --out.")
+
+
+def _require_pictures(place: Path, what: str) -> None:
+    if not place.exists():
+        raise UserError(f"{what}={place}: there is no such file or folder.", "Name a folder of pictures.")
+
+
+def _is_own(recipe: str | Path | Recipe) -> bool:
+    """Tell whether a recipe is a file of the user's, and none that ships with the package."""
+    return not isinstance(recipe, Recipe) and str(recipe) not in shipped_recipes()
 
 
 def _recipe_name(recipe: str | Path | Recipe) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from limner.errors import UserError
+from limner.errors import Unwritable, UserError
+from limner.files import replacing, require_writable, sweep, sync, writing
 from limner.machine import peak_memory_gib, reset_peak_memory
+
+UNBEGUN = {".lock", "log.jsonl", "provenance.json"}
+"""What a run leaves that was killed before its recipe was written: such a folder is as good as empty."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class RunDir:
     path: Path
     writes: bool = True
     """False in the other processes of a shared run: they read the folder and leave it as it is."""
+    unwritten: list[bytes] = field(default_factory=list[bytes], compare=False)
+    """Lines of the log that the disk has not taken yet; the next line brings them along."""
 
     recipe = property(lambda self: self.path / "recipe.toml")
     provenance = property(lambda self: self.path / "provenance.json")
@@ -55,16 +60,18 @@ class RunDir:
         """Make a new run folder: `path` if given (it must be new or empty), else `runs/<name>-<n>`."""
         if path is None:
             path = unused(root, name)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        run = RunDir(path)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file, and a run is a folder.", "Name another with --run.")
+        if path.is_dir():
+            sweep(path)
+        if path.exists() and {file.name for file in path.iterdir()} - UNBEGUN:
             raise UserError(
                 f"{path}: is not empty, and a new run would mix with what is in it.",
                 "Name another folder with --run, or continue that run with --resume.",
             )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be made ({error.strerror}).", "Name another folder with --run.") from error
-        return RunDir(path)
+        require_writable(path, "Name another folder with --run.")
+        return run
 
     @staticmethod
     def open(path: Path) -> RunDir:
@@ -73,14 +80,51 @@ class RunDir:
         if not run.recipe.is_file():
             found = "there is no such folder" if not path.exists() else "it holds no recipe.toml"
             raise UserError(f"{path}: is not a run folder ({found}).", "Make one with: limner train PICTURES --run DIR")
+        sweep(path)
         return run
 
     def append_log(self, event: str, **fields: Any) -> None:
-        """Append one line to log.jsonl: `event` says which kind."""
+        """Append one line to log.jsonl: `event` says which kind. What the disk does not take waits in `unwritten`."""
         if not self.writes:
             return
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **fields}, ensure_ascii=False) + "\n")
+        self.unwritten.append(json.dumps({"event": event, **fields}, ensure_ascii=False).encode() + b"\n")
+        with suppress(OSError), self.log.open("ab+", buffering=0) as file:
+            whole = file.seek(0, os.SEEK_END)
+            file.seek(max(0, whole - 1))
+            torn = file.read() not in (b"", b"\n")  # by a kill: the next line begins on a line of its own
+            lines = b"\n" * torn + b"".join(self.unwritten)
+            try:
+                taken = file.write(lines)
+            except OSError:
+                taken = 0
+            if taken == len(lines):
+                self.unwritten.clear()
+            else:
+                file.truncate(whole)
+
+    def require_log(self) -> None:
+        """Refuse to go on as if nothing were: the disk did not take some lines of the log.
+
+        Raises:
+            Unwritable: says how many.
+        """
+        if self.unwritten:
+            message = f"{self.log}: {len(self.unwritten)} lines cannot be written; they wait."
+            raise Unwritable(message, "Make room on its disk.")
+
+    def sync_log(self) -> None:
+        """Have the disk hold the log as it is."""
+        if self.log.is_file():
+            with writing(self.log):
+                sync(self.log)
+
+    def cut_log(self, step: int) -> None:
+        """Drop what was logged after `step`, which is about to be done again, and lines that a kill cut short."""
+        if not self.writes:
+            return
+        kept = [row for row in self._logged() if row.get("step", 0) <= step]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
+        write_atomically(self.log, "".join(lines).encode())
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -95,16 +139,15 @@ class RunDir:
                 self.append_log("phase", name=phase, seconds=seconds, peak_memory_gib=round(peak_memory_gib(), 3))
 
     def read_log(self, event: str) -> list[dict[str, Any]]:
-        """Return the log's lines of one kind, in order; a last line cut short by a kill is left out."""
-        if not self.log.is_file():
-            return []
+        """Return the log's lines of one kind, in order; a line cut short by a kill is left out."""
+        return [row for row in self._logged() if row["event"] == event]
+
+    def _logged(self) -> list[dict[str, Any]]:
         rows = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
-            try:
+        for line in self.log.read_bytes().splitlines() if self.log.is_file() else ():
+            with suppress(ValueError):  # of JSON or of UTF-8
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return [row for row in rows if row["event"] == event]
+        return rows
 
     def update_provenance(self, **fields: Any) -> None:
         """Merge `fields` into provenance.json."""
@@ -119,24 +162,10 @@ def unused(parent: Path, name: str) -> Path:
     return next(path for n in count(1) if not (path := parent / f"{name}-{n}").exists())
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for a new file or folder, which takes `path`'s place if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
-        new = Path(beside, path.name)
-        yield new
-        if path.is_dir():  # only an empty folder can be replaced by another
-            os.replace(path, Path(beside, f"{path.name}.old"))
-        os.replace(new, path)
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either the old or the new one, whenever the machine stops."""
-    with replacing(path) as new, new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as new:
+        new.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:

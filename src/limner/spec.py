@@ -9,4 +9,4 @@ class Spec(BaseModel):
     Each field carries a docstring under it; `limner explain` and the reference page show it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -2,91 +2,213 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from limner.adapters.adapter import Attached
+import torch
+
 from limner.drawing import preview
-from limner.errors import Interrupted
+from limner.errors import Guarded, Interrupted, Unwritable, UserError
 from limner.families.family import Family
+from limner.files import bytes_of
 from limner.interrupt import noted_signals
 from limner.planning import keep_pace
 from limner.prepare.plan import Plan
+from limner.prepare.prepared import Prepared
 from limner.recipe import Recipe
 from limner.result import results, write_result
 from limner.resuming import made_with
-from limner.rundir import RunDir
-from limner.train.checkpoint import complete_checkpoints, save_checkpoint
-from limner.train.loop import SlotStep, Training
+from limner.rundir import RunDir, read_json
+from limner.telling import Telling
+from limner.train.checkpoint import (
+    best_checkpoint,
+    checkpoint_of,
+    complete_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from limner.train.loop import Training
+from limner.train.validation import validation_loss
 from limner.watch import Watch
 
 
-def take_steps(folder: RunDir, recipe: Recipe, family: Family, training: Training, plan: Plan, watch: Watch) -> None:
+class Spared:
+    """Files that a run can do without: one that the disk does not take is said once, and the training goes on."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._missing: set[str] = set()
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Go on if this block cannot write `what`; say so, unless that was said and has not been mended since."""
+        try:
+            yield
+            self._missing.discard(what)
+        except Unwritable as error:
+            if what not in self._missing:
+                self._watch.say(f"{error} The training goes on, and the next {what} is tried again.")
+            self._missing.add(what)
+
+
+def take_steps(
+    folder: RunDir,
+    recipe: Recipe,
+    family: Family,
+    training: Training,
+    plan: Plan,
+    watch: Watch,
+    *,
+    held_out: Prepared | None = None,
+) -> None:
     """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand.
 
     Of several processes the first does all that; the others train, and stop where it stops.
+
+    Raises:
+        Interrupted: Ctrl-C; the checkpoint and the adapter of this step are saved.
+        Guarded: the numbers broke; the adapter of the last good checkpoint is saved.
     """
-    every = recipe.checkpoint.every_steps
     seconds: list[float] = []
-    with noted_signals() as stopped:
-        for step in training:
-            one = step.slots[0]
-            seconds.append(step.seconds)
-            epoch = round(step.index * plan.epochs / plan.steps, 4)
-            folder.append_log("step", step=step.index, epoch=epoch, seconds=step.seconds, **_logged(one))
-            watch.progress(step.index, training.steps, f"loss {one.loss:.3f}")
-            last = step.index == training.steps
-            if training.ranks.any(bool(stopped)) and not last:
-                _stop(folder, recipe, family, training)
-            if not folder.writes:
-                continue
-            if last or (every and step.index % every == 0):
-                _save(folder, recipe, training)
-            if recipe.preview.every_steps and step.index % recipe.preview.every_steps == 0:
-                with training.evaluating():
-                    preview(folder, recipe, family, step.index)
+    spared = Spared(watch)
+    with closing(Telling(folder, recipe, training, watch)) as telling, noted_signals() as stopped:
+        try:
+            for step in training:
+                seconds.append(step.seconds)
+                with spared("line of the log"):
+                    telling.step(step, epoch=step.index * plan.epochs / plan.steps)
+                    folder.require_log()
+                last = step.index == training.steps
+                if training.ranks.any(bool(stopped)) and not last:
+                    _stop(folder, recipe, family, training, spared)
+                if not folder.writes:
+                    continue
+                if last or _due(step.index, recipe.checkpoint.every_steps):
+                    loss = _validate(folder, training, held_out)
+                    with spared("checkpoint"):
+                        _keep(folder, recipe, training, loss)
+                if _due(step.index, recipe.preview.every_steps):
+                    with spared("preview"):
+                        _preview(folder, recipe, family, training, telling)
+        except Guarded as guarded:
+            raise _last_good(guarded, folder, recipe, family, training) from None
     if training.ranks.count == 1:
-        keep_pace(recipe, seconds)
+        with suppress(Unwritable):  # a pace that cannot be kept is not known the next time
+            keep_pace(recipe, seconds)
 
 
-def _save(folder: RunDir, recipe: Recipe, training: Training) -> Path:
-    about = made_with(recipe, training)
-    return save_checkpoint(training, folder.checkpoints, keep=recipe.checkpoint.keep, made_with=about)
+def _due(step: int, every: int) -> bool:
+    """Tell whether something that is done every so many steps is done at this one; 0 is never."""
+    return every > 0 and step % every == 0
 
 
-def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training) -> None:
-    """Save the checkpoint and the adapter of this step and leave."""
-    if folder.writes:
-        _save(folder, recipe, training)
+def _preview(folder: RunDir, recipe: Recipe, family: Family, training: Training, telling: Telling) -> None:
+    """Draw a preview and tell where it is; one that fails is told, and never ends the run."""
+    try:
         with training.evaluating():
-            save_adapter(folder, recipe, family, training.adapter)
+            made, wrong = preview(folder, recipe, family, training.index)
+    except Unwritable:
+        raise
+    except Exception as error:  # whatever it is, a picture to look at is not worth the run
+        what = f"{type(error).__name__}: {error}"
+        made, wrong = None, f"preview at step {training.index} failed ({what}); training goes on"
+    if not made and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    telling.preview(training.index, made)
+    if wrong:
+        telling.warn(training.index, wrong)
+
+
+def _last_good(guarded: Guarded, folder: RunDir, recipe: Recipe, family: Family, training: Training) -> Guarded:
+    """Save the adapter of the last checkpoint, if there is one, and say it where the guard says why it stopped."""
+    folder.append_log("stopped", step=training.index, text=str(guarded))
+    kept = complete_checkpoints(folder.checkpoints)
+    if not kept:
+        return Guarded(f"{guarded.message} No checkpoint was written before.", guarded.hint)
+    load_checkpoint(training, kept[-1])
+    if folder.writes:
+        with training.evaluating(), suppress(Guarded):  # finite, and yet too large for the number format of the file
+            save_adapter(folder, recipe, family, training)
+    # said in the same words by every process, so that it is printed once
+    good = f"Last good checkpoint: step {training.index}, with its adapter in {folder.path}."
+    return Guarded(f"{guarded.message} {good}", guarded.hint)
+
+
+def _validate(folder: RunDir, training: Training, held_out: Prepared | None) -> float | None:
+    """Return the loss on the held-out pictures, and log it; None without them."""
+    if held_out is None:
+        return None
+    loss = validation_loss(training, held_out, held_out.num_examples)
+    folder.append_log("validation", step=training.index, validation_loss=loss)
+    return loss if math.isfinite(loss) else None
+
+
+def _keep(folder: RunDir, recipe: Recipe, training: Training, loss: float | None = None) -> Path:
+    """Save a checkpoint, and the log up to it."""
+    folder.sync_log()
+    own, about = recipe.checkpoint, made_with(recipe, training)
+    return save_checkpoint(training, folder.checkpoints, keep=own.keep, made_with=about, validation_loss=loss,
+                           keep_best=own.keep_best)  # fmt: skip
+
+
+def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training, spared: Spared) -> None:
+    """Save the checkpoint and the adapter of this step, as far as the disk takes them, and leave."""
+    if folder.writes:
+        with spared("checkpoint"):
+            _keep(folder, recipe, training)
+        with spared("result"), training.evaluating():
+            save_adapter(folder, recipe, family, training)
+        folder.append_log("stopped", step=training.index, text="Ctrl-C or SIGTERM")
     training.ranks.wait()
+    is_of_this_step = read_json(folder.provenance).get("chosen", {}).get("step") == training.index
+    files = (checkpoint_of(folder.checkpoints, training.index), *(results(folder)[:1] if is_of_this_step else ()))
+    saved = [str(path) for path in files if path.exists()]
+    said = f"{' and '.join(saved) or 'nothing'} {'are' if len(saved) > 1 else 'is'} saved."
     raise Interrupted(
-        f"Stopped at step {training.index} of {training.steps}: {complete_checkpoints(folder.checkpoints)[-1]} and "
-        f"{results(folder)[0]} are saved.",
+        f"Stopped at step {training.index} of {training.steps}: {said}",
         f"Continue with: limner train --resume {folder.path}",
     )
 
 
-def _logged(step: SlotStep) -> dict[str, Any]:
-    return {
-        "loss": step.loss, "instance_loss": step.instance_loss, "prior_loss": step.prior_loss,
-        "lr": dict(step.learning_rates), "grad_norm": step.grad_norm, "skipped": step.skipped,
-    }  # fmt: skip
+def choose_checkpoint(folder: RunDir, recipe: Recipe, training: Training, watch: Watch) -> dict[str, Any]:
+    """Bring the training to the weights that the result is made of, say which, and return what provenance tells of it.
+
+    They are those of the last step, or with checkpoint.use=best those of the lowest validation loss.
+    """
+    chosen = {"use": recipe.checkpoint.use, "step": training.index, "trained_steps": training.index}
+    best = best_checkpoint(folder.checkpoints) if recipe.checkpoint.keep_best else None
+    if best is None:
+        if recipe.checkpoint.use == "best":
+            raise UserError(
+                f"{folder.path}: checkpoint.use=best, and no checkpoint has a validation loss.",
+                f"Take the last step's weights: limner train --resume {folder.path} checkpoint.use=last",
+            )
+        return chosen
+    path, loss = best
+    of_all = f"{path.name}, whose validation loss of {loss:.4g} is the lowest of all"
+    if recipe.checkpoint.use == "last":
+        watch.say(f"result: step {training.index}, the last one; the best was {of_all} (checkpoint.use=best takes it).")
+        return chosen
+    load_checkpoint(training, path)
+    watch.say(f"result: {of_all}.")
+    return {**chosen, "step": training.index, "validation_loss": loss}
 
 
-def save_adapter(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> None:
-    """Write the result, verified, and count what it trains."""
-    files = write_result(folder, recipe, family, adapter)
-    trained = adapter.trainable_parameters()
+def save_adapter(
+    folder: RunDir, recipe: Recipe, family: Family, training: Training, chosen: Mapping[str, Any] | None = None
+) -> None:
+    """Write the result, verified, and count what it trains; `chosen` says which step's it is, else the one in hand."""
+    files = write_result(folder, recipe, family, training.adapter)
+    trained = training.adapter.trainable_parameters()
     in_base = sum(p.numel() for p in family.unet.parameters())
+    at = {"use": "last", "step": training.index, "trained_steps": training.index}
     folder.update_provenance(
         base={"name": recipe.base, "family": family.kind, "identity": family.identity},
         adapter={"kind": recipe.adapter.kind, "trainable_parameters": trained, "base_parameters": in_base,
                  "times_fewer": in_base / trained, "files": [file.name for file in files],
-                 "file_bytes": sum(_bytes(file) for file in files if file != folder.single_file)},
+                 "file_bytes": sum(bytes_of(file) for file in files if file != folder.single_file)},
+        chosen=chosen or at,
     )  # fmt: skip
-
-
-def _bytes(path: Path) -> int:
-    return sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")) if f.is_file())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from limner.adapters.adapter import Attached, SlotSettings
 from limner.drawing import class_pictures as class_pictures_for
-from limner.drawing import follow_objective, load_base
+from limner.drawing import follow_objective, load_base, preview
+from limner.errors import Unwritable
 from limner.families.family import Family
 from limner.families.load import fingerprints
+from limner.files import Need, require_room
 from limner.generate.draw import check_resolution
 from limner.pictures.cache import default_cache
 from limner.planning import plan_run
@@ -19,17 +24,21 @@ from limner.prepare.encode import prepare
 from limner.prepare.plan import Plan
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
-from limner.prepare.subjects import spec_of
+from limner.prepare.words import words_of
 from limner.ranks import Ranks
-from limner.recipe import Recipe
+from limner.recipe import Recipe, changed
 from limner.result import try_result
 from limner.resuming import continue_run
 from limner.rundir import RunDir
 from limner.starting import start_from
-from limner.stepping import save_adapter, take_steps
+from limner.stepping import choose_checkpoint, save_adapter, take_steps
 from limner.train.checkpoint import complete_checkpoints
 from limner.train.loop import Slot, Training
+from limner.train.probe import probe
 from limner.watch import Watch
+
+AS_THEY_ARE = {"flip": False, "caption_dropout": 0.0, "templates": (), "shuffle_tags": 0, "masks": False}
+"""How held-out pictures are prepared: each is seen once, whole, with its one caption."""
 
 
 def train_adapter(
@@ -56,10 +65,18 @@ def train_adapter(
             watch.say(f"trains: {group.name}, {group.parameters:,} parameters in {group.tensors} tensors, "
                       f"learning rate {group.learning_rate:g}")  # fmt: skip
         continue_run(folder, recipe, training, prepared, watch, accept_dataset_change=accept_dataset_change)
+        is_done = training.index >= training.steps
         if folder.writes:
-            try_result(folder, recipe, family, training.adapter)
-        with watch.phase("train"), folder.timed("train"):
-            take_steps(folder, recipe, family, training, plan, watch)
+            result_bytes = try_result(folder, recipe, family, training.adapter)
+            if not is_done:
+                _require_room(folder, recipe, training, result_bytes)
+        if not is_done:
+            held_out = _held_out(folder, recipe, family, checked)
+            if training.index == 0:
+                with watch.phase("probe"), folder.timed("probe"):
+                    _probe(folder, recipe, family, training, prepared)
+            with watch.phase("train"), folder.timed("train"):
+                take_steps(folder, recipe, family, training, plan, watch, held_out=held_out)
     if folder.writes:
         _finish(folder, recipe, family, training, plan, watch)
     ranks.wait()
@@ -98,9 +115,17 @@ def _prepare(
     return prepared
 
 
+def _held_out(folder: RunDir, recipe: Recipe, family: Family, checked: Checked) -> Prepared | None:
+    """Have the pictures cached that checkpoints are judged on; None where they are not."""
+    if not (folder.writes and recipe.checkpoint.keep_best and checked.held_out):
+        return None
+    plain = recipe.pictures.model_copy(update=AS_THEY_ARE)
+    return prepare(checked.held_out, family, spec=plain, cache=default_cache(), batch=1)
+
+
 def _training(folder: RunDir, recipe: Recipe, family: Family, checked: Checked, slot: Slot) -> Training:
     """Attach the adapter, with the weights that it is to begin with, and make ready to train it."""
-    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed, words=_words(recipe, checked))])
+    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed, words=words_of(checked, recipe.pictures))])
     if recipe.init_from and not complete_checkpoints(folder.checkpoints):
         folder.update_provenance(init_from=start_from(recipe, adapter))
     if recipe.gradient_checkpointing:
@@ -111,14 +136,53 @@ def _training(folder: RunDir, recipe: Recipe, family: Family, checked: Checked, 
 
 def _finish(folder: RunDir, recipe: Recipe, family: Family, training: Training, plan: Plan, watch: Watch) -> None:
     """Save the result and say how far it has come, and what it took over all resumes."""
+    chosen = choose_checkpoint(folder, recipe, training, watch)
     with training.evaluating():
         training.check_changes()
-        save_adapter(folder, recipe, family, training.adapter)
+        _save_result(folder, recipe, family, training, chosen)
         _tell_changes(folder, training.adapter, watch)
     seconds = {row["step"]: row["seconds"] for row in folder.read_log("step")}
     folder.update_provenance(
         trained={"steps": plan.steps, "epochs": plan.epochs, "seconds": round(sum(seconds.values()), 3)}
     )
+
+
+def _require_room(folder: RunDir, recipe: Recipe, training: Training, result_bytes: int) -> None:
+    """Refuse to begin when the disk has no room for all checkpoints that are there at once, and the result."""
+    own = recipe.checkpoint
+    coming = -(-(training.steps - training.index) // own.every_steps) if own.every_steps else 1
+    at_once = min(own.keep + 1 + own.keep_best, coming)
+    state_bytes = sum(update.state_bytes() for update in training.updates)
+    needs = [Need(folder.path, at_once * state_bytes, "checkpoints"), Need(folder.path, result_bytes, "result")]
+    less = {"checkpoint.keep=1": own.keep > 1, "checkpoint.every_steps=0": own.every_steps > 0}
+    ways = [f"set {way}" for way, is_left in less.items() if is_left] or ["name another folder with --run"]
+    require_room(needs, str(folder.path), f"Free some, or {' or '.join(ways)}.")
+
+
+def _save_result(folder: RunDir, recipe: Recipe, family: Family, training: Training, chosen: Mapping[str, Any]) -> None:
+    """Save what the run is for; if the disk does not take it, say how it is had without training again."""
+    try:
+        save_adapter(folder, recipe, family, training, chosen)
+    except Unwritable as error:
+        again = f"Make room and write it, without training again: limner train --resume {folder.path}"
+        if not complete_checkpoints(folder.checkpoints):
+            again = "Make room: there is no checkpoint either."
+        raise Unwritable(error.message, again) from error
+
+
+def _probe(folder: RunDir, recipe: Recipe, family: Family, training: Training, prepared: Prepared) -> None:
+    """Take the largest step, and a preview where there are to be any, before it counts: memory runs out now or never.
+
+    Nothing of it stays.
+    """
+    largest = prepared.largest_batch(training.steps * training.accumulate, seed=recipe.seed)
+    probe(training, folder.path / f".probe-{training.ranks.index}", largest // training.accumulate)
+    if recipe.preview.every_steps and folder.writes:
+        trial = RunDir(folder.path / ".probe")
+        try:
+            preview(trial, changed(recipe, {"generation.num_inference_steps": 1}), family, 0)
+        finally:
+            shutil.rmtree(trial.path, ignore_errors=True)
 
 
 def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:
@@ -134,11 +198,3 @@ def _check_frozen(family: Family) -> None:
     for part, now in fingerprints(family).items():
         if now != family.identity[part]:
             raise RuntimeError(f"the base's {part} has changed although it was frozen")
-
-
-def _words(recipe: Recipe, checked: Checked) -> dict[str, str]:
-    """Return the subjects' tokens, each with the noun that describes it."""
-    if not recipe.pictures.subjects:
-        return {recipe.pictures.token: recipe.pictures.class_noun or "thing"}
-    own = [spec_of(subject, recipe.pictures) for subject in dict.fromkeys(e.picture.subject for e in checked.examples)]
-    return {spec.token: spec.class_noun or "thing" for spec in own}

@@ -22,7 +22,7 @@ class Watch:
         """A phase begins: "prepare", "train" ..."""
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """So much of the phase is done; `note` is what to show beside the bar."""
+        """So much of the phase is done; `note` is what to show under it, and its first line when the phase ends."""
 
     def end(self) -> None:
         """The phase has ended."""

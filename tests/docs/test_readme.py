@@ -34,11 +34,11 @@ def test_every_command_runs(
     root: Path, random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands = [line for block in blocks(root, "sh") for line in block.splitlines() if line.startswith("limner ")]
-    assert [c.split()[1] for c in commands] == ["check", "train", "generate", "evaluate", "report"]
+    assert [c.split()[1] for c in commands] == ["check", "plan", "train", "generate", "evaluate", "report"]
     for command in commands:
         line = command.replace("photos/", str(PICTURES)).replace("runs/dog", str(tmp_path / "dog"))
         settings = [f"{k}={v}" for k, v in small(random_base).items()]
-        words = [*shlex.split(line), *(settings if command.split()[1] in ("check", "train") else [])]
+        words = [*shlex.split(line), *(settings if command.split()[1] in ("check", "plan", "train") else [])]
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as stop:
             main()

@@ -1,4 +1,4 @@
-"""The command line on real input: the whole length, bad input in one line, Ctrl-C, resume, and the library's six lines."""
+"""The command line on real input: the whole length, Ctrl-C, resume, and the library's six lines."""
 
 from __future__ import annotations
 
@@ -13,36 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import limner
-from limner.cli import main
 from limner.families.source import ASSETS
+from tests.pipeline.conftest import Result
 
 PICTURES = ASSETS / "demo" / "critter"
 FAST = ("steps=4", "batch=2", "prior.count=3", "generation.num_inference_steps=3", "checkpoint.every_steps=2",
         "evaluation.images_per_prompt=2", "evaluation.images_per_class_prompt=2")  # fmt: skip
-Result = tuple[int, str, str]
-
-
-@pytest.fixture
-def run_limner(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run the command line in this process; return exit code, stdout, stderr."""
-
-    def run(*words: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["limner", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -126,6 +106,18 @@ def test_same_seed_twice_gives_the_same_file(random_base: Path, tmp_path: Path) 
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_the_saved_recipe_of_a_run_gives_the_same_file(
+    run_limner: Callable[..., Result], random_base: Path, tmp_path: Path
+) -> None:
+    settings = {"base": str(random_base), "steps": 3, "prior.enabled": False, "optimizer.warmup_fraction": 0.4}
+    first = limner.train(PICTURES, recipe="demo", run=tmp_path / "first", settings=settings)
+    code, _, err = run_limner("train", PICTURES, "--recipe", first.recipe, "--run", tmp_path / "second")
+    assert code == 0, err
+    assert "prior.count has no effect, because prior.enabled is false" in err
+    assert (tmp_path / "second" / "recipe.toml").read_bytes() == first.recipe.read_bytes()
+    assert (tmp_path / "second" / "adapter.safetensors").read_bytes() == first.adapter.read_bytes()
+
+
 def test_a_prior_of_weight_0_is_a_prior_that_is_off(random_base: Path, tmp_path: Path) -> None:
     settings = {"base": str(random_base), "steps": 2, "generation.num_inference_steps": 2}
     off = limner.train(PICTURES, recipe="demo", run=tmp_path / "off", settings={**settings, "prior.enabled": False})
@@ -169,72 +161,3 @@ def test_ctrl_c_before_training_is_one_line(random_base: Path, tmp_path: Path) -
     err = interrupted("class pictures", *words, "prior.count=200", "generation.batch=2")
     assert err.splitlines()[-1].startswith("Stopped. What is finished stays; a run goes on with: limner train --resume")
     assert limner.resume(tmp_path / "run", settings={"checkpoint.keep": 1}).adapter.is_file()
-
-
-@pytest.fixture
-def bad(tmp_path: Path) -> Path:
-    """Make folders and files that cannot be used."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "broken").mkdir()
-    Image.new("RGB", (64, 64)).save(tmp_path / "broken" / "good.png")
-    whole = (PICTURES / "1.png").read_bytes()
-    (tmp_path / "broken" / "torn.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "broken" / "nothing.jpg").touch()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "something.txt").write_text("mine")
-    (tmp_path / "not-a-base").mkdir()
-    (tmp_path / "not-a-base.safetensors").write_bytes(b"nothing")
-    return tmp_path
-
-
-BAD_INPUT = {
-    "no verb": (["trane"], "No such command"),
-    "unknown flag": (["train", "{pictures}", "--rank", "4"], "No such option: --rank.* See: limner --help"),
-    "missing argument": (["evaluate"], "Missing parameter: run See: limner --help"),
-    "no pictures": (["train"], "no pictures were given"),
-    "no folder": (["train", "{bad}/none", "pictures.class_noun=dog"], "none"),
-    "empty folder": (["train", "{bad}/empty", "pictures.class_noun=dog"], "(?i)no pictures"),
-    "broken pictures": (["train", "{bad}/broken", "--recipe", "demo"], r"(?s)2 of 3 pictures cannot be used.*nothing.jpg.*torn.png"),
-    "unknown setting": (["train", "{pictures}", "adapter.rnk=4"], r"Did you mean adapter.rank\?"),
-    "two lengths": (["train", "{pictures}", "--recipe", "demo", "base={base}", "steps=4", "epochs=2"], "Give exactly one of steps, epochs and exposures"),
-    "value out of range": (["train", "{pictures}", "steps=0"], "steps = 0 is not allowed"),
-    "unknown recipe": (["train", "{pictures}", "--recipe", "lorra"], "there is no such recipe or file"),
-    "no class noun": (["train", "{pictures}"], "class_noun"),
-    "token in the class prompt": (["train", "{pictures}", "--recipe", "demo", "prior.prompt=a sks dog"], "contains the trigger 'sks'"),
-    "no such base": (["train", "{pictures}", "--recipe", "demo", "base=./nowhere"], "there is no such folder or file"),
-    "not a base": (["train", "{pictures}", "--recipe", "demo", "base={bad}/not-a-base"], "model_index.json is missing"),
-    "not a checkpoint": (["train", "{pictures}", "--recipe", "demo", "base={bad}/not-a-base.safetensors"], "is not a readable .safetensors file"),
-    "odd resolution": (["train", "{pictures}", "--recipe", "demo", "base={base}", "resolution=60"], "resolution=60: this base needs a multiple of"),
-    "no such layers": (["train", "{pictures}", "--recipe", "demo", "base={base}", "adapter.targets=attn", "prior.enabled=false"], "'attn' matches none"),
-    "no GPU": (["train", "{pictures}", "--recipe", "demo", "device=cuda"], "torch finds no CUDA GPU"),
-    "half precision on the CPU": (["train", "{pictures}", "--recipe", "demo", "precision=float16"], "the CPU has no fast float16"),
-    "run folder in use": (["train", "{pictures}", "--recipe", "demo", "--run", "{bad}/full"], "is not empty"),
-    "run folder is a file": (["train", "{pictures}", "--recipe", "demo", "--run", "{bad}/full/something.txt"], "is not empty|cannot be made"),
-    "resume what is no run": (["train", "--resume", "{bad}/empty"], "is not a run folder"),
-    "resume with pictures": (["train", "{pictures}", "--resume", "{bad}/empty"], "takes no pictures"),
-    "report of no run": (["report", "{bad}/none"], "is not a run folder"),
-    "evaluate no run": (["evaluate", "{bad}/empty"], "is not a run folder"),
-    "draw from nowhere": (["generate", "{bad}/none", "--prompt", "a dog"], "there is no such run folder or base"),
-    "draw nothing": (["generate", "{base}"], "no prompt was given"),
-    "seeds that are words": (["generate", "{base}", "--prompt", "x", "--seeds", "many"], "'many' is not a number"),
-    "adapter that is not there": (["generate", "{base}", "--prompt", "x", "--adapter", "{bad}/a.safetensors:0.5"], "there is no such file"),
-    "strength that is a word": (["generate", "{base}", "--prompt", "x", "--adapter", "{bad}/a.safetensors:big"], "is not a number"),
-    "explain nothing": (["explain", "adaptor"], "Did you mean adapter"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("words", "message"), BAD_INPUT.values(), ids=BAD_INPUT.keys())
-def test_bad_input_is_one_line_and_exit_code_2(
-    run_limner: Callable[..., Result], random_base: Path, bad: Path, words: list[str], message: str
-) -> None:
-    there = sorted(bad.rglob("*"))
-    filled = [w.format(bad=bad, pictures=PICTURES, base=random_base) for w in words]
-    run = [] if words[0] != "train" or "--run" in words or "--resume" in words else ["--run", str(bad / "new")]
-    silent = [] if words[0] in ("trane", "explain") or "--json" in words else ["--json"]
-    code, out, err = run_limner(*filled, *run, *silent)
-    assert code == 2, err
-    assert re.search(message, err), err
-    assert "Traceback" not in err
-    assert out == ""
-    assert len(err.strip().splitlines()) == (4 if "pictures cannot" in message else 1), err
-    assert sorted(bad.rglob("*")) == there, "something half-made was left"

@@ -15,7 +15,8 @@ from limner.errors import UserError
 from limner.export.layout import published_weights
 from limner.export.tensors import write_tensors
 from limner.families.family import Family
-from limner.rundir import read_json, replacing, write_atomically, write_json
+from limner.files import replacing
+from limner.rundir import read_json, write_atomically, write_json
 
 ABOUT = "limner.json"
 """What we say about the model; it marks a folder as ours, which may be replaced."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limner.errors import Guarded, UserError
-from limner.rundir import replacing
+from limner.files import replacing
 
 HEADER = "limner"
 """Key of our own JSON in a file's header."""
@@ -50,6 +49,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: the file is missing or damaged.
     """
+    if path.is_dir():
+        inside = path / "adapter.safetensors"
+        raise UserError(f"{path}: is a folder.", f"Name the file: {inside if inside.is_file() else 'X.safetensors'}.")
     try:
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -76,5 +78,3 @@ def _sort_header(path: Path) -> None:
         assert len(text) <= length, f"{path}: a sorted header of {len(text)} bytes in the place of {length}"
         file.seek(8)
         file.write(text.ljust(length))
-        file.flush()
-        os.fsync(file.fileno())

@@ -92,6 +92,11 @@ class Family(ABC):
         }  # fmt: skip
 
     @property
+    def size_step_px(self) -> int:
+        """Sides of pictures are multiples of it: the UNet halves its latents once per block but the last."""
+        return size_step_px(self.unet.config.block_out_channels, self.vae.config.block_out_channels)
+
+    @property
     def pixels_per_latent(self) -> int:
         """Side of the square of pixels behind one latent: 8 for SD, 4 for the embedded base."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -99,11 +104,12 @@ class Family(ABC):
     def casting(self, module: nn.Module) -> torch.autocast:
         """Compute in the base's number format where a module's weights are held in another, because they learn."""
         mixed = next(module.parameters()).dtype != self.dtype
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=mixed)
+        device = "cpu" if self.device.type == "meta" else self.device.type  # autocast knows no "meta"
+        return torch.autocast(device, dtype=self.dtype, enabled=mixed)
 
     @contextmanager
     def precise_vae(self) -> Iterator[None]:
-        """Within this block the VAE computes in float32: some overflow in float16. Its weights come back unchanged."""
+        """Within this block the VAE computes in float32, as some overflow in float16; its weights come back."""
         held = self.vae.dtype
         self.vae.to(torch.float32)
         try:
@@ -165,3 +171,8 @@ class Family(ABC):
     @abstractmethod
     def told(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
         """Return the arguments by which the pipeline is told of prompts, and of what to avoid, row by row."""
+
+
+def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:
+    """Return what the sides of pictures are multiples of, from the channels of each block of UNet and VAE."""
+    return 2 ** (len(unet_blocks) - 1 + len(vae_blocks) - 1)

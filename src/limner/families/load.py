@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,32 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
     _silence()
     modules = _modules(base)
     for part, module in modules.items():
-        held = torch.float32 if part == "vae" and dtype == torch.float16 and _overflows(base) else dtype
-        fill(module, _state(base, part, module, dtype=held, device=device), where=f"base={name!r}: {part}")
+        state = _state(base, part, module, dtype=_held(base, part, dtype), device=device)
+        fill(module, state, where=f"base={name!r}: {part}")
         module.to(device)  # what is no weight: position ids
-    theirs = [part.replace("text_encoder", "tokenizer") for part in modules if part.startswith("text_encoder")]
-    tokenizers = {name: tokenizer_of(base, name) for name in theirs}
-    components = {**modules, **tokenizers, "scheduler": _scheduler(base)}
-    family = MEMBERS[base.family](name, components, {})
+    components = {**modules, **_tokenizers(base, modules), "scheduler": _scheduler(base)}
+    family = _family(base, components)
     family.identity |= fingerprints(family)
-    if base.zero_terminal_snr:
-        family.set_schedule(zero_terminal_snr=True)
     return family
+
+
+def sketch(name: str, *, dtype: torch.dtype) -> Family:
+    """Return the base called `name` on torch's device "meta": modules and shapes, and no memory for weights.
+
+    Of its files only configurations and the tokenizers are read. Its identity is empty.
+    """
+    base = recognise(name)
+    refuse_unsupported(base)
+    _silence()
+    modules = _modules(base)
+    for part, module in modules.items():
+        held = _held(base, part, dtype)
+        shapes = {key: tensor.shape for key, tensor in module.state_dict().items()}
+        state = {key: torch.empty(shape, dtype=held, device="meta") for key, shape in shapes.items()}
+        module.load_state_dict(state, assign=True)
+        module.to("meta")
+    components = {**modules, **_tokenizers(base, modules), "scheduler": _scheduler(base)}
+    return _family(base, components)
 
 
 def native_resolution(name: str) -> int:
@@ -88,6 +104,13 @@ def _fingerprint(*modules: nn.Module) -> str:
             digest.update(key.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _family(base: Recognised, components: dict[str, Any]) -> Family:
+    family = MEMBERS[base.family](base.name, components, {})
+    if base.zero_terminal_snr:
+        family.set_schedule(zero_terminal_snr=True)
+    return family
 
 
 def _silence() -> None:
@@ -125,9 +148,11 @@ def _modules(base: Recognised) -> dict[str, Any]:
         }
 
 
-def _overflows(base: Recognised) -> bool:
-    """Return whether the base's VAE gives black pictures in float16: SDXL's does unless it says that it does not."""
-    return base.family != "sd15" and _json(base.configurations / "vae/config.json").get("force_upcast", True)
+def _held(base: Recognised, part: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the number format of a part: SDXL's VAE overflows in float16 unless it says that it does not."""
+    if part != "vae" or dtype != torch.float16 or base.family == "sd15":
+        return dtype
+    return torch.float32 if _json(base.configurations / "vae/config.json").get("force_upcast", True) else dtype
 
 
 def _state(
@@ -167,6 +192,12 @@ def _with_weights(base: Recognised) -> Recognised:
             "Give a complete diffusers folder (with model_index.json, unet, vae, text_encoder, tokenizer, scheduler).",
         )
     return replace(base, path=folder, configurations=folder)
+
+
+def _tokenizers(base: Recognised, modules: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tokenizer of each text encoder, by its name in a diffusers folder."""
+    names = [part.replace("text_encoder", "tokenizer") for part in modules if part.startswith("text_encoder")]
+    return {name: tokenizer_of(base, name) for name in names}
 
 
 def _scheduler(base: Recognised) -> Any:

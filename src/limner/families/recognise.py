@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from limner.errors import UserError
+from limner.families.family import size_step_px
 from limner.families.foreign import refuse_what_is_no_base
 from limner.families.source import ASSETS, files_of
 from limner.families.weights import Header, read_header, weights_files
+from limner.rundir import read_json
 
 FAMILIES = {"sd15": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sdxl-refiner": "the SDXL refiner"}
 """What a family is called; one that is not listed is called by its own name ("Flux")."""
@@ -49,6 +51,12 @@ class Recognised:
     """The diffusers folder that its configurations are in; of a single file, one of Limner's own."""
     zero_terminal_snr: bool = False
     """Whether a single file's marker says that the noise schedule ends in pure noise; a folder's scheduler knows it."""
+
+    @property
+    def size_step_px(self) -> int:
+        """Sides of pictures are multiples of it, by the configurations."""
+        unet, vae = (read_json(self.configurations / part / "config.json") for part in ("unet", "vae"))
+        return size_step_px(unet["block_out_channels"], vae["block_out_channels"])
 
     @property
     def inpainting(self) -> bool:

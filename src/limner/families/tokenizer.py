@@ -40,7 +40,9 @@ def tokenizer_of(base: Recognised, part: str) -> Any:
     folder = base.configurations / part
     if base.path.is_file() and not folder.is_dir():
         return read_tokenizer(str(CLIP), local_files_only=True, **({"pad_token": "!"} if part == "tokenizer_2" else {}))
-    tokenizer = read_tokenizer(str(folder), local_files_only=True)
+    of_hub = locate(base.name) is None and not folder.is_dir()  # of its files only the configurations are here
+    where = {"subfolder": part} if of_hub else {"local_files_only": True}
+    tokenizer = read_tokenizer(base.name if of_hub else str(folder), **where)
     if tokenizer is None:
         raise UserError(f"{folder}: holds no tokenizer.", "It needs vocab.json and merges.txt, or tokenizer.json.")
     return tokenizer

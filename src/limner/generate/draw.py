@@ -13,6 +13,7 @@ from pydantic import Field
 
 from limner.errors import UserError
 from limner.families.family import Family
+from limner.files import sweep
 from limner.generate.faults import constant_colour, is_spoilt, overflow, to_images
 from limner.rundir import read_json, write_atomically, write_json
 from limner.seeds import seed_of
@@ -91,18 +92,20 @@ def draw(
     """
     settings = {**about, **sampling.model_dump(), "resolution_px": resolution_px,
                 "requests": [asdict(r) for r in requests]}  # fmt: skip
+    sweep(out)
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
         if not replace:
             raise UserError(f"{out}: holds pictures of other prompts or settings.", "Name another folder with --out.")
         _clear(out)
-    todo = [r for r in requests if not (out / r.file).is_file()]
+    # whole batches, the same whatever is there: another number of rows at a time rounds a picture otherwise
+    batches = [requests[start : start + sampling.batch] for start in range(0, len(requests), sampling.batch)]
+    todo = [chunk for chunk in batches if any(not (out / r.file).is_file() for r in chunk)]
     if (out / MANIFEST).is_file() and not todo:
         return out / MANIFEST
     write_json(out / SETTINGS, settings)
-    total, done = len(todo) * sampling.num_inference_steps, 0
+    total, done = sum(map(len, todo)) * sampling.num_inference_steps, 0
     faults: dict[str, str] = {}
-    for start in range(0, len(todo), sampling.batch):
-        chunk = todo[start : start + sampling.batch]
+    for chunk in todo:
 
         def tick(step: int, *, n: int = len(chunk), base: int = done) -> None:
             progress(base + n * step, total)
@@ -178,16 +181,18 @@ def _scheduler(family: Family, name: str) -> Any:
 
 def check_resolution(family: Family, resolution_px: int) -> int:
     """Return the resolution, or the base's own for 0; one that the UNet cannot halve often enough is a UserError."""
-    if resolution_px == 0:
-        return family.native_resolution_px
-    multiple = family.pixels_per_latent * 2 ** (len(family.unet.config.block_out_channels) - 1)
-    if resolution_px % multiple:
-        below = resolution_px // multiple * multiple
+    require_multiple(resolution_px, family.size_step_px)
+    return resolution_px or family.native_resolution_px
+
+
+def require_multiple(resolution_px: int, step_px: int) -> None:
+    """Refuse a resolution that is no multiple of what the base asks for; 0, the base's own, always is."""
+    if resolution_px % step_px:
+        below = resolution_px // step_px * step_px
         raise UserError(
-            f"resolution={resolution_px}: this base needs a multiple of {multiple}.",
-            f"Use {below} or {below + multiple}; 0 takes the base's own {family.native_resolution_px}.",
+            f"resolution={resolution_px}: this base needs a multiple of {step_px}.",
+            f"Use {f'{below} or ' if below else ''}{below + step_px}; 0 takes the base's own.",
         )
-    return resolution_px
 
 
 def _clear(out: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from limner.errors import UserError
 from limner.generate.draw import Request, requests_for
 from limner.spec import Spec
 
@@ -61,12 +60,6 @@ class Evaluation(Spec):
         subject = [
             (_fill(p, f"{token} {class_noun}", class_noun), _fill(p, class_noun, class_noun)) for p in self.prompts
         ]
-        for template in self.prompts:
-            if "{subject}" not in template:
-                raise UserError(
-                    f"evaluation.prompts: {template!r} has no {{subject}}.",
-                    "Write {subject} where the subject belongs.",
-                )
         kept = [_fill(p, class_noun, class_noun) for p in self.class_prompts]
         return [
             *requests_for("subject", subject, range(self.images_per_prompt)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,17 +18,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from limner.errors import UserError
+from limner.errors import Unwritable, UserError
+from limner.files import require_writable, sweep
+from limner.rundir import write_atomically
 
 FORMAT = 2
 """Part of every key: raise it when the meaning of an entry changes."""
+ROOM = "Make room or name another folder in the environment variable LIMNER_CACHE."
 
 
 def default_cache() -> Path:
     """Return the cache folder: $LIMNER_CACHE, else `limner` in the platform's cache folder."""
     if chosen := os.environ.get("LIMNER_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
+    except RuntimeError:  # a user that the machine does not know, as in some containers
+        raise UserError("This user has no home folder.", "Name a folder for the cache in LIMNER_CACHE.") from None
 
 
 def key_of(kind: str, **parts: Any) -> str:
@@ -45,10 +50,8 @@ class Cache:
         self.root = root
         self.damaged: list[str] = []
         """Keys of entries that were found damaged and removed."""
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(root, error) from error
+        require_writable(root, ROOM)
+        sweep(root)
 
     def path(self, key: str) -> Path:
         """Return where an entry lies."""
@@ -77,20 +80,10 @@ class Cache:
     def store(self, key: str, tensors: Mapping[str, Tensor]) -> None:
         """Write an entry; when two runs write the same one, either copy stays."""
         body = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        path = self.path(key)
-        temporary = ""
         try:
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(body)
-                file.write(zlib.crc32(body).to_bytes(4, "little"))
-            os.replace(temporary, path)
-        except OSError as error:
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
-            raise _unwritable(self.root, error) from error
+            write_atomically(self.path(key), body + zlib.crc32(body).to_bytes(4, "little"))
+        except Unwritable as error:
+            raise Unwritable(f"{self.root}: the cache is not taken by the disk. {error.message}", ROOM) from error
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,9 @@ class Holding:
 
 def list_cache(root: Path) -> list[Holding]:
     """Return what the cache holds, by kind."""
-    if not root.is_dir():
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: is a file, and the cache is a folder.", "Name another in LIMNER_CACHE.")
+    if not root.exists():
         return []
     holdings = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir()):
@@ -142,10 +137,3 @@ def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
             continue
         if S_ISREG(status.st_mode):
             yield status.st_mtime, status.st_size, path
-
-
-def _unwritable(root: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{root}: the cache cannot be written ({error.strerror or error}).",
-        "Make room or name another folder in the environment variable LIMNER_CACHE.",
-    )

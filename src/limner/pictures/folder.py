@@ -77,7 +77,10 @@ def _find_in(place: Path, notes: list[str]) -> list[Picture]:
         return read_rows(place)
     if not place.exists():
         near = _similar_neighbour(place)
-        raise UserError(f"{place}: there is no such file or folder.", f"Did you mean {near}?" if near else "")
+        raise UserError(
+            f"{place}: there is no such file or folder.",
+            f"Did you mean {near}?" if near else "Name a folder of pictures, or files.",
+        )
     if not place.is_dir():
         return read_shard(place) if is_shard(place) else [Picture(place.name, place)]
     entries = entries_of(place)

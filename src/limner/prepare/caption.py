@@ -16,6 +16,7 @@ from limner.pictures.folder import find_pictures
 from limner.pictures.picture import Picture
 from limner.pictures.spec import Pictures
 from limner.prepare.ahead import work_ahead
+from limner.rundir import write_atomically
 
 Caption = Callable[[Image.Image], str]
 _TASKS = {"florence2": "<DETAILED_CAPTION>"}
@@ -51,7 +52,8 @@ def caption_pictures(
                     progress(number, len(pictures))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}).", "Name another file.") from error
-    part.replace(out)
+    write_atomically(out, part.read_bytes())
+    part.unlink()
     return out
 
 
@@ -96,7 +98,7 @@ def _read_done(part: Path) -> dict[str, str]:
     if part.is_file():
         lines = part.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
-        part.write_text("".join(whole), encoding="utf-8")
+        write_atomically(part, "".join(whole).encode())
         for line in whole:
             row = json.loads(line)
             done[row["file_name"]] = row["text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from limner.errors import UserError
 from limner.families.family import Family
-from limner.pictures.cache import Cache, key_of
+from limner.files import Need, require_room
+from limner.pictures.cache import ROOM, Cache, key_of
 from limner.pictures.captions import tags_shuffled
 from limner.pictures.decode import reduction
 from limner.pictures.fit import Fit, Size, fit_to
@@ -109,6 +111,8 @@ def prepare(
         jobs.append(_Job(f"prior/{row.name}", example, encoder.missing(row, tensors)))
     own = slice(share[0], None, share[1])
     missing_texts = [text for text in sorted(texts)[own] if tensors.find(encoder.text_key(text)) is None]
+    size = encoder.bytes_of([variant for job in jobs[own] for variant in job.variants], len(missing_texts))
+    require_room([Need(cache, size, "moments and captions")], str(cache), ROOM)
     _encode(encoder, [job for job in jobs[own] if job.variants], missing_texts, tensors, progress)
     return Prepared(
         rows=rows,
@@ -117,7 +121,7 @@ def prepare(
         tensors=tensors,
         text_keys={text: encoder.text_key(text) for text in texts},
         caption_dropout=spec.caption_dropout,
-        notes=(_tell(store, jobs), *_long_captions(family, checked.examples)),
+        notes=(_tell(store, jobs), *encoder.notes, *_long_captions(family, checked.examples)),
     )
 
 
@@ -184,6 +188,7 @@ class _Encoder:
         self.longest = max(texts, key=family.token_count)
         self.windows = max(1, -(-family.token_count(self.longest) // family.max_tokens))
         self.spec = spec
+        self.notes: list[str] = []
         place = family.device.type  # another kind of processor rounds differently
         self.vae = f"{family.identity['vae']} {place} {next(family.vae.parameters()).dtype}"
         self.text = f"{family.identity['text']} {place} {family.dtype}"
@@ -218,6 +223,13 @@ class _Encoder:
             for number, key in enumerate(keys)
             if tensors.find(key) is None
         ]
+
+    def bytes_of(self, variants: Sequence[_Variant], texts: int) -> int:
+        """Return what entries take on the disk: mean and deviation of every latent, and captions, in float32."""
+        vae, cell = self.family.vae.config, self.family.pixels_per_latent
+        latents = sum(math.prod(side // cell for side in variant.fit.size) for variant in variants)
+        width = self.family.unet.config.cross_attention_dim
+        return 4 * (2 * vae.latent_channels * latents + texts * self.windows * (self.family.max_tokens + 2) * width)
 
     def _moments_key(self, example: Example, fit: Fit, flip: bool) -> str:
         transform = [list(fit.resized), fit.left, fit.top, list(fit.size), flip]
@@ -259,11 +271,18 @@ class _Encoder:
         """Encode pictures of one shape; the batch is filled up, so that its size is always the same."""
         pixels = torch.cat([ready.pixels for ready in alike])
         filled = pixels[torch.arange(rows_together((pixels.shape[3], pixels.shape[2]))) % len(alike)]
-        for ready, moments in zip(alike, self.family.encode_pixels(filled), strict=False):
+        together = self.family.encode_pixels(filled)
+        broken = [ready.name for ready, moments in zip(alike, together, strict=False) if not moments.isfinite().all()]
+        if broken and self.family.vae.dtype != torch.float32:
+            dtype = str(self.family.vae.dtype).removeprefix("torch.")
+            with self.family.precise_vae():
+                together = self.family.encode_pixels(filled)
+            self.notes.append(f"latents of {', '.join(broken)} are not finite in {dtype}; encoded again in float32")
+        for ready, moments in zip(alike, together, strict=False):
             if not moments.isfinite().all():
                 raise UserError(
-                    f"{ready.name}: its latents are not finite in {self.vae.split()[-1]}.",
-                    "Set precision=fp32, or remove the picture.",
+                    f"{ready.name}: its latents are not finite, even in float32.",
+                    "Remove the picture; if others fail as well, the base's VAE is damaged: use another base.",
                 )
             entry = {"moments": moments.clone()}
             yield ready.key, entry if ready.mask is None else entry | {"mask": ready.mask}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limner.errors import UserError
+from limner.files import require_writable
+from limner.pictures.cache import ROOM
 
 WRITE_EVERY = 200
 
@@ -45,7 +47,7 @@ class Looks:
         self._file = cache / "looks.sqlite"
         self._lock = threading.Lock()
         self._unwritten: list[tuple[str, str]] = []
-        cache.mkdir(parents=True, exist_ok=True)
+        require_writable(cache, ROOM)
         try:
             self._database = self._open()
         except sqlite3.OperationalError as error:

@@ -13,11 +13,14 @@ from limner.prepare.likeness import shared_pictures
 
 
 def with_held_out(train: Checked, folder: Path, spec: Pictures, *, cache: Path | None = None) -> Checked:
-    """Check the held-out pictures as training pictures are checked, and add them; captions play no part.
+    """Check the held-out pictures as training pictures are checked, and add them.
+
+    Their captions are read where they are beside them; the others get the template, and several subjects' play no part.
 
     A picture that training has too, the same file or nearly the same picture, is a UserError that names the pair.
     """
-    changes = {"caption": "a photo", "prefix": "", "missing_captions": "template", "captions_file": None}
+    changes = {"caption": "a photo", "prefix": ""} if spec.subjects else {}
+    changes |= {"missing_captions": "template", "captions_file": None}
     changes |= {"subjects": False, "extra_resolutions": (), "masks": False}
     own = spec.model_copy(update=changes)
     looked = look_at_all(find_pictures(folder), own, cache=cache)

@@ -137,6 +137,18 @@ class Prepared:
             captions=tuple(captions),
         )
 
+    def largest_batch(self, batches: int, *, seed: int) -> int:
+        """Return the number of the first batch with most pixels, of the first epoch and the first `batches`."""
+        if self._order.has_one_bucket:
+            return 0
+
+        def pixels(number: int) -> int:
+            indices, _ = self._order.rows(number, seed)
+            ((width, height),) = self._rows[indices[0]].keys
+            return len(indices) * width * height
+
+        return max(range(min(batches, self.steps_per_epoch)), key=pixels)
+
     def _caption(self, row: Row, seed: int, step: int, place: int) -> str:
         if uniform(seed, "dropout", step, place) < self._caption_dropout:
             return ""

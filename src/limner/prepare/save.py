@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from limner.pictures.decode import without_warnings
 from limner.pictures.spec import Pictures
 from limner.prepare.check import Checked
 from limner.prepare.look import look_again
-from limner.rundir import write_json
+from limner.rundir import write_atomically, write_json
 
 MANIFEST = "manifest.json"
 
@@ -20,7 +21,6 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, batch: int 
     The manifest is written last; it also has the exclusions, and the buckets with their batches of at most `batch`.
     Evaluation and the report then work without the user's folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     examples = list({example.name: example for example in reversed(checked.examples)}.values())[::-1]
     number = min(most, len(examples))
@@ -31,7 +31,9 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, batch: int 
         with without_warnings():
             seen = look_again(example.picture, spec, sha256=example.sha256, mask_sha256=example.mask_sha256,
                               shortest_px=example.fit.shortest_px)  # fmt: skip
-        example.fit.apply(seen.rgb).save(folder / file)
+        data = io.BytesIO()
+        example.fit.apply(seen.rgb).save(data, "PNG")
+        write_atomically(folder / file, data.getvalue())
         rows.append(
             {
                 "file": file,

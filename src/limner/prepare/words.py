@@ -71,3 +71,11 @@ def token_notes(
             f"the token {token!r} is {len(found)} pieces for the base ({' '.join(found)}): shorter learns faster"
         )
     return notes
+
+
+def words_of(checked: Checked, spec: Pictures) -> dict[str, str]:
+    """Return the subjects' tokens, each with the noun that describes it."""
+    if not spec.subjects:
+        return {spec.token: spec.class_noun or "thing"}
+    own = [spec_of(subject, spec) for subject in dict.fromkeys(e.picture.subject for e in checked.examples)]
+    return {one.token: one.class_noun or "thing" for one in own}

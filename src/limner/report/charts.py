@@ -59,7 +59,8 @@ class Curve:
     name: str
     arm: str
     """Whose colour it has."""
-    is_prior: bool
+    kind: str
+    """Whose loss it is: "subject", "prior" or "held-out"."""
     raw: str
     """Empty where several runs would hide one another."""
     smooth: str
@@ -115,7 +116,7 @@ def prompt_means(metric: MetricScore, arm: str) -> dict[str, float]:
 
 def loss_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> LossPlot | None:
     """Lay out the losses that each arm's log holds; None where there are no steps."""
-    series = [(arm, is_prior, points) for arm, steps in runs.items() for is_prior, points in _losses(steps)]
+    series = [(arm, kind, points) for arm, rows in runs.items() for kind, points in _losses(rows)]
     if not series:
         return None
     last_step = max(points[-1][0] for _, _, points in series)
@@ -130,14 +131,14 @@ def loss_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> LossPlot | None:
     is_alone = len(runs) == 1
     curves = tuple(
         Curve(
-            name=_curve_name("" if is_alone else arm, is_prior),
+            name=_curve_name("" if is_alone else arm, kind),
             arm=arm,
-            is_prior=is_prior,
+            kind=kind,
             raw=drawn(points) if is_alone else "",
             smooth=drawn(smoothed := smooth(points)),
             last=smoothed[-1][1],
         )
-        for arm, is_prior, points in series
+        for arm, kind, points in series
     )
     x_ticks = [t for t in nice_ticks(0.0, float(last_step)) if t <= last_step]
     return LossPlot(
@@ -147,18 +148,16 @@ def loss_plot(runs: Mapping[str, Sequence[dict[str, Any]]]) -> LossPlot | None:
     )
 
 
-def _losses(steps: Sequence[dict[str, Any]]) -> list[tuple[bool, list[tuple[int, float]]]]:
-    """Return the losses of one log: of the subject's pictures, and of class pictures where there is a prior."""
-    found = [
-        (key == "prior_loss", [(s["step"], float(s[key])) for s in steps if s.get(key) is not None])
-        for key in ("instance_loss", "prior_loss")
-    ]
-    return [(is_prior, points) for is_prior, points in found if len(points) > 1]
+def _losses(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[int, float]]]]:
+    """Return the losses of one log: of the subject's pictures, of class pictures and of held-out ones, where known."""
+    keys = {"subject": "instance_loss", "prior": "prior_loss", "held-out": "validation_loss"}
+    found = [(kind, [(r["step"], float(r[key])) for r in rows if r.get(key) is not None]) for kind, key in keys.items()]
+    return [(kind, points) for kind, points in found if len(points) > 1]
 
 
-def _curve_name(arm: str, is_prior: bool) -> str:
-    what = "class pictures (prior)" if is_prior else "the subject's pictures" if not arm else ""
-    return ", ".join(filter(None, (arm, what)))
+def _curve_name(arm: str, kind: str) -> str:
+    what = {"subject": "" if arm else "the subject's pictures", "prior": "class pictures (prior)"}
+    return ", ".join(filter(None, (arm, what.get(kind, "held-out pictures, always the same noise"))))
 
 
 def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -45,6 +45,8 @@ class Trained:
     class_pictures: tuple[dict[str, Any], ...]
     """Their manifest rows, each with "file" as a whole path."""
     steps: tuple[dict[str, Any], ...]
+    validations: tuple[dict[str, Any], ...]
+    """The log's rows of the loss on held-out pictures."""
     phases: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
     recipe: str
@@ -137,6 +139,7 @@ def _trained(arm: str, run: RunDir) -> Trained:
         previews=_previews(run),
         class_pictures=_rows(run.class_pictures),
         steps=tuple(run.read_log("step")),
+        validations=tuple(run.read_log("validation")),
         phases=tuple(run.read_log("phase")),
         provenance=read_json(run.provenance) if run.provenance.is_file() else {},
         recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else "",

@@ -54,7 +54,7 @@ def _content(material: Material) -> dict[str, Any]:
         "further": {name: [s for s in shots if s.image_index > 0] for name, shots in by_set.items()},
         "captions": captions(material),
         "plots": [dot_plot(metric) for metric in _charted(scores)],
-        "losses": loss_plot({one.arm: one.steps for one in material.trained}),
+        "losses": loss_plot({one.arm: one.steps + one.validations for one in material.trained}),
         "answers": answers(scores),
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
         "worst": {arm: least_alike(material, arm) for arm in material.tuned},

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +12,51 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from limner.errors import Guarded
-from limner.rundir import read_json, write_json
+from limner.errors import Guarded, UserError
+from limner.files import remove, replacing
+from limner.rundir import read_json
 from limner.train.loop import Training
 
 TENSORS, NUMBERS = "state.safetensors", "state.json"
 
 
-def save_checkpoint(training: Training, folder: Path, *, keep: int, made_with: Mapping[str, Any] | None = None) -> Path:
-    """Write the training's state under `folder` and delete all but the newest `keep` checkpoints; return its path.
+def save_checkpoint(
+    training: Training,
+    folder: Path,
+    *,
+    keep: int,
+    made_with: Mapping[str, Any] | None = None,
+    validation_loss: float | None = None,
+    keep_best: bool = False,
+) -> Path:
+    """Write the training's state under `folder`, delete what is not among the newest `keep`, and return its path.
 
-    `made_with` is kept beside the state, for whoever goes on from it: see `read_made_with`. The folder appears under
-    its name only when it is complete. Weights that are not finite are never written.
+    With `keep_best` the one of the lowest validation loss stays too. `made_with` is kept beside the state, for whoever
+    goes on from it: see `read_made_with`. The folder appears under its name only when it is complete and on the disk.
+    Weights that are not finite are never written.
     """
     tensors, numbers = training.state()
-    broken = [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if broken:
         raise Guarded(
             f"step {training.index}: {broken[0]} is not finite, and such a checkpoint is never written.",
             "Go on from the checkpoint before, with a lower learning rate.",
         )
-    path = folder / f"step-{training.index:06d}"
-    partial = folder / f".{path.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(tensors, str(partial / TENSORS))
-    size = (partial / TENSORS).stat().st_size
-    write_json(partial / NUMBERS, {**numbers, "bytes": size, "made_with": dict(made_with or {})})
-    _sync(partial / TENSORS)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(partial, path)
-    _sync(folder)
-    for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    path = checkpoint_of(folder, training.index)
+    with replacing(path) as new:
+        new.mkdir()
+        save_file(tensors, str(new / TENSORS))
+        numbers |= {"made_with": dict(made_with or {}), "validation_loss": validation_loss}
+        with (new / TENSORS).open("rb") as file:
+            sums = {TENSORS: hashlib.file_digest(file, "sha256").hexdigest(), NUMBERS: sum_of(numbers)}
+        (new / NUMBERS).write_text(json.dumps({**numbers, "sha256": sums}, indent=1), encoding="utf-8")
+    _rotate(folder, training.index, keep, keep_best)
     return path
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies, or would."""
+    return folder / f"step-{step:06d}"
 
 
 def load_checkpoint(training: Training, path: Path) -> None:
@@ -60,19 +71,87 @@ def read_made_with(path: Path) -> dict[str, Any]:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run that were written to the end, oldest first."""
-    found = []
-    for path in sorted(folder.glob("step-*")):
-        numbers, tensors = path / NUMBERS, path / TENSORS
-        if numbers.is_file() and tensors.is_file() and read_json(numbers)["bytes"] == tensors.stat().st_size:
-            found.append(path)
-    return found
+    """Return the checkpoints of a run whose checksums hold, oldest first."""
+    return [path for path in _found(folder) if not _damage_of(path)]
 
 
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written, a folder's entries or a file's bytes."""
-    descriptor = os.open(path, os.O_RDONLY)
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint whose checksums hold, or None where a run has none yet; say which are damaged.
+
+    Raises:
+        UserError: there are some, and all are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    for path in reversed(_found(folder)):
+        reason = _damage_of(path)
+        if not reason:
+            for bad, why in damaged.items():
+                say(f"{folder.name}/{bad.name} is damaged ({why}); going on from {path.name}.")
+            return path
+        damaged[path] = reason
+    if damaged:
+        first, why = next(iter(damaged.items()))
+        raise UserError(
+            f"{folder}: every checkpoint is damaged ({first.name}: {why}).", "Bring a copy back, or start a new run."
+        )
+    return None
+
+
+def best_checkpoint(folder: Path) -> tuple[Path, float] | None:
+    """Return the checkpoint of the lowest validation loss, and that loss; None where none was measured."""
+    return min(_measured(complete_checkpoints(folder)), key=lambda found: found[1], default=None)
+
+
+def _rotate(folder: Path, step: int, keep: int, keep_best: bool) -> None:
+    """Delete all but the newest checkpoints and the best; also those after `step`, of a course that was not taken."""
+    ours = [path for path in _found(folder) if _step_of(path) <= step]
+    staying = ours[-keep:]
+    if keep_best:
+        staying += [path for path, _ in sorted(_measured(ours), key=lambda found: found[1])[:1]]
+    for path in _found(folder):
+        if path not in staying:
+            remove(path)
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _measured(paths: Sequence[Path]) -> list[tuple[Path, float]]:
+    """Return the checkpoints whose validation loss is known, with it."""
+    losses = ((path, _numbers(path).get("validation_loss")) for path in paths)
+    return [(path, loss) for path, loss in losses if loss is not None]
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint's JSON holds; nothing where it cannot be read."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return read_json(path / NUMBERS)
+    except UserError:
+        return {}
+
+
+def _damage_of(path: Path) -> str:
+    """Return what is wrong with a checkpoint; nothing where it is whole."""
+    sums = (numbers := _numbers(path)).pop("sha256", {})
+    if not (path / TENSORS).is_file():
+        return f"{TENSORS} is missing"
+    if sums.get(NUMBERS) != sum_of(numbers):
+        return f"{NUMBERS} is not what was written"
+    with (path / TENSORS).open("rb") as file:
+        whole = hashlib.file_digest(file, "sha256").hexdigest() == sums[TENSORS]
+    return "" if whole else "its checksum differs"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Tell whether every value is finite; a sum that is finite says so at once, one that is not may be too large."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def sum_of(numbers: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what state.json holds beside its checksums."""
+    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()

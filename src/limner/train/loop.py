@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from limner.adapters.adapter import Attached
-from limner.errors import Guarded, UserError
+from limner.errors import UserError
 from limner.families.family import Family
 from limner.objectives import Denoising
 from limner.ranks import Ranks
 from limner.seeds import generator
 from limner.train.average import Ema
+from limner.train.guards import require_finite
 from limner.train.loss_scale import LossScale
 from limner.train.optimizer import Optimizer
 from limner.train.slots import Group, Slot, SlotStep, Step
@@ -27,9 +28,6 @@ from limner.train.update import Update
 from limner.types import Batch, Conditioning, Latents, PerExample, Timesteps
 
 __all__ = ["Slot", "SlotStep", "Step", "Training"]
-
-MAX_SKIPPED = 5
-"""So many steps in a row with a loss or gradient that is not finite stop the run."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Pass:
     losses: Float[Tensor, "slots rows"]
     """Of the whole batch, however many processes share it."""
     per_slot: Float[Tensor, " slots"]
+    timesteps: Int[Tensor, "slots rows"]
 
 
 class Training:
@@ -74,9 +73,15 @@ class Training:
                 f"{adapter.trainable_parameters():,} weights of its own, whose gradients are small.",
                 "Leave it out, or set adapter.kind=full.",
             )
+        self._optimizer, self._ema = optimizer, ema or Ema()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with fresh optimizers and averages, and without gradients; the weights stay as they are."""
+        self.adapter.zero_grad()
         self.updates = [
-            Update(p, slot, optimizer=optimizer, ema=ema or Ema(), scale=LossScale.of(family.dtype))
-            for p, slot in zip(self.parameters, slots, strict=True)
+            Update(p, slot, optimizer=self._optimizer, ema=self._ema, scale=LossScale.of(self.family.dtype))
+            for p, slot in zip(self.parameters, self.slots, strict=True)
         ]
 
     def share(self, ranks: Ranks) -> None:
@@ -115,7 +120,7 @@ class Training:
         """Add the gradients of batch `part` of this step to those that are there."""
         number = self.index * self.accumulate + part
         batches = [slot.source.batch(number, seed=slot.seed) for slot in self.slots]
-        losses, whole = self._losses(batches, part)
+        losses, whole, timesteps = self._losses(batches, part)
         per_slot = self._per_slot(batches, whole)
         broken = [i for i, loss in enumerate(per_slot.tolist()) if not math.isfinite(loss)]
         if not broken:
@@ -124,7 +129,7 @@ class Training:
             # stacked layers multiply a neighbour's zero gradients with these rows: without them it trains undisturbed
             quiet = [_silenced(b) if i in broken else b for i, b in enumerate(batches)]
             self._backward(self._per_slot(quiet, self._losses(quiet, part)[0]))
-        return Pass(batches, whole, per_slot)
+        return Pass(batches, whole, per_slot, timesteps)
 
     def _backward(self, per_slot: Float[Tensor, " slots"]) -> None:
         """Run back from the sum of the slots' losses: each slot's gradient is that of its own mean over the passes."""
@@ -144,21 +149,23 @@ class Training:
 
     def _losses(
         self, batches: Sequence[Batch], part: int
-    ) -> tuple[Float[Tensor, "slots rows"], Float[Tensor, "slots rows"]]:
-        """Return the loss of each row that is this process's, with zeros for the others', and the loss of every row."""
+    ) -> tuple[Float[Tensor, "slots rows"], Float[Tensor, "slots rows"], Int[Tensor, "slots rows"]]:
+        """Return the loss of each row that is this process's, zeros for the others'; loss and timestep of every row."""
         slots, rows = len(batches), len(batches[0].ids)
         own = self.ranks.share(rows)
         computed = own or range(1)  # without a row of its own it goes through the motions, so that gradients are there
-        losses = self._row_losses(batches, part, [i * rows + row for i in range(slots) for row in computed])
+        losses, drawn = self._row_losses(batches, part, [i * rows + row for i in range(slots) for row in computed])
         placed = losses.new_zeros(slots, rows)
         placed[:, list(computed)] = losses.view(slots, -1)
+        timesteps = torch.zeros_like(placed)
+        timesteps[:, list(computed)] = drawn.view(slots, -1).to(placed)
         if not own:
-            placed = 0 * placed
+            placed, timesteps = 0 * placed, 0 * timesteps
         whole = placed.detach().clone()
-        self.ranks.add([whole])
-        return placed, whole
+        self.ranks.add([whole, timesteps])
+        return placed, whole, timesteps.long()
 
-    def _row_losses(self, batches: Sequence[Batch], part: int, own: Sequence[int]) -> PerExample:
+    def _row_losses(self, batches: Sequence[Batch], part: int, own: Sequence[int]) -> tuple[PerExample, Timesteps]:
         """Draw latents afresh from the moments of every row of every slot, and ask the objective about some rows."""
         device, dtype = self.family.device, self.family.dtype
         purpose = ("step", self.index) if self.accumulate == 1 else ("step", self.index, part)
@@ -177,8 +184,14 @@ class Training:
         masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
         mask = None if all(b.mask is None for b in batches) else torch.cat(masks)[own].to(device)
         taught = torch.tensor([is_prior for b in batches for is_prior in b.is_prior], device=device)[own]
-        return self.objective.losses(
-            lambda x_t, t: self.family.predict(x_t.to(dtype), t, conditioning),
+        drawn: list[Timesteps] = []
+
+        def predict(x_t: Latents, t: Timesteps) -> Tensor:
+            drawn.append(t)
+            return self.family.predict(x_t.to(dtype), t, conditioning)
+
+        losses = self.objective.losses(
+            predict,
             x_0,
             self.family.schedule,
             draws=draws,
@@ -187,6 +200,7 @@ class Training:
             teacher=lambda x_t, t: self._taught(x_t, t, untouched, taught),
             taught=taught if self.teacher and bool(taught.any()) else None,
         )
+        return losses, drawn[0]
 
     def _taught(
         self, x_t: Latents, t: Timesteps, conditioning: Conditioning, taught: Bool[Tensor, " batch"]
@@ -210,10 +224,9 @@ class Training:
             update.apply(self.index)
         elif not (math.isfinite(loss) and update.scale.overflowed()):
             self.skipped_in_a_row[i] += 1
-            self._guard(i, passes)
         losses = torch.cat([p.losses[i] for p in passes])
         prior = torch.tensor([is_prior for p in passes for is_prior in p.batches[i].is_prior])
-        return SlotStep(
+        step = SlotStep(
             slot=self.slots[i].name,
             loss=loss,
             instance_loss=float(losses[~prior].mean()),
@@ -221,18 +234,12 @@ class Training:
             learning_rates=update.learning_rates,
             grad_norm=norm,
             skipped=not finite,
+            pictures=tuple(name for p in passes for name in p.batches[i].ids),
+            timesteps=tuple(int(t) for p in passes for t in p.timesteps[i].tolist()),
+            weight_norm=update.weight_norm(),
         )
-
-    def _guard(self, i: int, passes: Sequence[Pass]) -> None:
-        if self.skipped_in_a_row[i] < MAX_SKIPPED:
-            return
-        pictures = [name for p in passes for name in p.batches[i].ids]
-        raise Guarded(
-            f"Stopped at step {self.index}: the loss was not finite {MAX_SKIPPED} times in a row "
-            f"(pictures: {', '.join(pictures[:4])}; learning rate {self.slots[i].learning_rate:g}; "
-            f"{self.family.dtype}). The weights are those of step {self.index - MAX_SKIPPED}.",
-            "Try a learning rate of 1e-4 or less, or precision=float32.",
-        )
+        require_finite(step, self.index, skipped_in_a_row=self.skipped_in_a_row[i], dtype=self.family.dtype)
+        return step
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

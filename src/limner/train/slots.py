@@ -46,6 +46,12 @@ class SlotStep:
     """Norm of the slot's gradient before clipping."""
     skipped: bool
     """True where loss or gradient was not finite, and the slot's weights stayed as they were."""
+    pictures: tuple[str, ...]
+    """Names of the step's rows, class pictures among them."""
+    timesteps: tuple[int, ...]
+    """The noise of each row, as the schedule counts it: 0 is nearly clean."""
+    weight_norm: float
+    """Norm of what learns, after the step; not finite where the weights are destroyed."""
 
     @property
     def learning_rate(self) -> float:

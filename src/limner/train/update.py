@@ -111,6 +111,11 @@ class Update:
         if self.average:
             self.average.follow(step)
 
+    @torch.no_grad()
+    def weight_norm(self) -> float:
+        """Return the norm of all weights of the slot, in one pass over them."""
+        return float(torch.nn.utils.get_total_norm([p.detach() for p in self.parameters.values()]))
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within this block the weights are their average, where there is one; after it they are what they were."""
@@ -150,6 +155,22 @@ class Update:
                         scalars.setdefault(name, {})[key] = value
         settings = [{key: value for key, value in part.settings.items() if key != "params"} for part in self.parts]
         return tensors, {"settings": settings, "scalars": scalars, "scale": [self.scale.factor, self.scale.good_steps]}
+
+    def state_bytes(self) -> int:
+        """Return how large the tensors of `state` are once every optimizer has begun.
+
+        What an optimizer keeps is counted on a copy of its largest parameter, where it has not begun yet.
+        """
+        total = sum(tensor.nbytes for tensor in self.state()[0].values())
+        for part in self.parts:
+            if not part.optimizer.state:
+                copy = max(part.parameters.values(), key=Tensor.numel).detach().clone().requires_grad_()
+                copy.grad = torch.ones_like(copy)
+                trial = self.spec.build([copy], part.rate)
+                trial.step()
+                kept = sum(value.nbytes for value in trial.state[copy].values() if isinstance(value, Tensor))
+                total += kept * sum(p.nbytes for p in part.parameters.values()) // copy.nbytes
+        return total
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Set the state that `state` returned."""

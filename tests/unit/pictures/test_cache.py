@@ -139,7 +139,7 @@ def test_prune_removes_what_was_not_used_for_longest(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="the cache cannot be written .* LIMNER_CACHE"):
+    with pytest.raises(UserError, match="cannot be written .* LIMNER_CACHE"):
         Cache(tmp_path / "file")
 
 
@@ -151,3 +151,13 @@ def test_default_place(monkeypatch):
     assert default_cache() == Path("/caches/limner")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == Path.home() / ".cache" / "limner"
+
+
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LIMNER_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as it is where nothing knows the user
+    with pytest.raises(UserError, match=r"has no home folder\. Name a folder for the cache in LIMNER_CACHE"):
+        default_cache()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "limner"

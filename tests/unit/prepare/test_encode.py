@@ -1,5 +1,6 @@
 """Cached moments and text: right when something changes, reused when nothing does."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -299,3 +300,17 @@ def test_the_fingerprint_is_of_the_data_and_not_of_the_encoders(make_folder, sma
     ):
         assert fingerprint(**changed) != first, changed
     assert fingerprint(resolution_px=16) != first
+
+
+def test_a_cache_without_room_is_found_before_anything_is_encoded(make_folder, small, tmp_path, monkeypatch):
+    """The need is counted: with a tenth more than that there is room, with a tenth less there is not."""
+    checked = check_pictures(make_folder(6), SPEC, resolution_px=64)
+    prepare(checked, small, spec=SPEC, cache=tmp_path / "c", batch=1)
+    real = sum(path.stat().st_size for path in (tmp_path / "c").rglob("*.safetensors"))
+    disk, before = shutil.disk_usage(tmp_path), small.pixels_encoded
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=int(0.9 * real)))
+    with pytest.raises(UserError, match="for moments and captions, and .* LIMNER_CACHE"):
+        prepare(checked, small, spec=SPEC, cache=tmp_path / "d", batch=1)
+    assert small.pixels_encoded == before
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=int(1.1 * real)))
+    prepare(checked, small, spec=SPEC, cache=tmp_path / "d", batch=1)

@@ -15,11 +15,13 @@ SPEC = Pictures(class_noun="dog")
 
 def test_others_of_the_subject_are_fine(make_folder):
     train, held_out = make_folder(3, "train", (64, 64)), make_folder(2, "held-out", (64, 64), first=10)
-    (held_out / "010.txt").write_text("one has a caption, which plays no part", encoding="utf-8")
+    (held_out / "010.txt").write_text("one has a caption", encoding="utf-8")
     checked = with_held_out(check_pictures(train, SPEC, resolution_px=64), held_out, SPEC)
     assert len(checked.examples) == 3
     assert checked.held_out is not None
     assert [example.name for example in checked.held_out.examples] == ["010.png", "011.png"]
+    captions = [example.caption for example in checked.held_out.examples]
+    assert captions == ["one has a caption", checked.examples[0].caption]
 
 
 def test_leaks_are_named_in_pairs(make_folder):

@@ -35,6 +35,15 @@ def test_a_run_without_prior_has_one_curve() -> None:
     assert [curve.name for curve in plot.curves] == ["the subject's pictures"]
 
 
+def test_the_loss_on_held_out_pictures_is_a_curve_of_its_own() -> None:
+    steps = [{"step": s, "instance_loss": 1 / s} for s in range(1, 10)]
+    held_out = [{"step": s, "validation_loss": 0.5} for s in (3, 6, 9)]
+    plot = loss_plot({"tuned": [*steps, *held_out]})
+    assert plot is not None
+    assert [(curve.kind, curve.last) for curve in plot.curves][1] == ("held-out", 0.5)
+    assert plot.curves[1].smooth.count(",") == 3
+
+
 def test_no_steps_no_curve() -> None:
     assert loss_plot({"tuned": []}) is None
 

@@ -1,0 +1,232 @@
+"""Settings that contradict one another, or do nothing in this run: found before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from limner.adapters.full import Full
+from limner.adapters.textual_inversion import TextualInversion
+from limner.errors import UserError
+from limner.families.recognise import recognise, refuse_unsupported
+from limner.generate.draw import require_multiple
+from limner.recipe import Recipe
+from limner.spec import Spec
+from limner.train.trackers import require_trackers
+
+PLACEHOLDERS = {
+    "pictures.caption": ("token", "class_noun"),
+    "pictures.templates": ("token", "class_noun"),
+    "pictures.prefix": ("token", "class_noun"),
+    "prior.prompt": ("class_noun", "token"),
+    "preview.prompt": ("subject",),
+    "evaluation.prompts": ("subject", "class_noun"),
+    "evaluation.class_prompts": ("class_noun",),
+    "evaluation.other_prompts": (),
+}
+"""The words in braces that are filled in, by setting; any other would be learned or drawn as it stands."""
+
+
+def check_settings(
+    recipe: Recipe, *, given: Mapping[str, Any] | None = None, own_file: bool = False, class_pictures: bool = False
+) -> list[str]:
+    """Refuse settings that contradict one another; return a line for each that the user's file has in vain.
+
+    `given` are the settings of the command line: one of these that does nothing is refused. `own_file` says that the
+    recipe is the user's own file, and `class_pictures` that a folder of them is given.
+
+    Raises:
+        UserError: a contradiction, a prompt that would not be filled in, or a given setting without effect.
+    """
+    _check_words(recipe)
+    _check_prompts(recipe)
+    _check_learning(recipe)
+    _check_prior(recipe)
+    _check_checkpoint(recipe)
+    require_trackers(recipe.tracking)
+    idle = dict(without_effect(recipe, class_pictures=class_pictures))
+    for name in given or {}:
+        if name in idle:
+            raise UserError(f"{name}: has no effect, because {idle[name]}.", "Leave it out, or change the other.")
+    written = set(_written(recipe)) if own_file else set[str]()
+    return [f"{name} has no effect, because {why}" for name, why in idle.items() if name in written]
+
+
+def require_use(given: Mapping[str, Any], sections: tuple[str, ...], verb: str) -> None:
+    """Refuse settings of the command line that a verb has no use for; `sections` are those that it has."""
+    for name in given:
+        if name.partition(".")[0] not in sections:
+            raise UserError(f"{name}: has no effect on {verb}.", f"Leave it out; of use are {', '.join(sections)}.")
+
+
+def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield every setting that does nothing beside the others of a recipe, and why."""
+    prior, preview, pictures, optimizer = recipe.prior, recipe.preview, recipe.pictures, recipe.optimizer
+    rules: list[tuple[bool, str, str]] = [
+        (not prior.enabled, "prior.enabled is false", "prior.weight prior.count prior.prompt"),
+        (prior.enabled and not prior.weight, "prior.weight is 0", "prior.count prior.prompt"),
+        (class_pictures, "a folder of class pictures is given", "prior.count"),
+        (not preview.every_steps, "preview.every_steps is 0", "preview.prompt preview.images"),
+        (
+            recipe.steps is not None and preview.every_steps > recipe.steps,
+            f"the run has only {recipe.steps} steps",
+            "preview.every_steps preview.prompt preview.images",
+        ),
+        (
+            not recipe.checkpoint.every_steps and recipe.checkpoint.keep > 1,
+            "checkpoint.every_steps is 0, so there is one, at the end",
+            "checkpoint.keep",
+        ),
+        (not pictures.shuffle_tags, "pictures.shuffle_tags is 0", "pictures.keep_first"),
+        (pictures.captions_file is not None, "pictures.captions_file is read instead", "pictures.caption_ext"),
+        (pictures.subjects, "pictures.subjects takes the tokens from the folders' names", "pictures.token"),
+        (
+            pictures.subjects,
+            "a run of several subjects is not compared",
+            " ".join(f"evaluation.{name}" for name in type(recipe.evaluation).model_fields),
+        ),
+        (optimizer.schedule != "cosine_restarts", f"optimizer.schedule is {optimizer.schedule}", "optimizer.cycles"),
+        (optimizer.schedule != "polynomial", f"optimizer.schedule is {optimizer.schedule}", "optimizer.power"),
+        (
+            recipe.generation.guidance_scale == 1,
+            "generation.guidance_scale is 1, which is off",
+            "generation.negative_prompt",
+        ),
+        (
+            not recipe.evaluation.class_prompts and not recipe.evaluation.other_prompts,
+            "there are no class_prompts and no other_prompts",
+            "evaluation.images_per_class_prompt",
+        ),
+        (
+            isinstance(recipe.adapter, TextualInversion) and recipe.adapter.learning_rate is not None,
+            "adapter.learning_rate is set",
+            "learning_rate",
+        ),
+    ]
+    yield from ((name, why) for holds, why, names in rules if holds for name in names.split())
+    for section, adapter in (("adapter", recipe.adapter), ("adapter.lora", getattr(recipe.adapter, "lora", None))):
+        if getattr(adapter, "text_encoder", None) is False:
+            yield f"{section}.text_encoder_learning_rate", f"{section}.text_encoder is false"
+
+
+def _check_words(recipe: Recipe) -> None:
+    """Refuse a missing class noun where one is needed, and a token in the class pictures' prompt."""
+    needs_noun = "{class_noun}" in recipe.pictures.caption or recipe.prior.active
+    if needs_noun and not recipe.pictures.class_noun and not recipe.pictures.subjects:
+        raise UserError(
+            "pictures.class_noun: is not set, and the captions need to say what the subject is.",
+            'Add one word, such as pictures.class_noun=dog, or a caption of your own: pictures.caption="..."',
+        )
+    if recipe.prior.active:
+        recipe.prior.caption(recipe.pictures)
+
+
+def _check_prompts(recipe: Recipe) -> None:
+    """Refuse words in braces that nothing fills in, and a comparison that does not show the subject."""
+    for name, known in PLACEHOLDERS.items():
+        section, _, field = name.partition(".")
+        value = getattr(getattr(recipe, section), field)
+        for text in (value,) if isinstance(value, str) else value:
+            unknown = [word for word in re.findall(r"\{(\w*)\}", text) if word not in known]
+            if unknown:
+                close = difflib.get_close_matches(unknown[0], known, n=1) or known[:1]
+                raise UserError(
+                    f"{name}: {text!r} has {{{unknown[0]}}}, which nothing fills in.",
+                    f"Did you mean {{{close[0]}}}?" if close else "Write it out.",
+                )
+    if not recipe.evaluation.prompts:
+        raise UserError("evaluation.prompts: is empty, and the comparison is about them.", "Leave it out, or give one.")
+    for prompt in recipe.evaluation.prompts:
+        if "{subject}" not in prompt:
+            raise UserError(
+                f"evaluation.prompts: {prompt!r} has no {{subject}}.", "Write {subject} where the subject belongs."
+            )
+
+
+def _check_learning(recipe: Recipe) -> None:
+    """Refuse settings of adapter, optimizer and objective that do not go together, and a package that is missing."""
+    adapter, optimizer, objective = recipe.adapter, recipe.optimizer, recipe.objective
+    optimizer.check(learning_rate=recipe.learning_rate, accumulate=recipe.accumulate)
+    if optimizer.finds_learning_rate:
+        for group, rate in adapter.rates(recipe.learning_rate).items():
+            if rate < 0.1 and (group.startswith("words") or getattr(adapter, "text_encoder", False)):
+                raise UserError(
+                    f"the learning rate of {group} is {rate:g}, which is only a factor with "
+                    f"optimizer.kind={optimizer.kind!r}.",
+                    "Leave it out: it is then that of the run, 1.",
+                )
+    if optimizer.fused_backward and not isinstance(adapter, Full):
+        raise UserError(
+            f"optimizer.fused_backward=true: is for adapter.kind=full, and this is {adapter.kind}, whose gradients are "
+            "small.",
+            "Leave it out.",
+        )
+    if recipe.ema.decay and optimizer.averages:
+        raise UserError(
+            f"ema.decay={recipe.ema.decay:g}: optimizer.kind={optimizer.kind!r} keeps an average of its own.",
+            "Leave ema.decay out.",
+        )
+    if getattr(adapter, "targets", None) == () and not getattr(adapter, "text_encoder", False):
+        raise UserError("adapter.targets=[]: nothing would learn.", "Name layers, or leave it out.")
+    if objective.prediction_type != "base" and not isinstance(adapter, Full):
+        raise UserError(
+            f"objective.prediction_type={objective.prediction_type!r}: is too much to learn for "
+            f"adapter.kind={adapter.kind}.",
+            "Leave it out, or set adapter.kind=full.",
+        )
+
+
+def _check_checkpoint(recipe: Recipe) -> None:
+    """Refuse a best checkpoint that nothing can be judged by."""
+    checkpoint, held_out = recipe.checkpoint, recipe.evaluation.pictures
+    if checkpoint.use == "best" and not checkpoint.keep_best:
+        raise UserError("checkpoint.use=best: no best one is kept.", "Set checkpoint.keep_best=true as well.")
+    if checkpoint.keep_best and (held_out is None or recipe.pictures.subjects):
+        found = "there are none" if held_out is None else "pictures.subjects=true has several subjects"
+        raise UserError(
+            f"checkpoint.keep_best=true: is judged on held-out pictures of one subject, and {found}.",
+            "Set evaluation.pictures=FOLDER, with pictures that are not trained on, or leave keep_best out.",
+        )
+
+
+def check_base(recipe: Recipe) -> None:
+    """Refuse a resolution that the base cannot have, and an objective that it cannot serve; no weights are read."""
+    base, asked = recognise(recipe.base), recipe.objective
+    refuse_unsupported(base)
+    require_multiple(recipe.resolution, base.size_step_px)
+    predicts = base.prediction_type if asked.prediction_type == "base" else asked.prediction_type
+    if asked.zero_terminal_snr and predicts == "epsilon":
+        raise UserError(
+            f"objective.zero_terminal_snr=true: {recipe.base} predicts epsilon, which says nothing about pure noise.",
+            "Use a v-prediction base, or teach it: objective.prediction_type=v_prediction with adapter.kind=full.",
+        )
+
+
+def _check_prior(recipe: Recipe) -> None:
+    """Refuse prior preservation that cannot preserve anything, or whose teacher cannot teach."""
+    prior = recipe.prior
+    if prior.active and isinstance(recipe.adapter, TextualInversion):
+        raise UserError(
+            "prior.enabled=true: does nothing with adapter.kind=textual_inversion, because the class pictures' "
+            "captions do not hold the new word.",
+            "Set prior.enabled=false, or adapter.kind=pivotal.",
+        )
+    if prior.teacher and not prior.active:
+        raise UserError("prior.teacher=true: prior preservation is off.", "Set prior.enabled=true.")
+    if prior.teacher and recipe.objective.prediction_type != "base":
+        raise UserError(
+            f"prior.teacher=true: the base does not predict {recipe.objective.prediction_type}.",
+            "Leave one of the two out.",
+        )
+
+
+def _written(spec: Spec, prefix: str = "") -> Iterator[str]:
+    """Yield the names of all settings that were written down and are not what they would be without that."""
+    for name in spec.model_fields_set:
+        value = getattr(spec, name)
+        if isinstance(value, Spec):
+            yield from _written(value, f"{prefix}{name}.")
+        elif value != type(spec).model_fields[name].get_default():
+            yield prefix + name

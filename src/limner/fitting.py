@@ -1,0 +1,231 @@
+"""Making a run fit into memory: one measure after the other is planned, and the first that is enough is taken."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from limner import machine
+from limner.errors import UserError
+from limner.families.recognise import recognise
+from limner.families.source import locate
+from limner.forecast import GIB, Forecast, Work, forecast
+from limner.machine import Place
+from limner.planning import Told, plan_run, rows, table
+from limner.prepare.check import Checked
+from limner.prepare.plan import Plan
+from limner.ranks import Ranks
+from limner.recipe import Recipe, changed
+from limner.watch import Watch
+
+TIGHT = 10
+"""A base whose files are less than a tenth of the free memory is trained without asking: nothing takes ten times it."""
+WORTH = 0.99
+"""A measure that leaves more of the peak than this is not taken."""
+DRAWING = ("class pictures", "preview", "draw")
+"""Phases that draw."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recipe that was made to fit, as far as it goes."""
+
+    forecast: Forecast
+    chosen: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The settings that it took."""
+
+    @property
+    def line(self) -> str:
+        """Return what was chosen and what comes of it."""
+        return f"{', '.join(f'{key}={_toml(value)}' for key, value in self.chosen.items())} -> {about(self.forecast)}"
+
+
+def about(found: Forecast) -> str:
+    """Return what a run needs, in words."""
+    return f"about {_gib(found.peak_bytes)}"
+
+
+def budget_of(recipe: Recipe, at: Place) -> int | None:
+    """Return how many bytes the run may take: what `fit` says, else what is free; None where nobody knows.
+
+    Raises:
+        UserError: `fit` is no amount of memory.
+    """
+    if isinstance(recipe.fit, bool) or recipe.fit == "off":
+        return machine.free_memory_bytes(at.device)
+    number = recipe.fit.strip().lower().removesuffix("b").removesuffix("i").removesuffix("g").strip()
+    try:
+        return int(float(number) * GIB)
+    except ValueError:
+        raise UserError(f"fit={recipe.fit!r}: is no amount of memory.", 'Use true, "off", or e.g. fit=8GB.') from None
+
+
+def fit(planned: Forecast, checked: Checked, steps: int, budget: int) -> Fitted:
+    """Take the documented measures in their order until the run fits into `budget` bytes, or none is left."""
+    found = Fitted(planned)
+    refused: list[Mapping[str, Any]] = []
+    while found.forecast.peak_bytes > budget:
+        step = next((s for s in _measures(planned.recipe, found.forecast) if s not in refused), None)
+        if step is None:
+            break
+        recipe = changed(found.forecast.recipe, step)
+        tried = forecast(recipe, checked, steps, planned.at)
+        if _worth(tried, found.forecast):
+            found = Fitted(tried, _differences(planned.recipe, recipe, {**found.chosen, **step}))
+        else:
+            refused.append(step)
+    return found
+
+
+def plan_memory(recipe: Recipe, checked: Checked, length: Plan) -> Told:
+    """Return what a run of this length will need, phase by phase, and how it can be made to fit where it does not."""
+    at = machine.place(recipe.device, recipe.precision, must_be_here=False)
+    budget = budget_of(recipe, at)
+    planned = forecast(recipe, checked, length.steps, at)
+    found = Fitted(planned) if budget is None else fit(planned, checked, length.steps, budget)
+    shown = found.forecast if recipe.fit else planned
+    told = rows(shown, length.steps)
+    lines = list(table(shown, told))
+    fits = None if budget is None else shown.peak_bytes <= budget
+    if budget is not None and planned.peak_bytes > budget:
+        lines.append(f"fit: {found.line}" if fits else str(too_large(planned, found, budget)))
+    return Told(tuple(lines), {
+        "steps": length.steps, "exposures": length.exposures, "device": str(at.device), "fits": fits,
+        "memory_gib": shown.peak_bytes / GIB, "free_gib": None if budget is None else budget / GIB,
+        "disk_gib": shown.disk_bytes / GIB, "fit": found.chosen, "phases": [asdict(row) for row in told],
+    })  # fmt: skip
+
+
+def make_fit(recipe: Recipe, checked: Checked, watch: Watch, ranks: Ranks) -> tuple[Recipe, dict[str, Any]]:
+    """Return the recipe as it fits, and what was changed for that; nothing is planned where memory is plenty.
+
+    Raises:
+        UserError: the run does not fit; says what it needs, what there is, and what would help.
+    """
+    at = machine.place(recipe.device, recipe.precision)
+    if ranks.count > 1 and recipe.fit not in (False, "off"):
+        raise UserError(
+            f"fit={_toml(recipe.fit)}: plans for one process, and there are {ranks.count}.", "Leave it out."
+        )
+    budget = budget_of(recipe, at)
+    if recipe.fit == "off" or budget is None or not (recipe.fit or _may_be_tight(recipe, budget)) or ranks.count > 1:
+        return recipe, {}
+    steps = _steps(recipe, checked)
+    with watch.phase("plan"):
+        planned = forecast(recipe, checked, steps, at)
+        found = fit(planned, checked, steps, budget) if planned.peak_bytes > budget else Fitted(planned)
+    if found.forecast.peak_bytes > budget or (found.chosen and not recipe.fit):
+        raise too_large(planned, found, budget)
+    if recipe.fit:
+        said = found.line if found.chosen else f"nothing to change: {about(planned)}"
+        watch.say(f"fit={_toml(recipe.fit)}: {said} of {_gib(budget)}, the most in phase {found.forecast.peak.name}")
+    return changed(found.forecast.recipe, {"fit": False}), found.chosen
+
+
+def too_large(planned: Forecast, found: Fitted, budget: int) -> UserError:
+    """Return the refusal of a run that does not fit, with what would help."""
+    needs = f"needs {about(planned)} (phase {planned.peak.name}), and {_has(planned, budget)}."
+    if found.forecast.peak_bytes <= budget:
+        return UserError(needs, f"With fit=true: {found.line}")
+    smallest = f"The least that settings make of it: {found.line if found.chosen else about(planned)}."
+    return UserError(f"{needs} {smallest}", _last_resort(found.forecast))
+
+
+@contextmanager
+def telling_memory(recipe: Recipe, checked: Checked) -> Iterator[None]:
+    """Within this block, memory that runs out is a UserError: what the run needs, and what would help."""
+    at = machine.place(recipe.device, recipe.precision)
+    budget = budget_of(recipe, at)
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not machine.is_out_of_memory(error):
+            raise
+        steps = _steps(recipe, checked)
+        planned = forecast(recipe, checked, steps, at)
+        found = fit(planned, checked, steps, min(budget or planned.peak_bytes, planned.peak_bytes - 1))
+        better = f"Set {found.line}" if found.chosen else _last_resort(planned)
+        raise UserError(f"Out of memory on {at.device}: the run needs {about(planned)}.", better) from error
+
+
+def _steps(recipe: Recipe, checked: Checked) -> int:
+    return plan_run(recipe, checked, 0, Watch()).steps
+
+
+def _may_be_tight(recipe: Recipe, budget: int) -> bool:
+    """Return whether it is worth the seconds to plan: the base is large beside the memory."""
+    path = locate(recipe.base)
+    if path is None:
+        return True
+    files = [path] if path.is_file() else list(recognise(recipe.base).path.rglob("*.safetensors"))
+    return TIGHT * sum(file.stat().st_size for file in files) > budget
+
+
+def _measures(asked: Recipe, found: Forecast) -> Iterator[dict[str, Any]]:
+    """Yield the next settings that make the largest phase smaller, the mildest first."""
+    recipe, phase = found.recipe, found.peak.name
+    if phase in DRAWING and recipe.generation.batch > 1:
+        yield {"generation.batch": recipe.generation.batch // 2}
+    if phase not in ("train", "save"):
+        return
+    if not recipe.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}
+    if recipe.batch > 1 and not recipe.optimizer.fused_backward:
+        parts = next(n for n in range(2, recipe.batch + 1) if recipe.batch % n == 0)
+        yield {"batch": recipe.batch // parts, "accumulate": recipe.accumulate * parts}
+    if recipe.optimizer.kind != "adamw":
+        return
+    if found.at.device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
+        yield {"optimizer.kind": "adamw8bit"}
+    if recipe.adapter.kind == "full" and asked.accumulate == 1:
+        yield {"optimizer.kind": "adafactor", "optimizer.fused_backward": True, "optimizer.max_grad_norm": 0.0,
+               "batch": asked.batch, "accumulate": 1}  # fmt: skip
+
+
+def _worth(tried: Forecast, before: Forecast) -> bool:
+    """Return whether a measure makes the largest phase clearly smaller, be it that another is now the largest."""
+    device, name = before.at.device.type, before.peak.name
+    now: Work = next(work for work in tried.phases if work.name == name)
+    return now.needs(device)[0] < WORTH * before.peak_bytes
+
+
+def _differences(asked: Recipe, now: Recipe, touched: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recipe that differ from those asked for, of the ones that were touched."""
+    chosen: dict[str, Any] = {}
+    for key in touched:
+        section, _, last = key.rpartition(".")
+        then, value = ((getattr(r, section) if section else r) for r in (asked, now))
+        if getattr(then, last, None) != getattr(value, last):
+            chosen[key] = getattr(value, last)
+    return chosen
+
+
+def _has(planned: Forecast, budget: int) -> str:
+    """Return what there is on the device."""
+    device, asked = planned.at.device, planned.recipe.fit
+    if isinstance(asked, str) and asked != "off":
+        return f"fit={asked} allows {_gib(budget)}"
+    if device.type != "cuda":
+        return f"this machine has {_gib(budget)} free"
+    others = torch.cuda.mem_get_info(device)[1] - budget - torch.cuda.memory_reserved(device)
+    return f"GPU {device.index or 0} has {_gib(budget)} free ({_gib(others)} used by others)"
+
+
+def _last_resort(found: Forecast) -> str:
+    """Return what is left to the user: settings that change the result."""
+    half = "" if found.at.dtype != torch.float32 else "precision=bfloat16, "
+    lora = ", or adapter.kind=lora" if found.recipe.adapter.kind == "full" else ""
+    return f"Set {half}a smaller resolution{lora}; or free memory on {found.at.device}."
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3g} GiB"
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -1,0 +1,275 @@
+"""What a run will need, phase by phase, traced on the real modules without their weights: memory and work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from limner.adapters.adapter import SlotSettings
+from limner.adapters.full import Full
+from limner.drawing import follow_objective
+from limner.families.family import Family
+from limner.families.load import sketch
+from limner.generate.draw import check_resolution
+from limner.machine import Place
+from limner.pictures.fit import Size
+from limner.prepare.check import Checked
+from limner.prepare.encode import rows_together
+from limner.prepare.words import words_of
+from limner.recipe import Recipe
+from limner.train.loop import Slot, Training
+from limner.train.trace import Cost, Trace, tracing
+from limner.types import Batch
+
+GIB = 2**30
+LIBRARIES_BYTES = int(0.53 * GIB)
+"""What Python and the libraries hold while they compute, before any tensor; measured, see docs/plan.md."""
+KEPT_SHARE = 0.5
+"""On the CPU: of what comes and goes, so much more is held by kernels at work and by an allocator that keeps what was
+freed; measured, see docs/plan.md."""
+CUDA_BYTES = int(0.5 * GIB)
+"""What CUDA itself holds on a GPU: its context, kernels, workspaces; usual, not measured here."""
+CUDA_HOST_BYTES = GIB
+"""What CUDA's libraries add to a process's own memory; usual, not measured here."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One phase of a run: what it holds at its peak, and what it does."""
+
+    name: str
+    weights_bytes: int
+    """Of the base, on the device."""
+    learning_bytes: int
+    """Of what learns and its optimizer's state, on the device."""
+    passing_bytes: int
+    """Of what comes and goes within the phase: activations, gradients, copies."""
+    host_bytes: int
+    """What lies on the host whatever the device: the weights from before a full fine-tuning."""
+    costs: tuple[tuple[Cost, float | int], ...] = ()
+    """What is done, each with how many times."""
+
+    def needs(self, device: str) -> tuple[int, int]:
+        """Return the peak on the device ("cpu", "cuda") and on the host, in bytes; on the CPU they are the same."""
+        tensors = self.weights_bytes + self.learning_bytes + self.passing_bytes
+        if device == "cpu":
+            whole = LIBRARIES_BYTES + tensors + self.host_bytes + int(KEPT_SHARE * self.passing_bytes)
+            return whole, whole
+        return tensors + CUDA_BYTES, LIBRARIES_BYTES + CUDA_HOST_BYTES + self.host_bytes
+
+    @property
+    def mostly(self) -> str:
+        """Return what the peak consists of, the largest first."""
+        parts = {"weights": self.weights_bytes, "what learns": self.learning_bytes, "activations": self.passing_bytes}
+        large = sorted(parts.items(), key=lambda part: -part[1])
+        return ", ".join(f"{name} {size / GIB:.2f}" for name, size in large if size >= 0.005 * GIB)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The phases of a run in their order, and what it leaves on the disk."""
+
+    recipe: Recipe
+    at: Place
+    phases: tuple[Work, ...]
+    checkpoint_bytes: int
+    result_bytes: int
+
+    @property
+    def peak(self) -> Work:
+        """Return the phase that needs most."""
+        return max(self.phases, key=lambda work: work.needs(self.at.device.type))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Return what the run needs on its device."""
+        return self.peak.needs(self.at.device.type)[0]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Return what the run folder will hold at most: checkpoints that are kept and one being written, the result."""
+        return (self.recipe.checkpoint.keep + 1) * self.checkpoint_bytes + self.result_bytes
+
+
+def forecast(recipe: Recipe, checked: Checked, steps: int, at: Place) -> Forecast:
+    """Trace one piece of every phase of the run, on the recipe's own modules, adapter, optimizer and loop.
+
+    No weights are read and nothing is computed; it takes seconds, whatever the size of the base.
+    """
+    family = sketch(recipe.base, dtype=at.dtype)
+    with tracing(at.device.type) as trace:
+        run = _Run(trace, family, recipe, checked, steps, at)
+        phases = tuple(run.phases())
+        return Forecast(recipe, at, phases, run.checkpoint_bytes, run.result_bytes)
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """A source that gives the same rows, of the largest shape, at every step."""
+
+    rows: Batch
+
+    def batch(self, step: int, *, seed: int) -> Batch:
+        return self.rows
+
+
+@dataclass
+class _Run:
+    """The phases of a run as they follow one another on one family without weights."""
+
+    trace: Trace
+    family: Family
+    recipe: Recipe
+    checked: Checked
+    steps: int
+    at: Place
+    checkpoint_bytes: int = 0
+    result_bytes: int = 0
+    weights_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        for module in (*self.family.modules.values(), self.family.vae):
+            for weight in module.state_dict().values():
+                self.trace.hold(weight)
+        self.weights_bytes = self.trace.live_bytes
+        self.resolution_px = check_resolution(self.family, self.recipe.resolution)
+        follow_objective(self.family, self.recipe)
+
+    def phases(self) -> Iterator[Work]:
+        """Yield every phase of the run."""
+        sampling, prior = self.recipe.generation, self.recipe.prior
+        yield self._load()
+        drawing = self._drawing(sampling.batch)
+        if prior.active:
+            yield self._drawn("class pictures", drawing, prior.count / sampling.batch)
+        yield self._prepare()
+        training = self._training()
+        yield self._train(training)
+        if self.recipe.preview.every_steps:
+            batch = min(sampling.batch, self.recipe.preview.images)
+            previews = self.steps // self.recipe.preview.every_steps * self.recipe.preview.images
+            yield self._drawn("preview", self._drawing(batch), previews / batch)
+        yield self._save(training)
+        requests = self.recipe.evaluation.requests("token", "noun")
+        yield self._drawn("draw", drawing, 2 * len(requests) / sampling.batch)
+
+    def _load(self) -> Work:
+        return Work("load", self.weights_bytes, 0, 0, 0)
+
+    @torch.no_grad()
+    def _drawing(self, batch: int) -> list[Cost]:
+        """Return the costs of one denoising step of a batch, and of decoding it."""
+        guided = 2 if self.recipe.generation.guidance_scale > 1 else 1
+        side = self.resolution_px // self.family.pixels_per_latent
+        latents = torch.zeros(
+            batch, self.family.unet.config.in_channels, side, side, dtype=self.at.dtype, device="meta"
+        )
+        texts = self.family.encode_text([""] * guided * batch)
+        with self.trace.measuring() as step:
+            self.family.predict(
+                torch.cat([latents] * guided), torch.zeros(guided * batch, dtype=torch.int64, device="meta"), texts
+            )
+        with self.trace.measuring() as decoding:
+            self.family.decode(latents)
+        return [step, decoding]
+
+    def _drawn(self, name: str, costs: list[Cost], times: float | int) -> Work:
+        step, decoding = costs
+        steps = self.recipe.generation.num_inference_steps
+        return self._work(name, (step, ceil(times) * steps), (decoding, ceil(times)))
+
+    def _prepare(self) -> Work:
+        """Encode a batch of pictures of the largest shape, and the longest caption."""
+        width, height = self._largest()[0]
+        together = rows_together((width, height))
+        with self.trace.measuring() as pictures:
+            self.family.encode_pixels(torch.zeros(together, 3, height, width))
+        with self.trace.measuring() as text:
+            self.family.encode_text([self._longest_caption()])
+        entries = len(self.checked.examples) + (self.recipe.prior.count if self.recipe.prior.active else 0)
+        entries *= 2 if self.recipe.pictures.flip else 1
+        captions = len({example.caption for example in self.checked.examples})
+        return self._work("prepare", (pictures, ceil(entries / together)), (text, captions))
+
+    def _training(self) -> Training:
+        recipe, words = self.recipe, words_of(self.checked, self.recipe.pictures)
+        adapter = recipe.adapter.attach(self.family, [SlotSettings(recipe.seed, words=words)])
+        rates = recipe.adapter.rates(recipe.learning_rate)
+        slot = Slot("subject", _Examples(self._batch()), recipe.seed, self.steps, recipe.learning_rate, rates)
+        if recipe.gradient_checkpointing:
+            self.family.unet.enable_gradient_checkpointing()
+        return Training(self.family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
+                        accumulate=min(2, recipe.accumulate), ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip
+
+    def _largest(self) -> tuple[Size, int]:
+        """Return the shape and the number of pictures of the batch with most pixels."""
+        shapes, sizes = self.checked.shapes, self.checked.order(self.recipe.batch).batch_sizes()
+        batches = [(shape, rows) for shape, batch in zip(shapes, sizes, strict=True) for rows in batch]
+        return max(batches, key=lambda batch: batch[0][0] * batch[0][1] * batch[1])
+
+    def _batch(self) -> Batch:
+        """Return the largest batch of the run, class pictures among it."""
+        (width, height), instances = self._largest()
+        rows = instances * (2 if self.recipe.prior.active else 1)
+        cell = self.family.pixels_per_latent
+        channels = self.family.vae.config.latent_channels
+        captions = (self._longest_caption(),) * rows
+        return Batch(
+            ids=("",) * rows,
+            moments=torch.zeros(rows, 2, channels, height // cell, width // cell),
+            conditioning=self.family.encode_text(captions).to("cpu", torch.float32),
+            weight=torch.ones(rows),
+            is_prior=tuple(row >= instances for row in range(rows)),
+            captions=captions,
+        )
+
+    def _longest_caption(self) -> str:
+        return max((example.caption for example in self.checked.examples), key=self.family.token_count)
+
+    def _train(self, training: Training) -> Work:
+        """Take one step that finds the optimizer's state there, as all but the first do."""
+        for update in training.updates:
+            for parameter in update.parameters.values():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for part in update.parts:
+                if self.at.device.type == "cuda" and part.settings.get("foreach", True) is None:
+                    part.settings["foreach"] = True  # torch's choice there: all weights of a group at once
+                part.optimizer.step()
+        training.adapter.zero_grad()
+        with self.trace.measuring() as cost:
+            training.step()
+        training.adapter.zero_grad()
+        self.checkpoint_bytes = _bytes(training.state()[0].values())
+        return self._work("train", (cost, self.steps * self.recipe.accumulate / training.accumulate))
+
+    def _save(self, training: Training) -> Work:
+        """Gather what the result's files hold."""
+        with self.trace.measuring() as cost:
+            if isinstance(self.recipe.adapter, Full):
+                dtype = getattr(torch, self.recipe.adapter.save_precision)
+                modules = [*self.family.modules.values(), self.family.vae]
+                model = [weight.detach().to(dtype) for module in modules for weight in module.state_dict().values()]
+                self.result_bytes = 2 * _bytes(model)
+            else:
+                self.result_bytes = _bytes(training.adapter.state_dict().values())
+        return self._work("save", (cost, 2))
+
+    def _work(self, name: str, *costs: tuple[Cost, float | int]) -> Work:
+        """Return a phase that holds what is there between its pieces of work, and at most what one of them needs."""
+        peak = max((cost for cost, _ in costs), key=lambda cost: cost.peak_bytes)
+        return Work(
+            name,
+            self.weights_bytes,
+            learning_bytes=peak.begun_bytes - self.weights_bytes,
+            passing_bytes=peak.peak_bytes - peak.begun_bytes,
+            host_bytes=peak.host_bytes,
+            costs=costs,
+        )
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

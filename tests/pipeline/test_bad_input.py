@@ -1,0 +1,241 @@
+"""Bad input: one clear line (where, what was found, what is allowed, what to do), exit code 2, nothing half-made.
+
+To add a case, write a row: a name, the words of the command line, and what the line has to say (a regular expression).
+`{pictures}` is a good folder, `{base}` a good base, `{bad}` the folder that the fixture of that name fills. `train`
+gets `--run {bad}/new`, and every verb `--json`, where the row does not say otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from limner.families.source import ASSETS
+from limner.recipe import load_recipe, save_recipe
+from tests.pipeline.conftest import Result
+
+PICTURES = ASSETS / "demo" / "critter"
+DEMO = "train {pictures} --recipe demo base={base}"
+
+
+class Row(NamedTuple):
+    """One bad input."""
+
+    words: str | list[str]
+    """What follows `limner`: split at blanks, or a list where a word has some."""
+    message: str
+    environment: dict[str, str] = {}
+    lines: int = 1
+    """How many lines the message has: more than one where it lists all bad files."""
+
+
+FLAGS = {
+    "no such verb": Row("trane", "No such command 'trane'.*(See|Did you mean)"),
+    "no such flag": Row("train {pictures} --rank 4", r"No such option: --rank .*Settings are key=value: did you mean adapter.rank=...\? See: limner --help"),
+    "flag without value": Row("train {pictures} --recipe", "--recipe.* requires an argument"),
+    "missing argument": Row("evaluate", "Missing argument .RUN.*. See: limner --help"),
+    "no pictures": Row("train", "no pictures were given. Name a folder"),
+    "setting without equals sign": Row("train {pictures} steps 4", "steps: is a setting without its value. Write steps="),
+    "setting twice": Row("train {pictures} steps=1 steps=2", "steps: is set twice .1 and '2'.. Give it once"),
+    "resume with pictures": Row("train {pictures} --resume {bad}/untrained", "takes no pictures"),
+    "resume with a recipe": Row("train --resume {bad}/untrained --recipe demo", "takes no --recipe"),
+    "resume with a run folder": Row("train --resume {bad}/untrained --run {bad}/other", "takes no --run"),
+    "seeds that are words": Row("generate {base} --prompt x --seeds many", "'many' is not a number"),
+    "no seeds": Row("generate {base} --prompt x --seeds 0", "--seeds 0: draws nothing"),
+    "seeds with a gap": Row("generate {base} --prompt x --seeds 1,,2", "--seeds 1,,2: '' is not a number"),
+    "strength that is a word": Row("generate {base} --prompt x --adapter {bad}/a.safetensors:big", "'big' is not a number"),
+    "strength that is no number": Row("generate {base} --prompt x --adapter {bad}/lora.safetensors:nan", "'nan' is not a number"),
+    "cache of less than nothing": Row("cache prune --keep -1", "Invalid value for '--keep': .*greater than or equal to 0"),
+    "explain nothing": Row("explain adaptor", "'adaptor': is not a setting. Did you mean adapter?"),
+    "explain a misspelt setting": Row("explain adapter.rnk", r"Did you mean adapter.rank\?"),
+}  # fmt: skip
+
+SETTINGS = {
+    "unknown setting": Row("train {pictures} adapter.rnk=4", r"settings: adapter.rnk is not a setting. Did you mean adapter.rank\?"),
+    "setting of the wrong kind": Row("train {pictures} steps=many", "steps = 'many' is not allowed .*integer.*See: limner explain steps"),
+    "number out of range": Row("train {pictures} steps=0", "steps = 0 is not allowed .*greater than or equal to 1"),
+    "rate that is no number": Row("train {pictures} learning_rate=nan", "learning_rate = nan is not allowed"),
+    "rate without end": Row("train {pictures} learning_rate=inf", "learning_rate = inf is not allowed"),
+    "rate below zero": Row("train {pictures} learning_rate=-1e-4", "learning_rate = -0.0001 is not allowed"),
+    "batch of nothing": Row("train {pictures} batch=0", "batch = 0 is not allowed"),
+    "word that is not offered": Row("train {pictures} precision=fp16", "precision = 'fp16' is not allowed .*'float16'"),
+    "sampler that is not there": Row("train {pictures} generation.scheduler=euler_a", "generation.scheduler = 'euler_a' is not allowed .*'euler'"),
+    "section as a setting": Row("train {pictures} adapter=lora", r"adapter = 'lora' is not allowed \(it is a section\). Did you mean adapter.kind=lora\?"),
+    "section as a number": Row("train {pictures} adapter=4", r"adapter = 4 is not allowed \(it is a section\). Set its parts, such as adapter.kind"),
+    "one word for a list": Row(DEMO + " tracking=tensorboard", r"tracking = 'tensorboard' is not allowed \(input should be a list, such as \["),
+    "no layers at all": Row(DEMO + " adapter.targets=[] adapter.text_encoder=false", "nothing would learn"),
+    "setting as a section": Row("train {pictures} steps.x=4", "steps.x"),
+    "misspelt member": Row("train {pictures} optimizer.kind=prodgy", r"Did you mean prodigy\?"),
+    "setting of another member": Row("train {pictures} adapter.vectors=4", "adapter.vectors has no meaning for adapter.kind=lora.* use adapter.kind="),
+    "option that a method has not": Row("train {pictures} adapter.kind=peft adapter.method=dora adapter.options={{x=1}}", "dora has no option x; its options are: use_rslora"),
+    "timesteps that hold none": Row(["train", "{pictures}", "objective.timestep_range=[0.5, 0.5001]"], "timestep_range = .*holds no timestep"),
+    "colour that is none": Row("train {pictures} pictures.alpha=blu", "'blu' is not a colour; write a name such as"),
+    "setting without effect": Row(DEMO + " preview.images=2", "preview.images: has no effect, because preview.every_steps is 0"),
+    "two lengths": Row(DEMO + " steps=4 epochs=2", "Give exactly one of steps, epochs and exposures .got steps=4 and epochs=2"),
+    "no length": Row("train {pictures} --recipe {bad}/short.toml base={base}", "Give exactly one of steps, epochs and exposures .got none"),
+    "warm-up as long as the run": Row(DEMO + " steps=4 optimizer.warmup_steps=4", "optimizer.warmup_steps=4 is not shorter than the run"),
+    "rate for an optimizer that finds it": Row(DEMO + " optimizer.kind=prodigy", "learning_rate=0.001 is only a factor .* Set learning_rate=1"),
+    "two averages": Row(DEMO + " optimizer.kind=schedule_free optimizer.schedule=constant ema.decay=0.9", "keeps an average of its own"),
+    "words in braces": Row([*DEMO.split(), "pictures.caption=a photo of {{subject}}"], r"nothing fills in. Did you mean \{token\}\?"),
+    "comparison without the subject": Row([*DEMO.split(), 'evaluation.prompts=["a dog"]'], r"'a dog' has no \{{0,1}subject"),
+    "no class noun": Row("train {pictures} base={base}", "pictures.class_noun: is not set.* pictures.class_noun=dog"),
+    "token in the class prompt": Row([*DEMO.split(), "prior.prompt=a sks dog"], "contains the trigger 'sks'"),
+    "token of two words": Row([*DEMO.split(), "pictures.token=my dog"], "pictures.token='my dog': must be one word"),
+    "word that is known already": Row(DEMO + " adapter.kind=textual_inversion prior.enabled=false pictures.token=robot", "is already a word in the base's vocabulary"),
+    "prior that cannot work": Row(DEMO + " adapter.kind=textual_inversion", "captions do not hold the new word"),
+    "layers that are not there": Row(DEMO + " adapter.targets=attn prior.enabled=false", "'attn' matches none"),
+    "resolution that does not fit": Row(DEMO + " resolution=60", "resolution=60: this base needs a multiple of .*Use "),
+    "prediction that pure noise forbids": Row(DEMO + " adapter.kind=full objective.prediction_type=epsilon objective.zero_terminal_snr=true", "zero_terminal_snr=true: .* predicts epsilon"),
+    "tracker that is not installed": Row(DEMO + " tracking=['swanlab']", "tracking: swanlab is not installed. .*pip install swanlab"),
+    "tracker that nobody knows": Row(DEMO + " tracking=['tensorbord']", "tracking.* is not allowed .*'tensorboard'"),
+}  # fmt: skip
+
+RECIPES = {
+    "unknown recipe": Row("train {pictures} --recipe lorra", "recipe 'lorra': there is no such recipe or file. Did you mean lora"),
+    "file that is not there": Row("train {pictures} --recipe {bad}/none.toml", "none.toml.*there is no such recipe or file"),
+    "file that is no TOML": Row("train {pictures} --recipe {bad}/broken.toml", "broken.toml: is not readable TOML .*line 2"),
+    "file of other bytes": Row("train {pictures} --recipe {bad}/latin.toml", "latin.toml: is not UTF-8 .byte 0xfc at 9.. Save it as UTF-8"),
+    "folder for a file": Row("train {pictures} --recipe {bad}/empty", "there is no such recipe or file. Use .*lora"),
+    "run for its recipe": Row("train {pictures} --recipe {bad}/untrained", r"Did you mean \S+/untrained/recipe.toml\?"),
+    "unknown setting in a file": Row("train {pictures} --recipe {bad}/wrong.toml", r"wrong.toml:3: adapter.rnk is not a setting. Did you mean adapter.rank\?"),
+    "recipe of another verb": Row("generate {base} --prompt x adapter.rank=4", "adapter.rank: has no effect on drawing"),
+    "check with a misspelt setting": Row("check {pictures} adapter.rnk=4", r"Did you mean adapter.rank\?"),
+    "demo with a misspelt setting": Row("demo --run {bad}/new bach=4", "bach is not a setting. Did you mean batch"),
+}  # fmt: skip
+
+FILES = {
+    "no folder": Row("train {bad}/none pictures.class_noun=dog", "none.*there is no such"),
+    "empty folder": Row("train {bad}/empty pictures.class_noun=dog", "(?i)no pictures"),
+    "folder of folders": Row("train {bad}/outer pictures.class_noun=dog", "(?i)no pictures.*sub-folder|Did you mean"),
+    "text for a picture": Row("train {bad}/full/something.txt --recipe demo base={base}", r"(?s)1 of 1 pictures cannot be used.*something.txt", lines=3),
+    "broken pictures": Row("train {bad}/broken --recipe demo", r"(?s)2 of 3 pictures cannot be used.*nothing.jpg.*torn.png", lines=4),
+    "captions that are not there": Row(DEMO + " pictures.captions_file={bad}/none.jsonl", "none.jsonl.*(is missing|there is no such|cannot be read)"),
+    "some captions missing": Row("train {bad}/captioned --recipe demo base={base}", "1 of 2 pictures.*caption"),
+    "no folder of class pictures": Row(DEMO + " --class-pictures {bad}/none", "--class-pictures=.*none: there is no such file or folder"),
+    "class pictures without a prior": Row(DEMO + " prior.enabled=false --class-pictures {pictures}", "prior preservation is off"),
+    "class pictures that are the subject's": Row(DEMO + " --class-pictures {pictures}", "(?i)class pictures|instance"),
+    "no held-out pictures": Row(DEMO + " evaluation.pictures={bad}/none", "evaluation.pictures=.*none: there is no such file or folder"),
+    "held-out pictures that are learned": Row(DEMO + " evaluation.pictures={pictures}", "(?s)5 of 5 held-out pictures were learned from.*Leave each on one side", lines=7),
+    "no subjects": Row(DEMO + " pictures.subjects=true prior.enabled=false", "sub-folder"),
+    "no such base": Row("train {pictures} --recipe demo base=./nowhere", "base='./nowhere': there is no such folder or file"),
+    "not a base": Row("train {pictures} --recipe demo base={bad}/empty", "model_index.json is missing"),
+    "not a checkpoint": Row("train {pictures} --recipe demo base={bad}/nothing.safetensors", "is not a readable .safetensors file"),
+    "a LoRA for a base": Row("train {pictures} --recipe demo base={bad}/lora.safetensors", "(?i)is a lora"),
+    "a pickled checkpoint": Row("train {pictures} --recipe demo base={bad}/model.ckpt", "model.ckpt.*(safetensors|pickle)"),
+    "base that is not downloaded": Row("train {pictures} pictures.class_noun=dog base=somebody/something", "somebody/something.*(offline|not on this machine)"),
+    "adapter that is not there": Row("generate {base} --prompt x --adapter {bad}/a.safetensors:0.5", "a.safetensors: there is no such file"),
+    "adapter that is none": Row("generate {base} --prompt x --adapter {bad}/nothing.safetensors", "nothing.safetensors: is not a readable"),
+    "folder for an adapter": Row("generate {base} --prompt x --adapter {bad}/empty", "empty: is a folder. Name the file: X.safetensors"),
+    "nothing to draw from": Row("generate {bad}/none --prompt x", "there is no such run folder or base"),
+    "nothing to draw": Row("generate {base}", "is a base, and no prompt was given"),
+    "captions by no model": Row("caption {pictures} --model {bad}/empty --out {bad}/c.jsonl", "empty"),
+}  # fmt: skip
+
+RUNS = {
+    "run folder in use": Row("train {pictures} --recipe demo --run {bad}/full", "full: is not empty.* Name another folder with --run"),
+    "run folder is a file": Row("train {pictures} --recipe demo --run {bad}/full/something.txt", "something.txt: is a file, and a run is a folder. Name another with --run"),
+    "run folder under a file": Row("train {pictures} --recipe demo --run {bad}/full/something.txt/run", "cannot be written .Not a directory.. Name another"),
+    "demo folder in use": Row("demo --run {bad}/full", "full: is not empty"),
+    "demo folder under a file": Row("demo --run {bad}/full/something.txt/run", "cannot be written .Not a directory"),
+    "resume of nothing": Row("train --resume {bad}/none", "is not a run folder .there is no such folder"),
+    "resume of what is no run": Row("train --resume {bad}/empty", "is not a run folder .it holds no recipe.toml"),
+    "resume of half a folder": Row("train --resume {bad}/untrained", "provenance.json: is missing"),
+    "resume with a setting that is none": Row("train --resume {bad}/untrained stepps=4", r"stepps is not a setting. Did you mean steps\?"),
+    "resume with a change that is no yes": Row("train --resume {bad}/untrained accept_dataset_change=maybe", "accept_dataset_change='maybe': is not allowed. Use true"),
+    "report of no run": Row("report {bad}/none", "is not a run folder"),
+    "report before the scores": Row("report {bad}/untrained", "untrained.*(evaluate|adapter)"),
+    "report into a folder": Row("report {bad}/untrained --out {bad}/empty", "empty: is a folder. Name the file"),
+    "scores of no run": Row("evaluate {bad}/empty", "is not a run folder"),
+    "scores before the training": Row("evaluate {bad}/untrained", "has no adapter yet. Train it first"),
+    "pictures before the training": Row("generate {bad}/untrained --prompt x", "has no adapter yet. Train it first"),
+    "a damaged adapter in a run": Row("generate {bad}/torn --prompt x", "adapter.safetensors: is not a readable safetensors file"),
+    "scores of a damaged adapter": Row("evaluate {bad}/torn", "adapter.safetensors: is not a readable safetensors file"),
+    "pictures under a file": Row("generate {base} --prompt x --out {bad}/full/something.txt/x", "cannot be made, because .*something.txt is a file"),
+    "pictures into a file": Row("generate {base} --prompt x --out {bad}/full/something.txt", "cannot be made, because .*something.txt is a file"),
+    "report under a file": Row("report {bad}/untrained --out {bad}/full/something.txt/page.html", "because .*something.txt is a file. Name another"),
+    "captions under a file": Row("caption {pictures} --model {bad}/empty --out {bad}/full/something.txt/c.jsonl", "something.txt is a file"),
+    "a damaged recipe in a run": Row("generate {bad}/damaged --prompt x", "recipe.toml: is not readable TOML"),
+}  # fmt: skip
+
+MACHINES = {
+    "no GPU": Row(DEMO + " device=cuda", "device='cuda': torch finds no CUDA GPU. Use device=auto or device=cpu"),
+    "no eighth GPU": Row(DEMO + " device=cuda:7", "device='cuda:7': torch finds no CUDA GPU|there is no such device"),
+    "no Apple GPU": Row(DEMO + " device=mps", "device='mps': torch finds no Apple GPU"),
+    "no such device": Row(DEMO + " device=gpu", "device='gpu': is not a device. Use auto, cpu, cuda"),
+    "second CPU": Row(DEMO + " device=cpu:3", "device='cpu:3': there is no such device"),
+    "half precision on the CPU": Row(DEMO + " precision=float16", "the CPU has no fast float16. Use float32 or bfloat16"),
+    "drawing on no GPU": Row("generate {base} --prompt x device=cuda", "torch finds no CUDA GPU"),
+    "cache in a file": Row(DEMO, "cache: cannot be written .Not a directory.. .* LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt/cache"}),
+    "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
+}  # fmt: skip
+
+ROWS = FLAGS | SETTINGS | RECIPES | FILES | RUNS | MACHINES
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """Make folders and files that cannot be used."""
+    for name in ("empty", "broken", "full", "outer/inner", "captioned", "untrained", "damaged", "torn"):
+        (tmp_path / name).mkdir(parents=True)
+    whole = (PICTURES / "1.png").read_bytes()
+    Image.new("RGB", (64, 64)).save(tmp_path / "broken" / "good.png")
+    (tmp_path / "broken" / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "broken" / "nothing.jpg").touch()
+    (tmp_path / "full" / "something.txt").write_text("mine")
+    (tmp_path / "outer" / "inner" / "1.png").write_bytes(whole)
+    for number in "12":
+        (tmp_path / "captioned" / f"{number}.png").write_bytes((PICTURES / f"{number}.png").read_bytes())
+    (tmp_path / "captioned" / "1.txt").write_text("a caption")
+    (tmp_path / "short.toml").write_text('pictures.class_noun = "dog"\n')
+    (tmp_path / "broken.toml").write_text("batch = 1\nsteps = \n")
+    (tmp_path / "wrong.toml").write_text("steps = 3\n[adapter]\nrnk = 3\n")
+    (tmp_path / "latin.toml").write_bytes('base = "h\xfcbsch"\n'.encode("latin-1"))
+    (tmp_path / "nothing.safetensors").write_bytes(b"nothing")
+    (tmp_path / "model.ckpt").write_bytes(b"\x80\x02}q\x00.")
+    pair = {"lora_A": torch.zeros(2, 32), "lora_B": torch.zeros(32, 2)}
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file({f"{layer}.{name}.weight": tensor for name, tensor in pair.items()}, tmp_path / "lora.safetensors")
+    save_recipe(load_recipe("demo"), tmp_path / "untrained" / "recipe.toml")
+    (tmp_path / "damaged" / "recipe.toml").write_text("steps = \n")
+    save_recipe(load_recipe("demo"), tmp_path / "torn" / "recipe.toml")
+    (tmp_path / "torn" / "adapter.safetensors").write_bytes(b"nothing")
+    return tmp_path
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+def test_bad_input_is_one_line_and_exit_code_2(
+    run_limner: Callable[..., Result], random_base: Path, bad: Path, row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(text: str) -> str:
+        return text.format(bad=bad, pictures=PICTURES, base=random_base)
+
+    words = [fill(w) for w in (row.words.split() if isinstance(row.words, str) else row.words)]
+    for name, value in row.environment.items():
+        monkeypatch.setenv(name, fill(value))
+    monkeypatch.chdir(bad)
+    there = sorted(bad.rglob("*"))
+    run = ["--run", str(bad / "new")] if words[0] == "train" and not {"--run", "--resume"} & {*words} else []
+    silent = ["--json"] if words[0] not in ("trane", "explain") and words[-1] != "--recipe" else []
+    code, out, err = run_limner(words[0], *run, *words[1:], *silent)
+    assert code == 2, err
+    assert re.search(row.message, err), err
+    assert "Traceback" not in err
+    assert out == ""
+    assert len(err.strip().splitlines()) == row.lines, err
+    assert sorted(bad.rglob("*")) == there, "something half-made was left"
+
+
+def test_the_table_is_long_enough_and_covers_every_verb() -> None:
+    from limner.cli import app
+
+    verbs = {command.name or str(getattr(command.callback, "__name__", "")) for command in app.registered_commands}
+    tried = {(row.words.split() if isinstance(row.words, str) else row.words)[0] for row in ROWS.values()}
+    assert len(ROWS) >= 60
+    assert verbs - tried <= {"doctor"}, "no bad input of these verbs is tried"

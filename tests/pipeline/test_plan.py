@@ -1,0 +1,241 @@
+"""What a run needs, traced without weights: against what runs take, on every method, and made to fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from limner import run
+from limner.errors import UserError
+from limner.fitting import _measures, budget_of, fit
+from limner.forecast import GIB, Forecast, Work, forecast
+from limner.machine import Place, place
+from limner.prepare.check import Checked
+from limner.recipe import changed, load_recipe
+from limner.watch import Watch
+
+CPU, CUDA = Place(torch.device("cpu"), torch.float32), Place(torch.device("cuda"), torch.bfloat16)
+WITHIN = 0.15
+"""How far the peak may be from what is measured."""
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan") / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        Image.effect_noise((64, 64), 60 + 40 * i).convert("RGB").save(folder / f"{i}.png")
+    return folder
+
+
+def planned(pictures: Path, base: Path | str, at: Place = CPU, recipe: str = "lora", **settings: Any) -> Forecast:
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    resolved = load_recipe(recipe, {"base": str(base), "pictures.class_noun": "thing", "steps": 200, **named})
+    return forecast(resolved, checked_of(pictures, resolved), 200, at)
+
+
+def checked_of(pictures: Path, recipe: Any) -> Checked:
+    return run._check([pictures], recipe, Watch())
+
+
+def train_bytes(found: Forecast) -> int:
+    return next(work for work in found.phases if work.name == "train").needs(found.at.device.type)[0]
+
+
+@pytest.mark.parametrize("recipe", ["dreambooth-lora", "textual-inversion", "pivotal"])
+def test_every_method_is_planned(pictures: Path, random_base: Path, recipe: str) -> None:
+    found = planned(pictures, random_base, recipe=recipe)
+    names = [work.name for work in found.phases]
+    prior = ["class pictures"] if found.recipe.prior.active else []
+    assert names == ["load", *prior, "prepare", "train", "save", "draw"]
+    assert found.peak_bytes == max(work.needs("cpu")[0] for work in found.phases)
+    train = next(work for work in found.phases if work.name == "train")
+    assert train.passing_bytes > 0
+    assert train.learning_bytes > 0
+    assert found.disk_bytes > found.checkpoint_bytes > 0
+
+
+def test_settings_move_the_peak_as_they_should(pictures: Path, random_base: Path) -> None:
+    lora = train_bytes(planned(pictures, random_base, batch=8))
+    assert train_bytes(planned(pictures, random_base, batch=8, gradient_checkpointing=True)) < lora
+    assert train_bytes(planned(pictures, random_base, batch=4, accumulate=2)) < lora
+    full = planned(pictures, random_base, recipe="dreambooth")
+    fused = {"optimizer__kind": "adafactor", "optimizer__fused_backward": True, "optimizer__max_grad_norm": 0}
+    small = planned(pictures, random_base, recipe="dreambooth", **fused)
+    assert train_bytes(small) < train_bytes(full)
+    assert small.checkpoint_bytes < full.checkpoint_bytes
+
+
+def test_full_size_without_a_gpu_or_weights(pictures: Path, root: Path) -> None:
+    """SD 1.5 from its configurations alone, for a card that is not here: parameters and operations as published."""
+    base = root / "src/limner/assets/sd15"
+    found = planned(pictures, base, CUDA, resolution=256, pictures__max_upscale=9)
+    load, *_, train = (work for work in found.phases if work.name in ("load", "train"))
+    assert load.weights_bytes == pytest.approx(2 * 1_066_235_307, rel=1e-3)
+    flops = sum(train.costs[0][0].flops.values())
+    assert flops == pytest.approx(0.37e12, rel=0.03)  # forward 0.181, backward to the activations 0.19 TFLOP
+    assert 2.5 * GIB < found.peak_bytes < 4 * GIB
+
+
+def test_full_fine_tuning_keeps_the_base_on_the_host(pictures: Path, random_base: Path) -> None:
+    found = planned(pictures, random_base, CUDA, recipe="dreambooth")
+    train = next(work for work in found.phases if work.name == "train")
+    unet = sum(p.numel() for p in _unet(random_base).parameters())
+    assert train.host_bytes == pytest.approx(2 * unet, rel=0.1)
+
+
+def _unet(base: Path) -> torch.nn.Module:
+    from limner.families.load import sketch
+
+    return sketch(str(base), dtype=torch.float32).unet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["--recipe", "lora", "batch=16"], ["--recipe", "dreambooth", "prior.count=2"]], ids=["lora", "dreambooth"]
+)
+def test_the_peak_is_right_within_15_percent(pictures: Path, tmp_path: Path, words: list[str]) -> None:
+    """Fresh processes: one plans, one trains; the kernel says what the training held."""
+    words = [str(pictures), *words, "base=tiny", "steps=3", "device=cpu", "pictures.class_noun=thing"]
+    told = json.loads(limner("plan", *words, "--json").stdout)
+    limner("train", *words, "--run", str(tmp_path / "run"))
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    measured = {row["name"]: row["peak_memory_gib"] for row in log if row["event"] == "phase"}
+    measured["train"] = max(measured["train"], measured["probe"])
+    for phase in told["phases"]:
+        if phase["phase"] in ("load", "prepare", "train"):
+            assert phase["memory_gib"] == pytest.approx(measured[phase["phase"]], rel=WITHIN), phase["phase"]
+
+
+def limner(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "limner", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def fitted(pictures: Path, base: Path, budget: int, at: Place = CPU, recipe: str = "lora", **settings: Any):
+    first = planned(pictures, base, at, recipe, **settings)
+    return first, fit(first, checked_of(pictures, first.recipe), 200, budget)
+
+
+def test_fit_stops_at_the_first_measure_that_is_enough(pictures: Path, random_base: Path) -> None:
+    settings = {"batch": 32, "adapter__targets": "all", "generation__batch": 1}
+    first, mild = fitted(pictures, random_base, 0, **settings)
+    assert mild.chosen["gradient_checkpointing"]
+    assert mild.forecast.recipe.batch * mild.forecast.recipe.accumulate == 32
+    assert mild.forecast.peak_bytes < first.peak_bytes
+    assert fit(first, checked_of(pictures, first.recipe), 200, first.peak_bytes).chosen == {}
+
+
+def measures(at: Place, phase: str = "train", **settings: Any) -> list[dict[str, Any]]:
+    recipe = load_recipe(None, {key.replace("__", "."): value for key, value in settings.items()})
+    return list(_measures(recipe, Forecast(recipe, at, (Work(phase, 1, 1, 1, 0),), 0, 0)))
+
+
+def test_the_measures_come_in_their_order() -> None:
+    checkpointing, split = {"gradient_checkpointing": True}, {"batch": 2, "accumulate": 2}
+    assert measures(CPU, batch=4) == [checkpointing, split]
+    assert measures(CPU, batch=4, gradient_checkpointing=True) == [split]
+    fused = {"optimizer.kind": "adafactor", "optimizer.fused_backward": True, "optimizer.max_grad_norm": 0.0}
+    assert measures(CPU, adapter__kind="full") == [checkpointing, {**fused, "batch": 1, "accumulate": 1}]
+    assert {"optimizer.kind": "adamw8bit"} in measures(CUDA)
+    assert measures(CPU, "draw", generation__batch=8) == [{"generation.batch": 4}]
+    assert measures(CPU, "load") == []
+    changed(load_recipe(None, {"adapter.kind": "full"}), {**fused, "batch": 1}).check_training()
+
+
+@pytest.mark.parametrize(("said", "gib"), [("8GB", 8), ("8 GiB", 8), ("7.5", 7.5), ("24g", 24)])
+def test_an_amount_of_memory(said: str, gib: float) -> None:
+    assert budget_of(load_recipe(None, {"fit": said}), CPU) == gib * GIB
+
+
+def test_what_is_no_amount_is_refused() -> None:
+    with pytest.raises(UserError, match="fit='lots': is no amount of memory. Use true"):
+        budget_of(load_recipe(None, {"fit": "lots"}), CPU)
+
+
+def test_what_never_fits_is_refused_before_anything_is_loaded(
+    pictures: Path, random_base: Path, tmp_path: Path
+) -> None:
+    settings = {"base": str(random_base), "steps": 2, "device": "cpu", "fit": "0.1GB"}
+    with pytest.raises(
+        UserError, match=r"^needs about 0\.\d+ GiB .*fit=0.1GB allows 0.1 GiB. The least that"
+    ) as caught:
+        run.train(pictures, settings={**settings, "pictures.class_noun": "thing"}, run=tmp_path / "run")
+    assert "smaller resolution" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_made_to_fit_runs_and_resumes_as_written(pictures: Path, random_base: Path, tmp_path: Path) -> None:
+    settings = {"base": str(random_base), "steps": 2, "device": "cpu", "batch": 32, "pictures.class_noun": "thing",
+                "generation.batch": 1, "adapter.targets": "all"}  # fmt: skip
+    first = planned(pictures, random_base, **{k.replace(".", "__"): v for k, v in settings.items() if k != "base"})
+    said: list[str] = []
+
+    class Listening(Watch):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    budget = f"{(first.peak_bytes - 4 * 2**20) / GIB:.4f}GB"
+    folder = run.train(pictures, settings={**settings, "fit": budget}, run=tmp_path / "run", watch=Listening())
+    (line,) = [text for text in said if text.startswith("fit=")]
+    assert "gradient_checkpointing=true" in line
+    assert "-> about 0." in line
+    written = load_recipe(folder.recipe)
+    assert written.fit is False
+    assert written.gradient_checkpointing
+    assert written.batch * written.accumulate == 32
+    run.resume(folder.path, settings={"steps": 3})
+    assert [row["step"] for row in folder.read_log("step")] == [1, 2, 3]
+
+
+def test_a_gpu_that_is_not_here_is_planned_for(pictures: Path, random_base: Path) -> None:
+    settings = {"base": str(random_base), "device": "cuda", "pictures.class_noun": "thing", "fit": "8GB"}
+    told = run.plan(pictures, settings=settings).facts
+    assert told["fits"]
+    assert told["device"] == "cuda:0"
+    assert told["fit"] == {}
+    assert {row["phase"] for row in told["phases"]} == {"load", "prepare", "train", "save", "draw"}
+    if not torch.cuda.is_available():
+        assert all(row["seconds"] is None for row in told["phases"])
+        assert run.plan(pictures, settings={**settings, "fit": True}).facts["fits"] is None
+        with pytest.raises(UserError, match="torch finds no CUDA GPU"):
+            place("cuda", "auto")
+
+
+CAPPED = """
+import resource, sys
+from pathlib import Path
+from limner import run
+from limner.errors import UserError
+import diffusers, limner.forecast
+from limner.families.load import load
+load("tiny", dtype=__import__("torch").float32, device="cpu")
+size = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (int(size.split()[1]) * 1024 + 300 * 2**20,) * 2)
+try:
+    run.train(sys.argv[1], settings={"base": "tiny", "batch": 192, "steps": 2, "device": "cpu", "fit": "off",
+                                     "pictures.class_noun": "thing"}, run=sys.argv[2])
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="caps the address space as Linux does")
+def test_memory_that_runs_out_in_the_probe_is_one_line(pictures: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CAPPED, str(pictures), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.stdout.startswith("Out of memory on cpu: the run needs about "), done.stdout + done.stderr
+    assert "gradient_checkpointing=true" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert not (tmp_path / "run").exists()
