@@ -128,13 +128,14 @@ def make_base(folder: Path) -> Path:
 
 
 def outcome(folder: Path) -> dict[str, object]:
-    """Return what must be the same: the adapter, checkpoints, the comparison's pictures, the log but for its times."""
+    """Return what must be the same: adapter, checkpoints, the comparison's pictures, the log but for measurements."""
     from limner.rundir import RunDir
 
     files = [folder / "adapter.safetensors", *folder.glob("checkpoints/step-*/*"), *folder.glob("images/*/*.png")]
     run = RunDir(folder)  # a line of the log that a kill cut short is none
     log = [*run.read_log("step"), *run.read_log("validation")]
-    steps = [{key: value for key, value in row.items() if key != "seconds"} for row in log]
+    measured = ("seconds", "memory_gib")
+    steps = [{key: value for key, value in row.items() if key not in measured} for row in log]
     return {"log.jsonl": steps} | {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -146,11 +147,22 @@ def telling_memory(recipe: Recipe, checked: Checked) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not machine.is_out_of_memory(error):
             raise
+        clear_frames(error.__traceback__)  # what was computed when it happened is still held there
+        raise _ran_out(recipe, checked, at, budget) from error
+
+
+def _ran_out(recipe: Recipe, checked: Checked, at: Place, budget: int | None) -> UserError:
+    """Return what the run needs and what would help, or only that where there is no memory left to find it out."""
+    try:
         steps = _steps(recipe, checked)
         planned = forecast(recipe, checked, steps, at)
         found = fit(planned, checked, steps, min(budget or planned.peak_bytes, planned.peak_bytes - 1))
-        better = f"Set {found.line}" if found.chosen else _last_resort(planned)
-        raise UserError(f"Out of memory on {at.device}: the run needs {about(planned)}.", better) from error
+    except (RuntimeError, MemoryError) as error:
+        if not machine.is_out_of_memory(error):
+            raise
+        return UserError(f"Out of memory on {at.device}.", "Ask limner plan what the run needs, or set fit=true.")
+    better = f"Set {found.line}" if found.chosen else _last_resort(planned)
+    return UserError(f"Out of memory on {at.device}: the run needs {about(planned)}.", better)
 
 
 def _steps(recipe: Recipe, checked: Checked) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from limner import run
+from limner.conflicts import check_settings
 from limner.errors import UserError
 from limner.fitting import _measures, budget_of, fit
 from limner.forecast import GIB, Forecast, Work, forecast
@@ -102,8 +104,11 @@ def _unet(base: Path) -> torch.nn.Module:
 @pytest.mark.parametrize(
     "words", [["--recipe", "lora", "batch=16"], ["--recipe", "dreambooth", "prior.count=2"]], ids=["lora", "dreambooth"]
 )
-def test_the_peak_is_right_within_15_percent(pictures: Path, tmp_path: Path, words: list[str]) -> None:
+def test_the_peak_is_right_within_15_percent(
+    pictures: Path, tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Fresh processes: one plans, one trains; the kernel says what the training held."""
+    monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))  # what is cached already takes no memory
     words = [str(pictures), *words, "base=tiny", "steps=3", "device=cpu", "pictures.class_noun=thing"]
     told = json.loads(limner("plan", *words, "--json").stdout)
     limner("train", *words, "--run", str(tmp_path / "run"))
@@ -150,7 +155,8 @@ def test_the_measures_come_in_their_order() -> None:
     assert {"optimizer.kind": "adamw8bit"} in measures(CUDA)
     assert measures(CPU, "draw", generation__batch=8) == [{"generation.batch": 4}]
     assert measures(CPU, "load") == []
-    changed(load_recipe(None, {"adapter.kind": "full"}), {**fused, "batch": 1}).check_training()
+    fits = {**fused, "batch": 1, "pictures.class_noun": "thing"}
+    check_settings(changed(load_recipe(None, {"adapter.kind": "full"}), fits))
 
 
 @pytest.mark.parametrize(("said", "gib"), [("8GB", 8), ("8 GiB", 8), ("7.5", 7.5), ("24g", 24)])
@@ -235,7 +241,7 @@ except UserError as error:
 def test_memory_that_runs_out_in_the_probe_is_one_line(pictures: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", CAPPED, str(pictures), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.stdout.startswith("Out of memory on cpu: the run needs about "), done.stdout + done.stderr
-    assert "gradient_checkpointing=true" in done.stdout
-    assert done.stdout.count("\n") == 1
+    # what it needs is said where enough memory comes back to find that out, which is the C library's to decide
+    helps = r"(: the run needs about .*gradient_checkpointing=true.*|\. Ask limner plan .* fit=true\.)"
+    assert re.fullmatch(rf"Out of memory on cpu{helps}\n", done.stdout), done.stdout + done.stderr
     assert not (tmp_path / "run").exists()
