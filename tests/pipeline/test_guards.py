@@ -71,12 +71,12 @@ def test_a_learning_rate_of_a_million_stops_with_the_last_good_checkpoint(
 
 def test_a_vae_that_overflows_in_float16_gives_finite_latents_and_pictures(random_base: Path, tmp_path: Path) -> None:
     """Its first layers make numbers beyond 65504, and its norms would bring them back."""
-    from limner.families.load import fingerprint, load
+    from limner.families.load import fingerprints, load
 
     base = with_vae(random_base, tmp_path / "base", encoder__conv_in=3e5, decoder__conv_in=3e5)
     family: Family = load(str(base), dtype=torch.float32, device="cpu")
     family.vae.half()
-    before = fingerprint(family.vae)
+    before = fingerprints(family)
     spec = Pictures(class_noun="critter")
     checked = check_pictures([PICTURES], spec, resolution_px=64)
     prepared = prepare(checked, family, spec=spec, cache=tmp_path / "cache", batch=5)
@@ -87,7 +87,7 @@ def test_a_vae_that_overflows_in_float16_gives_finite_latents_and_pictures(rando
                 sampling=sampling, resolution_px=64, progress=lambda done, total: None)  # fmt: skip
     assert read_json(made)["faults"] == {}
     assert not any(constant_colour(file) for file in made.parent.glob("*.png"))
-    assert fingerprint(family.vae) == before
+    assert fingerprints(family) == before
 
 
 def test_a_picture_whose_latents_are_not_finite_in_any_format_is_named(random_base: Path, tmp_path: Path) -> None:
