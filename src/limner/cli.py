@@ -32,6 +32,9 @@ SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder to make.", metavar="DIR")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe or a .toml file.", metavar="NAME|FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, and no progress.")]
+PicturesArgument = Annotated[
+    list[str], typer.Argument(help="Pictures or folders of them, and key=value settings laid over the recipe.")
+]
 RUNS_HELP = "A run folder, or several of one subject to compare."
 SETTINGS_HELP = "key=value settings laid over the recipe."
 
@@ -70,7 +73,7 @@ def demo(
 
 @app.command()
 def check(
-    pictures: Annotated[list[str], typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")],
+    pictures: PicturesArgument,
     recipe: RecipeOption = "lora",
     as_json: JsonOption = False,
 ) -> None:
@@ -85,7 +88,7 @@ def check(
 
 @app.command()
 def plan(
-    pictures: Annotated[list[str], typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")],
+    pictures: PicturesArgument,
     recipe: RecipeOption = "lora",
     as_json: JsonOption = False,
 ) -> None:
@@ -185,7 +188,7 @@ def report(
 
 @app.command()
 def caption(
-    pictures: Annotated[list[str], typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")],
+    pictures: PicturesArgument,
     model: Annotated[str, typer.Option(help="Image-to-text model: a hub name or a folder.", metavar="NAME|FOLDER")],
     out: Annotated[Path, typer.Option(help="The file of captions to write.")] = Path("captions.jsonl"),
     as_json: JsonOption = False,

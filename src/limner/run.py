@@ -27,6 +27,7 @@ from limner.pictures.folder import find_pictures
 from limner.planning import Told, plan_run
 from limner.prepare.check import Checked, check_class_pictures, check_pictures
 from limner.prepare.held_out import with_held_out
+from limner.prepare.plan import Plan
 from limner.prepare.words import word_notes
 from limner.ranks import Ranks, joined
 from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
@@ -148,16 +149,7 @@ def check(
     watch: Watch | None = None,
 ) -> Checked:
     """Find every problem of pictures, captions and settings, before anything is loaded."""
-    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
-    if resolved.init_from:
-        find_start(resolved.init_from)
-    watch = watch or Watch()
-    for line in check_settings(resolved, given=settings, own_file=_is_own(recipe)):
-        watch.say(line)
-    with watch.phase("check"):
-        checked = _check(_paths(pictures), resolved, watch)
-    plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
-    return checked
+    return _look(pictures, recipe, settings, watch or Watch())[1]
 
 
 def plan(
@@ -172,15 +164,24 @@ def plan(
     The device need not be here: `device=cuda fit=8GB` plans for a card of 8 GiB. With `fit` its measures are taken and
     said; without it they are proposed where the run would not fit.
     """
-    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     watch = watch or Watch()
+    resolved, checked, length = _look(pictures, recipe, settings, watch)
+    with watch.phase("plan"):
+        return plan_memory(resolved, checked, length)
+
+
+def _look(
+    pictures: Paths, recipe: str | Path | Recipe, settings: Settings | None, watch: Watch
+) -> tuple[Recipe, Checked, Plan]:
+    """Check settings and pictures, say what is found, and how long the run would be."""
+    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
+    if resolved.init_from:
+        find_start(resolved.init_from)
     for line in check_settings(resolved, given=settings, own_file=_is_own(recipe)):
         watch.say(line)
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)
-    length = plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
-    with watch.phase("plan"):
-        return plan_memory(resolved, checked, length)
+    return resolved, checked, plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
 
 
 def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | None = None) -> RunDir:

@@ -43,6 +43,7 @@ FLAGS = {
     "missing argument": Row("evaluate", "Missing argument .RUN.*. See: limner --help"),
     "no pictures": Row("train", "no pictures were given. Name a folder"),
     "plan of nothing": Row("plan", "Missing argument .pictures.. See: limner --help"),
+    "plan from nowhere": Row("plan {pictures} --recipe demo base={base} init_from=./nowhere", "init_from=./nowhere: there is no such run or file"),
     "memory that is no number": Row("plan {pictures} --recipe demo base={base} fit=much", "fit='much': is no amount of memory. Use true, .*fit=8GB"),
     "setting without equals sign": Row("train {pictures} steps 4", "steps: is a setting without its value. Write steps="),
     "setting twice": Row("train {pictures} steps=1 steps=2", "steps: is set twice .1 and '2'.. Give it once"),

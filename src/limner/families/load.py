@@ -27,8 +27,6 @@ from limner.families.weights import UNUSED, fill, read_header, read_tensors, wei
 MEMBERS: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "sdxl-refiner": SDXL}
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
 """Keys of a configuration that say who wrote it and not what it is; those with a leading underscore are others."""
-PROJECTION = "text_projection.weight"
-"""Of pooled text: the first encoder of some files carries one that nothing uses."""
 RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """What the attention of a VAE was called in diffusers folders before 2023, SD 1.5's own among them."""
 
@@ -164,16 +162,15 @@ def _state(
     else:
         state = {}
         for file in weights_files(base.path / part):
-            names = [name for name in read_header(file).shapes if not name.endswith(UNUSED)]
-            state |= read_tensors(file, names, dtype=dtype, device=device)
+            state |= read_tensors(file, read_header(file).shapes, dtype=dtype, device=device)
     if part == "vae":
         return {_renamed(name): tensor for name, tensor in state.items()}
     if part.startswith("text_encoder"):  # transformers 5.6 took a level of names away; files have it, or not
         level = "text_model." if hasattr(module, "text_model") else ""
         bare = {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
-        state = {name if name.startswith(PROJECTION) else level + name: tensor for name, tensor in bare.items()}
-        state = {name: tensor for name, tensor in state.items() if name != PROJECTION or hasattr(module, "text_model")}
-    return {name: tensor for name, tensor in state.items() if not name.endswith(UNUSED)}
+        state = {name if name.startswith("text_projection.") else level + name: t for name, t in bare.items()}
+    own = module.state_dict()
+    return {name: tensor for name, tensor in state.items() if name in own or not name.endswith(UNUSED)}
 
 
 def _renamed(name: str) -> str:

@@ -27,8 +27,8 @@ FORMS = (
 """How a weights file, or the index of its shards, is named in a diffusers folder; the first that is there is taken."""
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SAFE_FORM = "Use a .safetensors file of the same model."
-UNUSED = ("embeddings.position_ids", "logit_scale")
-"""Ends of names that some files carry and no module of ours has."""
+UNUSED = ("embeddings.position_ids", "logit_scale", "text_projection.weight")
+"""Ends of names that some files carry although the module that they are for has no such weight."""
 
 
 @dataclass(frozen=True)
