@@ -67,7 +67,7 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
                   str(family.scheduler_config), named["resolution_px"], str(requests))  # fmt: skip
     kept = default_cache() / "base-pictures" / f"{key:016x}"
     with watch.phase("draw base"), folder.timed("draw base"):
-        _say_faults(draw(family, requests, kept, about=untouched, **named), "base", watch)
+        say_faults(draw(family, requests, kept, about=untouched, **named), "base", watch)
         _copy(kept, folder.images / "base")
     attached = []
     if folder.model.is_dir():
@@ -79,12 +79,13 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
         made = draw(family, requests, folder.images / "tuned", about=tuned, **named)
-        _say_faults(made, "tuned", watch, tuned=True)
+        say_faults(made, "tuned", watch, tuned=True)
     for adapter in attached:
         adapter.detach()
 
 
-def _say_faults(manifest: Path, what: str, watch: Watch, *, tuned: bool = False) -> None:
+def say_faults(manifest: Path, what: str, watch: Watch, *, tuned: bool = False) -> None:
+    """Say what is wrong with the pictures of a manifest, if anything is."""
     line = tell_faults(manifest, what, tuned=tuned)
     if line:
         watch.say(line)

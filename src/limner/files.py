@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -82,6 +83,22 @@ def require_room(needs: Sequence[Need], where: str, hint: str) -> None:
 def bytes_of(path: Path) -> int:
     """Return the size of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def passing(path: Path) -> Iterator[Path]:
+    """Yield a place for what is only tried: nothing is there after the block, nor before it of a process that died."""
+    remove(path)
+    try:
+        yield path
+    finally:
+        remove(path)
 
 
 def _there(folder: Path) -> Path:

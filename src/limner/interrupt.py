@@ -7,6 +7,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
@@ -18,7 +19,7 @@ Handler = Callable[[int, FrameType | None], None]
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Within this block, a whole program, the first signal is a KeyboardInterrupt and the second ends the process."""
-    with _handled_by(_stop):
+    with _handled_by(_stop, {}):
         yield
 
 
@@ -26,6 +27,7 @@ def stoppable() -> Iterator[None]:
 def noted_signals() -> Iterator[list[int]]:
     """Within this block the first signal is only noted in the yielded list; the second does what it did before."""
     received: list[int] = []
+    previous: dict[int, Any] = {}
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(number)
@@ -33,7 +35,7 @@ def noted_signals() -> Iterator[list[int]]:
         for other, handler in previous.items():
             signal.signal(other, _leave if handler is _stop else handler)
 
-    with _handled_by(note) as previous:
+    with _handled_by(note, previous):
         yield received
 
 
@@ -44,17 +46,18 @@ def leave_at_the_next() -> None:
 
 
 @contextmanager
-def _handled_by(handler: Handler) -> Iterator[dict[int, Any]]:
-    """Handle signals, but for those that are ignored (nohup), and yield their handlers until now."""
-    previous: dict[int, Any] = {}
+def _handled_by(handler: Handler, previous: dict[int, Any]) -> Iterator[None]:
+    """Handle signals, but for those that are ignored (nohup); `previous` takes each one's handler until now.
+
+    It is filled before the handler is there: a signal may come between the two. Only a program's main thread may
+    handle signals: whoever runs us in another stops us by leaving the iterator.
+    """
     try:
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, handler)
-    except ValueError:  # not in the main thread: whoever runs us there stops us by leaving the iterator
-        pass
-    try:
-        yield previous
+        for number in SIGNALS if current_thread() is main_thread() else ():
+            if (earlier := signal.getsignal(number)) is not signal.SIG_IGN:
+                previous[number] = earlier
+                signal.signal(number, handler)
+        yield
     finally:
         for number, earlier in previous.items():
             signal.signal(number, earlier)

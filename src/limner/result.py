@@ -24,7 +24,7 @@ from limner.export.single_file import write_single_file
 from limner.export.tensors import read_tensors
 from limner.families.family import Family
 from limner.families.foreign import check_lora_family
-from limner.files import bytes_of, remove
+from limner.files import bytes_of, passing, sha256_of
 from limner.recipe import Recipe
 from limner.rundir import RunDir
 
@@ -71,12 +71,8 @@ def _write_words(folder: RunDir, words: LearnedWords, about: Mapping[str, Any]) 
 
 def try_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached) -> int:
     """Write and check the result once before the first step: what would fail at the end fails now; return its bytes."""
-    trial = RunDir(folder.path / ".trial")
-    try:
-        remove(trial.path)  # of a run that was killed
-        return sum(bytes_of(path) for path in write_result(trial, recipe, family, adapter))
-    finally:
-        remove(trial.path)
+    with passing(folder.path / ".trial") as trial:
+        return sum(bytes_of(path) for path in write_result(RunDir(trial), recipe, family, adapter))
 
 
 def results(folder: RunDir) -> list[Path]:
@@ -106,8 +102,7 @@ def result_hash(folder: RunDir) -> str:
     for path in results(folder):
         files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
         for file in files if path != folder.single_file else ():
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(file)))
     return digest.hexdigest()
 
 

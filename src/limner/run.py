@@ -12,7 +12,7 @@ from typing import Any
 
 from limner import machine
 from limner.conflicts import check_base, check_settings, require_use
-from limner.drawing import draw_comparison, follow_objective, load_base
+from limner.drawing import draw_comparison, follow_objective, load_base, say_faults
 from limner.errors import UserError
 from limner.export.tensors import read_tensors
 from limner.families.load import native_resolution
@@ -20,7 +20,6 @@ from limner.families.source import is_hub_name, locate
 from limner.files import remove, require_writable
 from limner.fitting import make_fit, plan_memory, telling_memory
 from limner.generate.draw import check_resolution, draw, requests_for
-from limner.generate.faults import tell_faults
 from limner.lock import locked
 from limner.pictures.cache import ROOM, default_cache
 from limner.pictures.folder import find_pictures
@@ -255,9 +254,7 @@ def generate(
     with watch.phase("draw"):
         made = draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
                     resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
-    wrong = tell_faults(made, str(out), tuned=bool(used))
-    if wrong:
-        watch.say(wrong)
+    say_faults(made, str(out), watch, tuned=bool(used))
     for one in attached:
         one.detach()
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from limner.export.embedding import read_embedding
 from limner.export.peft_adapter import SPEC, read_peft
 from limner.families.load import load
 from limner.families.weights import read_header
+from limner.files import sha256_of
 from limner.recipe import Recipe
 from limner.rundir import RunDir
 
@@ -60,7 +60,8 @@ def start_from(recipe: Recipe, adapter: Attached) -> dict[str, str]:
             f"adapter.kind={recipe.adapter.kind} can begin with.",
             "Use the adapter.kind that it was trained with.",
         )
-    return {str(file): _sha256(file) for file in used}
+    files = [file for path in used for file in (sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])]
+    return {str(file): sha256_of(file) for file in files}
 
 
 def _start(adapter: Attached, files: list[Path], recipe: Recipe) -> list[Path]:
@@ -154,11 +155,3 @@ def _is_lora(file: Path) -> bool:
     """Return whether a file holds layers' changes, and not words."""
     header = read_header(file)
     return SPEC in header.metadata or any(".lora_" in name for name in header.shapes)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()

@@ -95,6 +95,8 @@ def take_steps(
                         _preview(folder, recipe, family, training, telling)
         except Guarded as guarded:
             raise _last_good(guarded, folder, recipe, family, training) from None
+        if stopped:  # at the last step: its checkpoint is written, and the run goes on from there
+            raise KeyboardInterrupt
     if training.ranks.count == 1:
         with suppress(Unwritable):  # a pace that cannot be kept is not known the next time
             keep_pace(recipe, seconds)

@@ -31,15 +31,15 @@ class Telling:
     def step(self, step: Step, *, epoch: float) -> None:
         """Tell a step; `epoch` counts the passes over the pictures."""
         one = step.slots[0]
-        numbers, rates = _numbers(one), dict(one.learning_rates)
+        numbers, rates, memory_gib = _numbers(one), dict(one.learning_rates), used_gib()
         self._folder.append_log(
-            "step", step=step.index, epoch=round(epoch, 4), seconds=step.seconds, memory_gib=used_gib(), **numbers,
+            "step", step=step.index, epoch=round(epoch, 4), seconds=step.seconds, memory_gib=memory_gib, **numbers,
             lr=rates, skipped=one.skipped, timesteps=one.timesteps,
         )  # fmt: skip
         self._trackers.log(numbers | {f"learning_rate/{group}": rate for group, rate in rates.items()}, step.index)
         for line in self._warner.see(one, step.seconds):
             self.warn(step.index, line)
-        self._watch.progress(step.index, self._steps, self._note(one, step.seconds))
+        self._watch.progress(step.index, self._steps, self._note(one, step.seconds, memory_gib))
 
     def warn(self, index: int, text: str) -> None:
         """Tell what looks wrong at a step; the run goes on."""
@@ -56,13 +56,13 @@ class Telling:
         """Close the trackers."""
         self._trackers.close()
 
-    def _note(self, step: SlotStep, seconds: float) -> str:
+    def _note(self, step: SlotStep, seconds: float, memory_gib: float) -> str:
         """Return what to show under the bar: loss (smoothed and raw), pace, rate, memory; then the last preview."""
         if math.isfinite(step.loss):
             self._loss = _smooth(self._loss, step.loss)
         self._seconds = _smooth(self._seconds, seconds)
         pace = f"{1 / self._seconds:.2g} steps/s" if self._seconds < 1 else f"{self._seconds:.2g} s/step"
-        line = f"loss {self._loss:.3f} (now {step.loss:.3f}), {pace}, lr {step.learning_rate:.2g}, {used_gib():.1f} GiB"
+        line = f"loss {self._loss:.3f} (now {step.loss:.3f}), {pace}, lr {step.learning_rate:.2g}, {memory_gib:.1f} GiB"
         return f"{line}\npreview: {self._preview}" if self._preview else line
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from limner.drawing import follow_objective, load_base, preview
 from limner.errors import Unwritable
 from limner.families.family import Family
 from limner.families.load import fingerprints
-from limner.files import Need, require_room
+from limner.files import Need, passing, require_room
 from limner.generate.draw import check_resolution
 from limner.pictures.cache import default_cache
 from limner.planning import plan_run
@@ -32,7 +31,7 @@ from limner.resuming import continue_run
 from limner.rundir import RunDir
 from limner.starting import start_from
 from limner.stepping import choose_checkpoint, save_adapter, take_steps
-from limner.train.checkpoint import complete_checkpoints
+from limner.train.checkpoint import complete_checkpoints, newest_checkpoint
 from limner.train.loop import Slot, Training
 from limner.train.probe import probe
 from limner.watch import Watch
@@ -126,7 +125,7 @@ def _held_out(folder: RunDir, recipe: Recipe, family: Family, checked: Checked) 
 def _training(folder: RunDir, recipe: Recipe, family: Family, checked: Checked, slot: Slot) -> Training:
     """Attach the adapter, with the weights that it is to begin with, and make ready to train it."""
     adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed, words=words_of(checked, recipe.pictures))])
-    if recipe.init_from and not complete_checkpoints(folder.checkpoints):
+    if recipe.init_from and newest_checkpoint(folder.checkpoints, say=lambda _: None) is None:
         folder.update_provenance(init_from=start_from(recipe, adapter))
     if recipe.gradient_checkpointing:
         family.unet.enable_gradient_checkpointing()
@@ -178,11 +177,8 @@ def _probe(folder: RunDir, recipe: Recipe, family: Family, training: Training, p
     largest = prepared.largest_batch(training.steps * training.accumulate, seed=recipe.seed)
     probe(training, folder.path / f".probe-{training.ranks.index}", largest // training.accumulate)
     if recipe.preview.every_steps and folder.writes:
-        trial = RunDir(folder.path / ".probe")
-        try:
-            preview(trial, changed(recipe, {"generation.num_inference_steps": 1}), family, 0)
-        finally:
-            shutil.rmtree(trial.path, ignore_errors=True)
+        with passing(folder.path / ".probe") as trial:
+            preview(RunDir(trial), changed(recipe, {"generation.num_inference_steps": 1}), family, 0)
 
 
 def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:

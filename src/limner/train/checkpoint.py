@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from limner.errors import Guarded, UserError
-from limner.files import remove, replacing
+from limner.files import remove, replacing, sha256_of
 from limner.rundir import read_json
 from limner.train.loop import Training
 
@@ -47,8 +47,7 @@ def save_checkpoint(
         new.mkdir()
         save_file(tensors, str(new / TENSORS))
         numbers |= {"made_with": dict(made_with or {}), "validation_loss": validation_loss}
-        with (new / TENSORS).open("rb") as file:
-            sums = {TENSORS: hashlib.file_digest(file, "sha256").hexdigest(), NUMBERS: sum_of(numbers)}
+        sums = {TENSORS: sha256_of(new / TENSORS), NUMBERS: sum_of(numbers)}
         (new / NUMBERS).write_text(json.dumps({**numbers, "sha256": sums}, indent=1), encoding="utf-8")
     _rotate(folder, training.index, keep, keep_best)
     return path
@@ -142,9 +141,7 @@ def _damage_of(path: Path) -> str:
         return f"{TENSORS} is missing"
     if sums.get(NUMBERS) != sum_of(numbers):
         return f"{NUMBERS} is not what was written"
-    with (path / TENSORS).open("rb") as file:
-        whole = hashlib.file_digest(file, "sha256").hexdigest() == sums[TENSORS]
-    return "" if whole else "its checksum differs"
+    return "" if sha256_of(path / TENSORS) == sums[TENSORS] else "its checksum differs"
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 
+from limner.files import passing
 from limner.train.checkpoint import load_checkpoint, save_checkpoint
 from limner.train.loop import Training
 
@@ -16,13 +16,13 @@ def probe(training: Training, scratch: Path, step: int) -> None:
 
     What is undone is undone as a run is resumed: optimizers are made afresh, and the checkpoint is loaded.
     """
-    checkpoint = save_checkpoint(training, scratch, keep=1)
     draws = torch.get_rng_state()
-    try:
-        training.index = step
-        training.step()
-        training.forget()
-        load_checkpoint(training, checkpoint)
-    finally:
-        torch.set_rng_state(draws)
-        shutil.rmtree(scratch, ignore_errors=True)
+    with passing(scratch):
+        checkpoint = save_checkpoint(training, scratch, keep=1)
+        try:
+            training.index = step
+            training.step()
+            training.forget()
+            load_checkpoint(training, checkpoint)
+        finally:
+            torch.set_rng_state(draws)
