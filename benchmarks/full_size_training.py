@@ -1,9 +1,9 @@
-"""Real training steps of every method on full-size SD 1.5: `python -m benchmarks.full_size_training --base FOLDER`.
+"""Real training steps of every method at full size: `python -m benchmarks.full_size_training --base FOLDER`.
 
-FOLDER is what `python -m benchmarks.full_size make --out FOLDER` wrote. Each method runs in a process of its own, from
-pictures to the finished file, watched from outside (Linux). Every row is written as soon as it is measured, and rows
-that are there already are not measured again, so the whole can be stopped and gone on with. On a machine that does
-other work at the same time the processor's seconds are the ones to read.
+FOLDER is what `python -m benchmarks.full_size make --family sd15|sdxl|sdxl-refiner --out FOLDER` wrote. Each method
+runs in a process of its own, from pictures to the finished file, watched from outside (Linux). Every row is written as
+soon as it is measured, and rows that are there already are not measured again, so the whole can be stopped and gone on
+with. On a machine that does other work at the same time the processor's seconds are the ones to read.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from limner.families.recognise import recognise
+
 METHODS: dict[str, list[str]] = {
     "lora": ["--recipe", "lora"],
     "tiny-adapter": ["--recipe", "tiny-adapter"],
@@ -39,6 +41,9 @@ METHODS: dict[str, list[str]] = {
 }  # fmt: skip
 """What is measured, by recipe."""
 WITH_PRIOR = [name for name in METHODS if name.startswith(("dreambooth", "pivotal"))]
+SAID = (
+    "family", "method", "precision", "resolution_px", "cpu_seconds_per_step", "training_anonymous_gb", "result_mb",
+)  # fmt: skip
 STEPS = 3
 EVERY_S = 0.05
 
@@ -53,17 +58,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "full_size_training.json")
     given = parser.parse_args()
     rows: list[dict[str, Any]] = json.loads(given.results.read_text()) if given.results.exists() else []
-    done = {(row["method"], row["precision"], row["resolution_px"]) for row in rows}
+    done = {(row["family"], row["method"], row["precision"], row["resolution_px"]) for row in rows}
+    family = recognise(given.base).family
     for resolution in given.resolutions:
         for precision in given.precisions:
             for method in given.methods:
-                if (method, precision, resolution) not in done:
-                    row = measure(method, given.base, precision, resolution)
+                if (family, method, precision, resolution) not in done:
+                    row = {"family": family, **measure(method, given.base, precision, resolution)}
                     rows.append(row)
                     given.results.parent.mkdir(exist_ok=True)
                     given.results.write_text(json.dumps(rows, indent=1) + "\n")
-                    print({key: row[key] for key in ("method", "precision", "resolution_px", "cpu_seconds_per_step",
-                                                     "training_anonymous_gb", "result_mb")}, flush=True)  # fmt: skip
+                    print({key: row[key] for key in SAID}, flush=True)
 
 
 def measure(method: str, base: str, precision: str, resolution_px: int) -> dict[str, Any]:
