@@ -89,7 +89,7 @@ def measure(method: str, base: str, precision: str, resolution_px: int) -> dict[
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
             peaks = watch(process, run / "log.jsonl")
             said = process.communicate()[1]
-        if process.returncode:
+        if process.returncode or not peaks:
             raise SystemExit(f"{method}, {precision}, {resolution_px}: exit code {process.returncode}: {said}")
         seconds = time.perf_counter() - begun
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -128,6 +128,8 @@ def watch(process: subprocess.Popen[str], log: Path) -> dict[str, float]:
             training = max(training, now.get("RssAnon:", 0.0))
             at_step.setdefault(steps, (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK"))
         time.sleep(EVERY_S)
+    if len(at_step) < 2:
+        return {}
     first, *_, last = sorted(at_step)
     return {
         "cpu_seconds_per_step": round((at_step[last] - at_step[first]) / (last - first), 2),

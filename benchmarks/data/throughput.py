@@ -14,13 +14,13 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from limner.families.family import Family
+from limner.families.family import Family, rows_together
 from limner.families.load import load
 from limner.pictures.decode import decode
 from limner.pictures.fit import fit_to
 from limner.pictures.spec import Pictures
 from limner.prepare.check import check_pictures
-from limner.prepare.encode import prepare, rows_together, to_pixels
+from limner.prepare.encode import prepare, to_pixels
 
 
 def make_photos(folder: Path, number: int, side_px: int) -> list[Path]:

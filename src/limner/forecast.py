@@ -12,13 +12,12 @@ from torch import Tensor
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.full import Full
 from limner.drawing import follow_objective
-from limner.families.family import Family
+from limner.families.family import Family, rows_together
 from limner.families.load import sketch
 from limner.generate.draw import check_resolution
 from limner.machine import Place
 from limner.pictures.fit import Size
 from limner.prepare.check import Checked
-from limner.prepare.encode import rows_together
 from limner.prepare.words import words_of
 from limner.recipe import Recipe
 from limner.train.loop import Slot, Training

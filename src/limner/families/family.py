@@ -16,6 +16,9 @@ from limner.families.clip import Encoder
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 
+PIXELS_TOGETHER = 512 * 512
+"""How many pixels a VAE encodes or decodes at once: one picture of 512 × 512."""
+
 
 class Family(ABC):
     """A loaded base: frozen weights with the things that a stage may ask of them.
@@ -129,9 +132,11 @@ class Family(ABC):
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Pixels:
-        """Return pictures in [-1, 1], float32, of latents at the UNet's scale."""
+        """Return pictures in [-1, 1], float32, of latents at the UNet's scale; large ones are decoded one by one."""
         unscaled = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-        return self.vae.decode(unscaled.to(self.vae.dtype)).sample.float().clamp(-1, 1)
+        height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
+        parts = unscaled.to(self.vae.dtype).split(rows_together((width, height)))
+        return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) for part in parts])
 
     def tokens(self, text: str) -> list[int]:
         """Return a text's token ids, start and end not among them; learned vector k of a placeholder is -(k + 1)."""
@@ -176,3 +181,8 @@ class Family(ABC):
 def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:
     """Return what the sides of pictures are multiples of, from the channels of each block of UNet and VAE."""
     return 2 ** (len(unet_blocks) - 1 + len(vae_blocks) - 1)
+
+
+def rows_together(size: tuple[int, int]) -> int:
+    """Return how many pictures of a width and height pass a VAE together: small ones keep no processor busy alone."""
+    return min(16, max(1, PIXELS_TOGETHER // (size[0] * size[1])))

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from limner.errors import UserError
-from limner.families.family import Family
+from limner.families.family import Family, rows_together
 from limner.files import Need, require_room
 from limner.pictures.cache import ROOM, Cache, key_of
 from limner.pictures.captions import tags_shuffled
@@ -27,9 +27,6 @@ from limner.prepare.look import Seen, look_again
 from limner.prepare.memory import recall, remember, remembered_file, tell_work
 from limner.prepare.prepared import Prepared, Row, Tensors
 from limner.prepare.subjects import spec_of
-
-PIXELS_TOGETHER = 512 * 512
-"""How many pixels are encoded at once: one picture of 512 × 512."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,6 @@ def to_pixels(image: Image.Image) -> Float[Tensor, "1 3 height width"]:
     """Return an RGB picture as a batch of one in [-1, 1]."""
     array = np.array(image, dtype=np.float32)
     return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).div_(127.5).sub_(1)
-
-
-def rows_together(size: Size) -> int:
-    """Return how many pictures of a size are encoded together: small ones keep no processor busy alone."""
-    return min(16, max(1, PIXELS_TOGETHER // (size[0] * size[1])))
 
 
 def to_weights(mask: Image.Image, pixels_per_latent: int) -> Float[Tensor, "1 height width"]:
