@@ -41,6 +41,11 @@ CASES: dict[str, list[str]] = {
     "pivotal, batch 4": ["--recipe", "pivotal", "prior.count=8", "batch=4"],
 }
 """Runs on the embedded base."""
+FULL_SIZE = {
+    "": [], ", unload": ["unload=true"], ", checkpointing": ["gradient_checkpointing=true"],
+    ", checkpointing, unload": ["gradient_checkpointing=true", "unload=true"],
+}  # fmt: skip
+"""LoRA on full-size SD 1.5, with previews between the steps."""
 COMMON = ["steps=4", "device=cpu", "pictures.class_noun=thing", "checkpoint.every_steps=0"]
 
 
@@ -62,7 +67,7 @@ def main() -> None:
         if given.full_size:
             half = [f"base={given.full_size}", "precision=bfloat16", "resolution=256", "generation.batch=1"]
             previews = ["preview.every_steps=3", "preview.images=1", "generation.num_inference_steps=2"]
-            for name, more in (("", []), (", checkpointing", ["gradient_checkpointing=true"])):
+            for name, more in FULL_SIZE.items():
                 words = ["--recipe", "lora", *COMMON, *half, *previews, *more]
                 rows += tell(compare(f"SD 1.5, 256 px, bfloat16: lora{name}", Path(place, "256"), words))
                 given.results.write_text(json.dumps(rows, indent=1) + "\n")

@@ -9,18 +9,17 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from limner.adapters.adapter import SlotSettings
 from limner.adapters.full import Full
 from limner.drawing import follow_objective
 from limner.families.family import Family, rows_together
 from limner.families.load import sketch
 from limner.generate.draw import check_resolution
+from limner.learning import make_training
 from limner.machine import Place
 from limner.pictures.fit import Size
 from limner.prepare.check import Checked
-from limner.prepare.words import words_of
 from limner.recipe import Recipe
-from limner.train.loop import Slot, Training
+from limner.train.loop import Training
 from limner.train.trace import Cost, Trace, tracing
 from limner.types import Batch
 
@@ -128,15 +127,21 @@ class _Run:
     at: Place
     checkpoint_bytes: int = 0
     result_bytes: int = 0
-    weights_bytes: int = field(init=False)
+    part_bytes: dict[str, int] = field(default_factory=dict[str, int])
 
     def __post_init__(self) -> None:
-        for module in (*self.family.modules.values(), self.family.vae):
+        for part, module in self.family.parts.items():
+            before = self.trace.live_bytes
             for weight in module.state_dict().values():
                 self.trace.hold(weight)
-        self.weights_bytes = self.trace.live_bytes
+            self.part_bytes[part] = self.trace.live_bytes - before
         self.resolution_px = check_resolution(self.family, self.recipe.resolution)
         follow_objective(self.family, self.recipe)
+
+    @property
+    def weights_bytes(self) -> int:
+        """What of the base is there at present; a part that learns counts as it was before."""
+        return sum(size for part, size in self.part_bytes.items() if part not in self.family.aside)
 
     def phases(self) -> Iterator[Work]:
         """Yield every phase of the run."""
@@ -146,15 +151,18 @@ class _Run:
         if prior.active:
             yield self._drawn("class pictures", drawing, prior.count / sampling.batch)
         yield self._prepare()
-        training = self._training()
+        requests = self.recipe.evaluation.requests("token", "noun")
+        draw = self._drawn("draw", drawing, 2 * len(requests) / sampling.batch)
+        some = self.recipe.model_copy(update={"accumulate": min(2, self.recipe.accumulate)})  # a third adds nothing
+        training = make_training(self.family, some, self.checked, _Examples(self._batch()), self.steps)
         yield self._train(training)
         if self.recipe.preview.every_steps:
             batch = min(sampling.batch, self.recipe.preview.images)
             previews = self.steps // self.recipe.preview.every_steps * self.recipe.preview.images
-            yield self._drawn("preview", self._drawing(batch), previews / batch)
+            with self.family.whole():
+                yield self._drawn("preview", self._drawing(batch), previews / batch)
         yield self._save(training)
-        requests = self.recipe.evaluation.requests("token", "noun")
-        yield self._drawn("draw", drawing, 2 * len(requests) / sampling.batch)
+        yield draw
 
     def _load(self) -> Work:
         return Work("load", self.weights_bytes, 0, 0, 0)
@@ -193,16 +201,6 @@ class _Run:
         entries *= 2 if self.recipe.pictures.flip else 1
         captions = len({example.caption for example in self.checked.examples})
         return self._work("prepare", (pictures, ceil(entries / together)), (text, captions))
-
-    def _training(self) -> Training:
-        recipe, words = self.recipe, words_of(self.checked, self.recipe.pictures)
-        adapter = recipe.adapter.attach(self.family, [SlotSettings(recipe.seed, words=words)])
-        rates = recipe.adapter.rates(recipe.learning_rate)
-        slot = Slot("subject", _Examples(self._batch()), recipe.seed, self.steps, recipe.learning_rate, rates)
-        if recipe.gradient_checkpointing:
-            self.family.unet.enable_gradient_checkpointing()
-        return Training(self.family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
-                        accumulate=min(2, recipe.accumulate), ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip
 
     def _largest(self) -> tuple[Size, int]:
         """Return the shape and the number of pictures of the batch with most pixels."""
@@ -250,9 +248,10 @@ class _Run:
         with self.trace.measuring() as cost:
             if isinstance(self.recipe.adapter, Full):
                 dtype = getattr(torch, self.recipe.adapter.save_precision)
-                modules = [*self.family.modules.values(), self.family.vae]
-                model = [weight.detach().to(dtype) for module in modules for weight in module.state_dict().values()]
-                self.result_bytes = 2 * _bytes(model)
+                with self.family.whole():
+                    modules = self.family.parts.values()
+                    model = [weight.detach().to(dtype) for module in modules for weight in module.state_dict().values()]
+                    self.result_bytes = 2 * _bytes(model)
             else:
                 self.result_bytes = _bytes(training.adapter.state_dict().values())
         return self._work("save", (cost, 2))

@@ -84,6 +84,9 @@ class Recipe(Spec):
     """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
     gradient_checkpointing: bool = False
     """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
+    unload: bool = False
+    """While training, give back the memory of the VAE, and of text encoders that do not learn; they are read again for
+    previews. The result stays the same, bit for bit."""
     fit: bool | str = False
     """Make the run fit: true for the memory that is free on the device, or an amount such as "8GB". What it takes is
     said and written into the run's recipe; see `limner plan`. "off" runs without asking whether it fits."""

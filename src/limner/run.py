@@ -23,7 +23,7 @@ from limner.generate.draw import check_resolution, draw, requests_for
 from limner.lock import locked
 from limner.pictures.cache import ROOM, default_cache
 from limner.pictures.folder import find_pictures
-from limner.planning import Told, plan_run
+from limner.planning import Told, length_of, plan_run
 from limner.prepare.check import Checked, check_class_pictures, check_pictures
 from limner.prepare.held_out import with_held_out
 from limner.prepare.plan import Plan
@@ -31,7 +31,7 @@ from limner.prepare.words import word_notes
 from limner.ranks import Ranks, joined
 from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
 from limner.result import attach_file, attach_result, require_result
-from limner.resuming import check_recipe, computed
+from limner.resuming import check_recipe, computed, refuse_finished
 from limner.rundir import RunDir, read_json, unused
 from limner.starting import find_start
 from limner.training_run import train_adapter
@@ -203,6 +203,7 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
         with _alone(folder):
             with ranks.first_then_others(), watch.phase("check"):
                 checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
+            refuse_finished(folder, recipe, length_of(recipe, checked).steps)
             if folder.writes:
                 save_recipe(recipe, folder.recipe)
             with telling_memory(recipe, checked):
@@ -347,7 +348,7 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     if recipe.evaluation.pictures:
         _require_pictures(recipe.evaluation.pictures, "evaluation.pictures")
         checked = with_held_out(checked, recipe.evaluation.pictures, recipe.pictures, cache=default_cache())
-    plan_run(recipe, checked, 0, Watch())  # refuses a length given twice
+    length_of(recipe, checked)  # refuses a length given twice
     return checked
 
 
