@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
@@ -19,6 +19,7 @@ from limner.machine import Place
 from limner.pictures.fit import Size
 from limner.prepare.check import Checked
 from limner.recipe import Recipe
+from limner.train.checkpoint import BESIDE_BYTES
 from limner.train.loop import Training
 from limner.train.trace import Cost, Trace, tracing
 from limner.types import Batch
@@ -47,7 +48,7 @@ class Work:
     passing_bytes: int
     """Of what comes and goes within the phase: activations, gradients, copies."""
     host_bytes: int
-    """What lies on the host whatever the device: the weights from before a full fine-tuning."""
+    """What lies on the host whatever the device: the weights from before a full fine-tuning, a checkpoint's copy."""
     costs: tuple[tuple[Cost, float | int], ...] = ()
     """What is done, each with how many times."""
 
@@ -241,7 +242,9 @@ class _Run:
             training.step()
         training.adapter.zero_grad()
         self.checkpoint_bytes = _bytes(training.state()[0].values())
-        return self._work("train", (cost, self.steps * self.recipe.accumulate / training.accumulate))
+        work = self._work("train", (cost, self.steps * self.recipe.accumulate / training.accumulate))
+        is_copied = self.recipe.checkpoint.every_steps and self.checkpoint_bytes <= BESIDE_BYTES
+        return replace(work, host_bytes=work.host_bytes + (self.checkpoint_bytes if is_copied else 0))
 
     def _save(self, training: Training) -> Work:
         """Gather what the result's files hold."""

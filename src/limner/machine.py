@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -22,6 +23,7 @@ PACKAGES = ("limner", "torch", "diffusers", "transformers", "peft", "safetensors
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that can change a result."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
