@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import os
@@ -93,6 +94,13 @@ def swapped_bytes() -> int:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSwap")), 0)
+
+
+def return_freed_memory() -> None:
+    """Have the C library give the system back what was freed, where it would keep it for later (Linux's)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from limner.errors import UserError
 from limner.families.clip import Encoder
+from limner.machine import return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 
@@ -104,6 +105,8 @@ class Family(ABC):
             for weight in self.parts[part].parameters():
                 weight.data = weight.data.new_empty(0)
         self._aside.update(parts)
+        if parts:
+            return_freed_memory()
 
     @contextmanager
     def whole(self) -> Iterator[None]:

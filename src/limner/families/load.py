@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from limner.errors import UserError
 from limner.families.family import Family, ReadPart
-from limner.families.recognise import FAMILIES as NAMES
-from limner.families.recognise import Recognised, recognise, refuse_unsupported
+from limner.families.recognise import FAMILIES, Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
 from limner.families.sdxl import SDXL
-from limner.families.single_file import PREFIXES, read_part
+from limner.families.single_file import read_part
 from limner.families.source import PARTS, files_of, missing_files
 from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
@@ -134,11 +133,11 @@ def _modules(base: Recognised) -> dict[str, Any]:
 
     folder = base.configurations
     encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-    own = {part: encoders[part] for part in PREFIXES[base.family] if part in encoders}
+    own = {part: encoders[part] for part in FAMILIES[base.family].prefixes if part in encoders}
     for part in own:
         if not (folder / part / "config.json").is_file():
             raise UserError(
-                f"base={base.name!r}: is {NAMES[base.family]}, and {part}/config.json is missing.",
+                f"base={base.name!r}: is {base.called}, and {part}/config.json is missing.",
                 "Give a complete diffusers folder.",
             )
     configs = {part: CLIPTextConfig.from_pretrained(str(folder / part), local_files_only=True) for part in own}
