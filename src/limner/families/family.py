@@ -20,7 +20,6 @@ from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 PIXELS_TOGETHER = 512 * 512
 """How many pixels a VAE encodes or decodes at once: one picture of 512 × 512."""
 
-
 ReadPart = Callable[[str], Mapping[str, Tensor]]
 """Returns the weights of a part ("vae", "text_encoder" ...) by their names, as they are in the base's files."""
 
