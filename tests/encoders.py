@@ -42,7 +42,9 @@ def make_dino(folder: Path, *, safetensors: bool = True) -> Path:
 def make_dinov2(folder: Path) -> Path:
     """Save a DINOv2 as facebook/dinov2-small is: resized by its shorter side, then cropped."""
     torch.manual_seed(1)
-    Dinov2Model(Dinov2Config(**{**SMALL, "intermediate_size": None}, image_size=28, patch_size=7)).save_pretrained(folder)
+    Dinov2Model(Dinov2Config(**{**SMALL, "intermediate_size": None}, image_size=28, patch_size=7)).save_pretrained(
+        folder
+    )
     BitImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
     return folder
 

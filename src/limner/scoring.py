@@ -43,7 +43,19 @@ def score(folders: Sequence[RunDir], recipes: Sequence[Recipe], out: Path, watch
                     "Give all the same, in their recipe.toml.",
                 )
     if first.distractors and first.distractors.is_dir():  # else those that were kept, on another machine
-        side = read_json(folders[0].images / "base" / "manifest.json")["resolution_px"]
-        save_distractors(first.distractors, recipes[0].pictures, folders[0].distractors, resolution_px=side,
-                         cache=default_cache())  # fmt: skip
+        _keep_others(folders[0], recipes[0], first.distractors, watch)
     evaluate(folders, out, panel=panel_of(recipes[0].base, first.encoders, first.quality), progress=watch.progress)
+
+
+def _keep_others(folder: RunDir, recipe: Recipe, distractors: Path, watch: Watch) -> None:
+    """Write other subjects' pictures into a run folder, of the size of its images and without its own subject."""
+    left_out = save_distractors(
+        distractors,
+        recipe.pictures,
+        folder.distractors,
+        learned={row["sha256"] for row in read_json(folder.pictures / "manifest.json")["pictures"]},
+        resolution_px=read_json(folder.images / "base" / "manifest.json")["resolution_px"],
+        cache=default_cache(),
+    )
+    for name in left_out:
+        watch.say(f"evaluation.distractors: {name} is the subject's own folder, and is left out")

@@ -122,6 +122,7 @@ def test_the_further_a_set_has_moved_the_higher_its_distance(metric: Metric) -> 
 def test_a_rating_is_taken_as_it_is() -> None:
     assert torch.equal(AESTHETIC.per_image(view()), view().images[:, 0].double())
 
+
 @every_encoder
 def test_an_encoder_gives_the_same_features_in_any_batch(encoder: str) -> None:
     encode = ENCODERS[encoder]()

@@ -83,8 +83,11 @@ def panel_of(base: str, names: Sequence[str] = (), quality: str = "") -> Panel:
     distances: tuple[Lpips, ...] = ()
     if _image_text_folder(base) is None:
         missing = why_no_lpips()
+        try:
+            distances = () if missing else (Lpips(),)
+        except OSError as error:
+            missing = f"AlexNet's weights cannot be downloaded ({error}); run once with a network"
         absent |= {f"diversity.{Lpips.name}": missing} if missing else {}
-        distances = () if missing else (Lpips(),)
     metrics = (*metrics, *(Metric(PERCEIVED_DIVERSITY, distance.name) for distance in distances))
     return Panel(encoders, metrics, distances, absent)
 

@@ -86,10 +86,8 @@ def look(
     )
 
 
-def look_apart(
-    distance: Lpips, paths: Sequence[Path], groups: Sequence[Sequence[Path]], *, progress: Progress
-) -> Seen:
-    """Take each picture's mean distance to the others of its group as what is seen of it; NaN where it has no others."""
+def look_apart(distance: Lpips, paths: Sequence[Path], groups: Sequence[Sequence[Path]], *, progress: Progress) -> Seen:
+    """Take each picture's mean distance to the others of its group as what is seen of it; NaN for one alone."""
     found = {path: torch.full((1,), torch.nan) for path in paths}
     for done, group in enumerate(groups, start=1):
         pixels = {path: load_pixels(path)[None] for path in group}

@@ -14,7 +14,7 @@ from limner.types import Pixels
 
 Features = Float[Tensor, "rows dim"]
 """One feature vector a row, float32, on the CPU; not normalised."""
-Patches = Float[Tensor, "rows patches dim"]
+Patches = Float[Tensor, "rows patches values"]
 """One feature vector for each patch of each picture, row by row of the picture, float32, on the CPU."""
 Masks = Float[Tensor, "rows height width"]
 """Where the subject is, in [0, 1]: 1 is inside."""

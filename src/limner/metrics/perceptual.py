@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import warnings
 
 import torch
 from jaxtyping import Float
@@ -28,7 +29,9 @@ class Lpips:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         from lpips import LPIPS  # pyright: ignore[reportMissingImports]
 
-        self.model = LPIPS(net="alex", verbose=False).eval().requires_grad_(False).to(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips calls torchvision in a way that is no longer its own
+            self.model = LPIPS(net="alex", verbose=False).eval().requires_grad_(False).to(device)
         self.device = torch.device(device)
         digest = hashlib.sha256()
         for tensor in self.model.state_dict().values():

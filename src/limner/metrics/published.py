@@ -63,7 +63,7 @@ def load_encoder(name: str, setting: str) -> PatchEncoder:
 
 
 def load_quality(name: str, setting: str) -> ImageText | Aesthetic:
-    """Load a model of image quality: one that reads the prompt too (PickScore), else CLIP with a linear head (LAION)."""
+    """Load a model of image quality: one that reads prompts (PickScore), else CLIP with a linear head (LAION)."""
     folder = fetch(name, setting)
     return (ImageText if _reads_text(folder) else Aesthetic)(folder, name=short(name))
 

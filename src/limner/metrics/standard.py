@@ -23,7 +23,9 @@ def standard_metrics(encoders: Sequence[ImageEncoder]) -> tuple[Metric, ...]:
     Encoders that read text answer the questions about prompts; all that are independent of the base answer those about
     likeness, and the first of those that do not read text answers the others.
     """
-    return tuple(Metric(question, e.name) for question in (*QUESTIONS, *SET_QUESTIONS) for e in _who(question, encoders))
+    return tuple(
+        Metric(question, e.name) for question in (*QUESTIONS, *SET_QUESTIONS) for e in _who(question, encoders)
+    )
 
 
 def quality_metric(model: ImageEncoder) -> Metric:

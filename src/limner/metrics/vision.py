@@ -32,7 +32,9 @@ class Vision(PatchEncoder):
         self.model = model.eval().requires_grad_(False).float().to(device)
         self.device = torch.device(device)
         self.name = name
-        self.about = f"{type(model).__name__} {name}: its CLS embedding. It never saw the base nor its training pictures."
+        self.about = (
+            f"{type(model).__name__} {name}: its CLS embedding. It never saw the base nor its training pictures."
+        )
         self.identity = hash_weights(folder)
 
     def __call__(self, pixels: Pixels) -> Features:

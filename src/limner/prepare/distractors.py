@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from limner.errors import UserError
@@ -32,9 +33,29 @@ def find_distractors(folder: Path) -> list[Path]:
     return folders
 
 
-def save_distractors(folder: Path, spec: Pictures, out: Path, *, resolution_px: int, cache: Path | None = None) -> None:
-    """Check other subjects' pictures as training pictures are checked, and write each subject's into a folder."""
+def save_distractors(
+    folder: Path, spec: Pictures, out: Path, *, learned: Collection[str], resolution_px: int, cache: Path | None = None
+) -> list[str]:
+    """Check other subjects' pictures as training pictures are checked, and write each subject's into a folder of `out`.
+
+    A folder with a file that was learned from (`learned`, SHA-256) is the subject's own and left out: its name is
+    returned.
+
+    Raises:
+        UserError: a picture cannot be used, or no other subject is left.
+    """
     own = as_pictures_alone(spec)
-    for subject in find_distractors(folder):
+    left_out: list[str] = []
+    subjects = find_distractors(folder)
+    for subject in subjects:
         looked = look_at_all(find_pictures(subject), own, cache=cache)
-        save_pictures(sort_out(looked, own, resolution_px=resolution_px), own, out / subject.name)
+        checked = sort_out(looked, own, resolution_px=resolution_px)
+        if any(example.sha256 in learned for example in checked.examples):
+            left_out.append(subject.name)
+        else:
+            save_pictures(checked, own, out / subject.name)
+    if len(left_out) == len(subjects):
+        raise UserError(
+            f"evaluation.distractors={folder}: holds only the subject ({', '.join(left_out)}).", "Add other subjects."
+        )
+    return left_out

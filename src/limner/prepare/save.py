@@ -18,7 +18,7 @@ MANIFEST = "manifest.json"
 
 
 def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, batch: int = 1, most: int = 256) -> None:
-    """Write the examples after resize and crop as PNG, and their masks in the same way, evenly chosen where there are more than `most`.
+    """Write examples and masks after resize and crop as PNG, evenly chosen where there are more than `most`.
 
     The manifest is written last; it also has the exclusions, and the buckets with their batches of at most `batch`.
     Evaluation and the report then work without the user's folder.

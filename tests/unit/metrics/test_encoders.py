@@ -87,7 +87,10 @@ def test_an_image_text_encoder_is_what_transformers_computes(clip_folder: Path) 
     model = CLIPModel.from_pretrained(clip_folder).eval()
     pixels = torch.rand(3, 3, 32, 32) * 2 - 1
     pictures = ((pixels + 1) * 127.5).round() / 255
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encode.preprocessing.processor.image_mean, encode.preprocessing.processor.image_std))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in (encode.preprocessing.processor.image_mean, encode.preprocessing.processor.image_std)
+    )
     with torch.inference_mode():
         by_hand = model.get_image_features(pixel_values=(pictures - mean) / std).pooler_output
         tokens = encode.tokenizer("a red cat", return_tensors="pt")
