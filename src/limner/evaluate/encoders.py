@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from limner.errors import UserError
-from limner.families.source import locate
+from limner.families.source import EMBEDDED, locate
 from limner.metrics.colour_histogram import ColourHistogram
 from limner.metrics.encoder import ImageEncoder
 from limner.metrics.image_text import ImageText
@@ -63,10 +63,12 @@ def panel_of(base: str, names: Sequence[str] = (), quality: str = "") -> Panel:
     """
     require_panel(base, names, quality)
     absent: dict[str, str] = {}
+    is_small = base in EMBEDDED or _image_text_folder(base) is not None
     if names:
         encoders = tuple(_load(name, base) for name in names)
-    elif _image_text_folder(base):
-        encoders = (Lite0(), ColourHistogram(), _load("image_text", base))
+    elif is_small:
+        own = (_load("image_text", base),) if _image_text_folder(base) else ()
+        encoders = (Lite0(), ColourHistogram(), *own)
     else:
         here = [name for name in PUBLISHED if on_this_machine(name)]
         absent |= {f"subject_fidelity.{short(name)}": how_to_get(name) for name in PUBLISHED if name not in here}
@@ -81,7 +83,7 @@ def panel_of(base: str, names: Sequence[str] = (), quality: str = "") -> Panel:
     else:
         absent["preference"] = f"no model of image quality is named; {QUALITY}=yuvalkirstain/PickScore_v1 is one"
     distances: tuple[Lpips, ...] = ()
-    if _image_text_folder(base) is None:
+    if not is_small:
         missing = why_no_lpips()
         try:
             distances = () if missing else (Lpips(),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,8 +27,9 @@ class Aesthetic(ImageEncoder):
                 self.post_init()
 
         with loading(folder, "a model of image quality"):
-            model, found = WithPredictor.from_pretrained(folder, output_loading_info=True)
+            loaded: Any = WithPredictor.from_pretrained(folder, output_loading_info=True)
             self.preprocessing = Preprocessing(folder)
+        model, found = loaded
         if found["missing_keys"]:
             raise UserError(
                 f"{folder}: is no model of image quality (it lacks {min(found['missing_keys'])}).",

@@ -127,11 +127,6 @@ def _real_rate(view: View) -> Level | None:
     return Level(name="within", title=title, value=value, pairs=len(view.sitter))
 
 
-def _one_in_twenty(view: View) -> Level:
-    """Return the base's share, which the limit is made from."""
-    return Level(name="base", title="the base, by definition of the limit", value=0.05, pairs=len(view.base))
-
-
 def _pairs(pictures: Float[Tensor, "pictures dim"]) -> int:
     return len(pictures) * (len(pictures) - 1) // 2
 
@@ -252,7 +247,6 @@ COPIES = Question(
     better="neither",
     sets=("subject",),
     per_image=_is_nearer_than_base,
-    levels=(_one_in_twenty,),
     least_pictures=1,
 )
 PREFERENCE = Question(

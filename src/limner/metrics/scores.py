@@ -31,7 +31,7 @@ class Level(Spec):
     """A value to read a score against."""
 
     name: str
-    """Short name: within, between, another_seed, closest_pair, chance, base."""
+    """Short name: within, between, another_seed, closest_pair, chance."""
     title: str
     """What it is, in words."""
     value: float

@@ -23,12 +23,13 @@ class Vision(PatchEncoder):
         with loading(folder, "an image encoder"):
             model = AutoModel.from_pretrained(folder)
             self.preprocessing = Preprocessing(folder)
-        self.patch_px = getattr(model.config, "patch_size", None)
-        if not isinstance(self.patch_px, int):
+        patch_px = getattr(model.config, "patch_size", None)
+        if not isinstance(patch_px, int):
             raise UserError(
                 f"{folder}: holds a {type(model).__name__}, which is no vision transformer.",
                 "Name one whose features begin with a CLS token, such as facebook/dinov2-small.",
             )
+        self.patch_px = patch_px
         self.model = model.eval().requires_grad_(False).float().to(device)
         self.device = torch.device(device)
         self.name = name
