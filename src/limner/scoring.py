@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from limner import machine
 from limner.errors import UserError
 from limner.evaluate.encoders import panel_of, require_panel
 from limner.evaluate.evaluate import evaluate
@@ -44,7 +45,9 @@ def score(folders: Sequence[RunDir], recipes: Sequence[Recipe], out: Path, watch
                 )
     if first.distractors and first.distractors.is_dir():  # else those that were kept, on another machine
         _keep_others(folders[0], recipes[0], first.distractors, watch)
-    evaluate(folders, out, panel=panel_of(recipes[0].base, first.encoders, first.quality), progress=watch.progress)
+    device = machine.place(recipes[0].device, recipes[0].precision).device
+    panel = panel_of(recipes[0].base, first.encoders, first.quality, device)
+    evaluate(folders, out, panel=panel, progress=watch.progress)
 
 
 def _keep_others(folder: RunDir, recipe: Recipe, distractors: Path, watch: Watch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 from PIL import Image
 
@@ -71,6 +72,24 @@ def test_a_real_base_without_published_encoders_says_how_to_get_them(random_base
     assert panel.absent["subject_fidelity.dinov2-small"].endswith("hf download facebook/dinov2-small")
     assert "hf download openai/clip-vit-base-patch32" in panel.absent["prompt_following"]
     assert "limner[metrics]" in panel.absent["diversity.lpips-alex"]
+
+
+def test_published_encoders_judge_real_bases_as_far_as_they_are_here(
+    tmp_path: Path, random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    kept = {"openai/clip-vit-base-patch32": make_clip, "facebook/dino-vits16": make_dino}
+    found = []
+    for name, make in kept.items():
+        folder = tmp_path / f"models--{name.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("0" * 40)
+        make(folder / "snapshots" / ("0" * 40))
+        found.append([e.name for e in panel_of(str(random_base)).encoders])
+    assert found == [
+        ["lite0", "clip-vit-base-patch32", "colour_histogram"],
+        ["dino-vits16", "clip-vit-base-patch32", "colour_histogram"],
+    ]
 
 
 def test_named_judges_are_taken_and_no_others(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from limner.errors import UserError
 from limner.families.source import EMBEDDED, locate
 from limner.metrics.colour_histogram import ColourHistogram
@@ -55,30 +57,31 @@ def require_panel(base: str, names: Sequence[str] = (), quality: str = "") -> No
             raise UserError(f"{ENCODERS}: two would be called {name}.", "Rename the folder of one.")
 
 
-def panel_of(base: str, names: Sequence[str] = (), quality: str = "") -> Panel:
+def panel_of(base: str, names: Sequence[str] = (), quality: str = "", device: torch.device | str = "cpu") -> Panel:
     """Load who judges pictures of a base: those that are named, or those that fit it and are on this machine.
 
     For the embedded base that is lite0, the colour histogram and its own image-text encoder; for others the published
-    encoders as far as they are here, else lite0, and the histogram. What is missing is said in `absent`.
+    encoders as far as they are here, else lite0, and the histogram. What is missing is said in `absent`. Published
+    models compute on `device`, the small ones on the CPU.
     """
     require_panel(base, names, quality)
     absent: dict[str, str] = {}
     is_small = base in EMBEDDED or _image_text_folder(base) is not None
     if names:
-        encoders = tuple(_load(name, base) for name in names)
+        encoders = tuple(_load(name, base, device) for name in names)
     elif is_small:
-        own = (_load("image_text", base),) if _image_text_folder(base) else ()
+        own = (_load("image_text", base, device),) if _image_text_folder(base) else ()
         encoders = (Lite0(), ColourHistogram(), *own)
     else:
         here = [name for name in PUBLISHED if on_this_machine(name)]
         absent |= {f"subject_fidelity.{short(name)}": how_to_get(name) for name in PUBLISHED if name not in here}
-        published = tuple(load_encoder(name, ENCODERS) for name in here)
-        encoders = (*published, ColourHistogram()) if here else (Lite0(), ColourHistogram())
-        if not any(isinstance(e, ImageText) for e in encoders):
-            absent["prompt_following"] = how_to_get(PUBLISHED[-1])
+        published = [load_encoder(name, ENCODERS, device) for name in here]
+        readers = [e for e in published if isinstance(e, ImageText)]
+        encoders = (*([e for e in published if e not in readers] or [Lite0()]), *readers, ColourHistogram())
+        absent |= {} if readers else {"prompt_following": how_to_get(PUBLISHED[-1])}
     metrics = standard_metrics(encoders)
     if quality:
-        judge = load_quality(quality, QUALITY)
+        judge = load_quality(quality, QUALITY, device)
         encoders, metrics = (*encoders, judge), (*metrics, quality_metric(judge))
     else:
         absent["preference"] = f"no model of image quality is named; {QUALITY}=yuvalkirstain/PickScore_v1 is one"
@@ -86,7 +89,7 @@ def panel_of(base: str, names: Sequence[str] = (), quality: str = "") -> Panel:
     if not is_small:
         missing = why_no_lpips()
         try:
-            distances = () if missing else (Lpips(),)
+            distances = () if missing else (Lpips(device),)
         except OSError as error:
             missing = f"AlexNet's weights cannot be downloaded ({error}); run once with a network"
         absent |= {f"diversity.{Lpips.name}": missing} if missing else {}
@@ -94,14 +97,14 @@ def panel_of(base: str, names: Sequence[str] = (), quality: str = "") -> Panel:
     return Panel(encoders, metrics, distances, absent)
 
 
-def _load(name: str, base: str) -> ImageEncoder:
+def _load(name: str, base: str, device: torch.device | str) -> ImageEncoder:
     if name == "lite0":
         return Lite0()
     if name == "colour_histogram":
         return ColourHistogram()
     folder = _image_text_folder(base) if name == "image_text" else None
     if folder is None:
-        return load_encoder(name, ENCODERS)
+        return load_encoder(name, ENCODERS, device)
     about = (
         f"The image-text encoder inside the base {base}. Not independent: its text tower is the one that conditions "
         "the base, so it judges whether pictures show what the base was told, in the base's own understanding."
@@ -112,6 +115,7 @@ def _load(name: str, base: str) -> ImageEncoder:
         name=f"{folder.name}_image_text",
         about=about,
         is_independent=False,
+        device=device,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from limner.errors import UserError
 from limner.metrics.aesthetic import Aesthetic
 from limner.metrics.encoder import PatchEncoder
@@ -56,16 +58,16 @@ def fetch(name: str, setting: str) -> Path:
     return Path(snapshot_download(name, allow_patterns=[*_SETTINGS, weights]))
 
 
-def load_encoder(name: str, setting: str) -> PatchEncoder:
+def load_encoder(name: str, setting: str, device: torch.device | str = "cpu") -> PatchEncoder:
     """Load an encoder by hub name or folder: one that reads text too (CLIP), else a vision transformer (DINO)."""
     folder = fetch(name, setting)
-    return (ImageText if _reads_text(folder) else Vision)(folder, name=short(name))
+    return (ImageText if _reads_text(folder) else Vision)(folder, name=short(name), device=device)
 
 
-def load_quality(name: str, setting: str) -> ImageText | Aesthetic:
+def load_quality(name: str, setting: str, device: torch.device | str = "cpu") -> ImageText | Aesthetic:
     """Load a model of image quality: one that reads prompts (PickScore), else CLIP with a linear head (LAION)."""
     folder = fetch(name, setting)
-    return (ImageText if _reads_text(folder) else Aesthetic)(folder, name=short(name))
+    return (ImageText if _reads_text(folder) else Aesthetic)(folder, name=short(name), device=device)
 
 
 def short(name: str) -> str:
