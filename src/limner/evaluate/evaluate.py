@@ -14,7 +14,7 @@ from limner.evaluate.encoders import Panel, panel_of
 from limner.evaluate.images import TUNED, Arm, ArmImage, check_runs, read_arms, read_masks, read_pictures
 from limner.evaluate.look import Progress, Seen, look, look_apart
 from limner.evaluate.names import Setting, arm_names, read_recipe, settings_apart
-from limner.evaluate.statistics import DRAWS, interval
+from limner.evaluate.statistics import DRAWS, interval, rate_interval
 from limner.metrics.encoder import ImageEncoder, PatchEncoder, TextImageEncoder
 from limner.metrics.metric import Metric, Question, View
 from limner.metrics.perceptual import Lpips
@@ -161,7 +161,7 @@ def _score(metric: Metric, material: Material, seen: Seen, seed: int, *, is_firs
     limit = next((level.value for level in levels if level.is_limit), None)
     arms = {
         arm.name: ArmScore(
-            score=interval(values[arm.name], prompts, seed=seed),
+            score=(rate_interval if question.is_rate else interval)(values[arm.name], prompts, seed=seed),
             beyond_limit=None if limit is None else int((values[arm.name] > limit).sum()),
             images=tuple(
                 ImageValue(file=str(row.path.relative_to(arm.run.path)), prompt=_prompt(row), value=float(value))

@@ -81,6 +81,8 @@ class Question:
     """Whether pictures of other subjects must be there."""
     relative_to_base: bool = False
     """Whether the value is itself a difference to the base (the base's own value is 0), so that no test is made."""
+    is_rate: bool = False
+    """Whether the value of an image is 1 or 0, and the answer a share."""
     least_pictures: int = 0
     """How many training pictures it needs."""
     least_images_per_prompt: int = 1

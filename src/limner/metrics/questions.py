@@ -236,6 +236,7 @@ IDENTIFICATION = Question(
     sets=("subject",),
     per_image=_is_identified,
     levels=(_real_rate, _chance),
+    is_rate=True,
     needs_others=True,
     least_pictures=1,
 )
@@ -247,6 +248,7 @@ COPIES = Question(
     better="neither",
     sets=("subject",),
     per_image=_is_nearer_than_base,
+    is_rate=True,
     least_pictures=1,
 )
 PREFERENCE = Question(
