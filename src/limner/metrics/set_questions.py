@@ -70,12 +70,12 @@ def _frechet(view: View) -> Float[Tensor, " images"]:
 
 def _frechet_of_base(view: View) -> Level | None:
     """Return how far one half of the base's images is from the other; half as many images are twice as biased."""
-    halves = _halves(view.prompt_index)[:1]
-    for first, second in halves:
-        value = float(frechet_distance(view.base[first], view.base[second]).mean())
-        return Level(name="another_seed", title="one half of the base's images to the other", value=value,
-                     pairs=len(first))  # fmt: skip
-    return None
+    splits = _halves(view.prompt_index)
+    if not splits:
+        return None
+    first, second = splits[0]
+    value = float(frechet_distance(view.base[first], view.base[second]).mean())
+    return Level(name="another_seed", title="one half of the base's images to the other", value=value, pairs=len(first))
 
 
 _SAYS = (
