@@ -33,6 +33,7 @@ from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
 from limner.result import attach_file, attach_result, require_result
 from limner.resuming import check_recipe, computed, refuse_finished
 from limner.rundir import RunDir, read_json, unused
+from limner.scoring import require_judges, score
 from limner.starting import find_start
 from limner.training_run import train_adapter
 from limner.watch import Watch
@@ -266,17 +267,17 @@ def evaluate(runs: Paths, *, watch: Watch | None = None) -> Path:
 
     One run gets its scores.json; several of one subject get a comparison.json beside the first run's folder.
     """
-    from limner.evaluate.evaluate import evaluate as score
     from limner.evaluate.images import check_runs
 
     watch = watch or Watch()
     folders = [RunDir.open(path) for path in _paths(runs)]
     check_runs(folders)
-    for folder in folders:
-        draw_comparison(folder, load_recipe(folder.recipe), watch)
+    recipes = [load_recipe(folder.recipe) for folder in folders]
+    for folder, recipe in zip(folders, recipes, strict=True):
+        draw_comparison(folder, recipe, watch)
     is_alone = len(folders) == 1
     with watch.phase("evaluate"), folders[0].timed("evaluate") if is_alone else nullcontext():
-        score(folders, _scores(folders), progress=watch.progress)
+        score(folders, recipes, _scores(folders), watch)
     return _scores(folders)
 
 
@@ -338,6 +339,7 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     if not recipe.pictures.subjects:
         find_pictures(paths)  # says what is wrong with the folder before the base is looked for, perhaps on the hub
     check_base(recipe)
+    require_judges(recipe)
     resolution_px = recipe.resolution or native_resolution(recipe.base)
     checked = check_pictures(
         paths, recipe.pictures, resolution_px=resolution_px, cache=default_cache(), progress=watch.progress
