@@ -91,7 +91,8 @@ def test_full_fine_tuning_keeps_the_base_on_the_host(pictures: Path, random_base
     found = planned(pictures, random_base, CUDA, recipe="dreambooth")
     train = next(work for work in found.phases if work.name == "train")
     unet = sum(p.numel() for p in _unet(random_base).parameters())
-    assert train.host_bytes == pytest.approx(2 * unet, rel=0.1)
+    copied = found.checkpoint_bytes  # this small, a checkpoint's state is copied while the training goes on
+    assert train.host_bytes == pytest.approx(2 * unet + copied, rel=0.1)
 
 
 def _unet(base: Path) -> torch.nn.Module:
