@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import ceil
 
 import torch
@@ -128,58 +129,80 @@ class _Run:
     at: Place
     checkpoint_bytes: int = 0
     result_bytes: int = 0
-    weights_bytes: int = field(init=False)
+    weights_bytes: int = 0
+    """Of the base, and of its partner where that is there."""
 
     def __post_init__(self) -> None:
-        for module in (*self.family.modules.values(), self.family.vae):
-            for weight in module.state_dict().values():
-                self.trace.hold(weight)
+        self._hold(self.family)
         self.weights_bytes = self.trace.live_bytes
         self.resolution_px = check_resolution(self.family, self.recipe.resolution)
         follow_objective(self.family, self.recipe)
 
     def phases(self) -> Iterator[Work]:
         """Yield every phase of the run."""
-        sampling, prior = self.recipe.generation, self.recipe.prior
-        yield self._load()
-        drawing = self._drawing(sampling.batch)
-        if prior.active:
-            yield self._drawn("class pictures", drawing, prior.count / sampling.batch)
-        yield self._prepare()
-        training = self._training()
-        yield self._train(training)
-        if self.recipe.preview.every_steps:
-            batch = min(sampling.batch, self.recipe.preview.images)
-            previews = self.steps // self.recipe.preview.every_steps * self.recipe.preview.images
-            yield self._drawn("preview", self._drawing(batch), previews / batch)
-        yield self._save(training)
-        requests = self.recipe.evaluation.requests("token", "noun")
-        yield self._drawn("draw", drawing, 2 * len(requests) / sampling.batch)
+        sampling, prior, preview = self.recipe.generation, self.recipe.prior, self.recipe.preview
+        with self._together(bool(sampling.refiner or sampling.begun_by)):
+            draw = self._drawn("draw", sampling.batch, 2 * len(self.recipe.evaluation.requests("token", "noun")))
+        begun = bool(sampling.begun_by and (preview.every_steps or prior.active))
+        with self._together(begun):
+            yield Work("load", self.weights_bytes, 0, 0, 0)
+            if prior.active:
+                yield self._drawn("class pictures", sampling.batch, prior.count)
+            yield self._prepare()
+        with self._together(begun and preview.every_steps > 0):
+            training = self._training()
+            yield self._train(training)
+            if preview.every_steps:
+                previews = self.steps // preview.every_steps * preview.images
+                yield self._drawn("preview", min(sampling.batch, preview.images), previews)
+            yield self._save(training)
+        if sampling.begun_by or self.family.kind != "sdxl-refiner":  # which draws nothing alone
+            yield draw
 
-    def _load(self) -> Work:
-        return Work("load", self.weights_bytes, 0, 0, 0)
+    def _hold(self, family: Family) -> None:
+        """Count a family's weights as long as it is there."""
+        for module in (*family.modules.values(), family.vae):
+            for weight in module.state_dict().values():
+                self.trace.hold(weight)
+
+    @contextmanager
+    def _together(self, needed: bool) -> Iterator[None]:
+        """Within this block the model that draws together with the base is there, if it is needed."""
+        if not needed:
+            yield
+            return
+        alone, before = self.weights_bytes, self.trace.live_bytes
+        setting, name = self.recipe.generation.partner
+        setattr(self.family, setting, sketch(name, dtype=self.at.dtype))
+        self._hold(getattr(self.family, setting))
+        self.weights_bytes += self.trace.live_bytes - before
+        yield
+        setattr(self.family, setting, None)
+        self.weights_bytes = alone
 
     @torch.no_grad()
-    def _drawing(self, batch: int) -> list[Cost]:
-        """Return the costs of one denoising step of a batch, and of decoding it."""
-        guided = 2 if self.recipe.generation.guidance_scale > 1 else 1
-        side = self.resolution_px // self.family.pixels_per_latent
-        latents = torch.zeros(
-            batch, self.family.unet.config.in_channels, side, side, dtype=self.at.dtype, device="meta"
-        )
-        texts = self.family.encode_text([""] * guided * batch)
-        with self.trace.measuring() as step:
-            self.family.predict(
-                torch.cat([latents] * guided), torch.zeros(guided * batch, dtype=torch.int64, device="meta"), texts
-            )
+    def _drawn(self, name: str, batch: int, pictures: int) -> Work:
+        """Draw a batch: a denoising step of each model that takes part, and the decoding."""
+        sampling, times = self.recipe.generation, ceil(pictures / batch)
+        first, last = self.family.begun_by or self.family, self.family.refiner or self.family
+        begun = sampling.num_inference_steps if first is last else sampling.begun_steps
+        shares = [(first, begun), (last, sampling.num_inference_steps - begun)]
+        costs = [(self._denoising(family, batch), times * steps) for family, steps in shares if steps]
         with self.trace.measuring() as decoding:
-            self.family.decode(latents)
-        return [step, decoding]
+            last.decode(self._latents(last, batch))
+        return self._work(name, *costs, (decoding, times))
 
-    def _drawn(self, name: str, costs: list[Cost], times: float | int) -> Work:
-        step, decoding = costs
-        steps = self.recipe.generation.num_inference_steps
-        return self._work(name, (step, ceil(times) * steps), (decoding, ceil(times)))
+    def _denoising(self, family: Family, batch: int) -> Cost:
+        """Return the cost of one denoising step of a batch."""
+        rows = batch * (2 if self.recipe.generation.guidance_scale > 1 else 1)
+        latents, texts = self._latents(family, rows), family.encode_text([""] * rows)
+        with self.trace.measuring() as step:
+            family.predict(latents, torch.zeros(rows, dtype=torch.int64, device="meta"), texts)
+        return step
+
+    def _latents(self, family: Family, rows: int) -> Tensor:
+        side = self.resolution_px // family.pixels_per_latent
+        return torch.zeros(rows, family.unet.config.in_channels, side, side, dtype=self.at.dtype, device="meta")
 
     def _prepare(self) -> Work:
         """Encode a batch of pictures of the largest shape, and the longest caption."""

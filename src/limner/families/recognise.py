@@ -24,6 +24,8 @@ SKELETONS = (ASSETS / "sd15", ASSETS / "sdxl", ASSETS / "sdxl-refiner", ASSETS /
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 """Prefixes of the parts in a single file."""
 USE = "Use an SD 1.5 or SDXL model."
+REFINED = (0.0, 0.2)
+"""The part of the noise, from clean 0 to pure noise 1, of SDXL's refiner (arXiv:2307.01952 section 2.5)."""
 MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
@@ -61,6 +63,18 @@ class Recognised:
     @property
     def inpainting(self) -> bool:
         return self.in_channels == 9
+
+    @property
+    def is_refiner(self) -> bool:
+        """Whether it can only finish pictures that another model has begun."""
+        return self.family == "sdxl-refiner"
+
+    @property
+    def latents(self) -> tuple[Any, ...]:
+        """What its latents are: channels, side in pixels of one, and scale. Only alike ones can be handed over."""
+        vae = read_json(self.configurations / "vae" / "config.json")
+        known = (vae["latent_channels"], 2 ** (len(vae["block_out_channels"]) - 1))
+        return *known, vae.get("scaling_factor", 0.18215), vae.get("shift_factor") or 0.0
 
     @property
     def line(self) -> str:
