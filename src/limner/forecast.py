@@ -15,7 +15,7 @@ from limner.adapters.full import Full
 from limner.drawing import follow_objective
 from limner.families.family import Family, rows_together
 from limner.families.load import sketch
-from limner.generate.draw import check_resolution
+from limner.generate.draw import check_resolution, steps_around_handover
 from limner.machine import Place
 from limner.pictures.fit import Size
 from limner.prepare.check import Checked
@@ -185,9 +185,11 @@ class _Run:
         """Draw a batch: a denoising step of each model that takes part, and the decoding."""
         sampling, times = self.recipe.generation, ceil(pictures / batch)
         first, last = self.family.begun_by or self.family, self.family.refiner or self.family
-        begun = sampling.num_inference_steps if first is last else sampling.begun_steps
-        shares = [(first, begun), (last, sampling.num_inference_steps - begun)]
-        costs = [(self._denoising(family, batch), times * steps) for family, steps in shares if steps]
+        shares = [(first, sampling.num_inference_steps)]
+        if first is not last:
+            before, after = (steps_around_handover(sampling, one.scheduler_config) for one in (first, last))
+            shares = [(first, before[0]), (last, after[1])]
+        costs = [(self._denoising(family, batch), times * steps) for family, steps in shares]
         with self.trace.measuring() as decoding:
             last.decode(self._latents(last, batch))
         return self._work(name, *costs, (decoding, times))

@@ -9,6 +9,7 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import FAMILIES, REFINED, Recognised, recognise, refuse_unsupported
+from limner.generate.draw import steps_around_handover
 from limner.recipe import Recipe, changed
 from limner.watch import Watch
 
@@ -41,8 +42,10 @@ def check_partner(recipe: Recipe) -> None:
             partner = recognise(name)
             refuse_unsupported(partner)
         _check_fits(base, partner, setting)
-        if asked.begun_steps in (0, asked.num_inference_steps):
-            idle = "refiner" if asked.begun_steps else "base"
+        first, last = (base, partner) if asked.refiner else (partner, base)
+        begun, finished = (steps_around_handover(asked, one.scheduler_config) for one in (first, last))
+        if not (begun[0] and finished[1]):
+            idle = "refiner" if begun[0] else "base"
             raise UserError(
                 f"generation.handover={asked.handover:g}: of {asked.num_inference_steps} steps the {idle} takes none.",
                 "Use a handover nearer to 0.8, or more generation.num_inference_steps.",

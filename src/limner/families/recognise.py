@@ -61,6 +61,11 @@ class Recognised:
         return size_step_px(unet["block_out_channels"], vae["block_out_channels"])
 
     @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """Its scheduler's settings, by its configurations."""
+        return read_json(self.configurations / "scheduler" / "scheduler_config.json")
+
+    @property
     def inpainting(self) -> bool:
         return self.in_channels == 9
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,11 +55,6 @@ class Sampling(Spec):
     def partner(self) -> tuple[str, str]:
         """Return the setting that names the model which draws together with the base, and that name; "" for none."""
         return ("begun_by", self.begun_by) if self.begun_by else ("refiner", self.refiner)
-
-    @property
-    def begun_steps(self) -> int:
-        """How many of the steps are the base's where a refiner takes the others; the sampler may round otherwise."""
-        return round(self.handover * self.num_inference_steps)
 
     def alone(self) -> Sampling:
         """Return these settings without a refiner, as previews and class pictures are drawn."""
@@ -166,14 +161,8 @@ def _images(
     if refiner is None:
         latents = _denoise(first, chunk, sampling, tick, **begin)
     else:
-        begun = 0
-
-        def tick_first(step: int) -> None:
-            nonlocal begun
-            begun = step
-            tick(step)
-
-        latents = _denoise(first, chunk, sampling, tick_first, **begin, denoising_end=sampling.handover)
+        latents = _denoise(first, chunk, sampling, tick, **begin, denoising_end=sampling.handover)
+        begun = steps_around_handover(sampling, first.scheduler_config)[0]
         latents = _denoise(
             refiner, chunk, sampling, lambda step: tick(min(begun + step, sampling.num_inference_steps)),
             image=latents.to(refiner.device, refiner.dtype), denoising_start=sampling.handover,
@@ -198,7 +187,7 @@ def _denoise(
         tick(step + 1)
         return kwargs
 
-    pipe = family.pipeline(_scheduler(family, sampling.scheduler))
+    pipe = family.pipeline(_scheduler(family.scheduler_config, sampling.scheduler))
     with family.casting(family.unet):
         return pipe(
             **told, **more, num_inference_steps=sampling.num_inference_steps, output_type="latent",
@@ -206,11 +195,20 @@ def _denoise(
         ).images  # fmt: skip
 
 
-def _scheduler(family: Family, name: str) -> Any:
-    """Return a diffusers scheduler with the base's own betas and prediction type."""
+def _scheduler(config: Mapping[str, Any], name: str) -> Any:
+    """Return a diffusers scheduler with the base's own betas and prediction type, which are in its configuration."""
     import diffusers
 
-    return getattr(diffusers, SCHEDULERS[name]).from_config(family.scheduler_config)
+    return getattr(diffusers, SCHEDULERS[name]).from_config(config)
+
+
+def steps_around_handover(sampling: Sampling, scheduler_config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many of a model's steps are before the handover, and how many after it."""
+    scheduler = _scheduler(scheduler_config, sampling.scheduler)
+    scheduler.set_timesteps(sampling.num_inference_steps)
+    n = scheduler.config.num_train_timesteps
+    before = int((scheduler.timesteps >= round(n - sampling.handover * n)).sum())  # as diffusers has it
+    return before, len(scheduler.timesteps) - before
 
 
 def check_resolution(family: Family, resolution_px: int) -> int:
