@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import limner
+from benchmarks.refiner_identity import QUESTIONS, measure, table
 from limner.export.embedding import write_embedding
 from limner.families.load import load
 from limner.families.source import ASSETS
@@ -170,3 +171,22 @@ def test_a_learned_word_means_the_same_to_a_refiner_that_reads_with_the_same_enc
         for one in attached:
             one.detach()
         assert not family.refiner.placeholders
+
+
+def test_the_benchmark_scores_every_arm_on_the_same_prompts(
+    random_xl: Path, random_refiner: Path, tmp_path: Path
+) -> None:
+    few = {**FEW, "preview.every_steps": 0, "pictures.class_noun": "critter", "evaluation.images_per_prompt": 2}
+    settings = {key: value for key, value in few.items() if key != "preview.images"}
+    found = measure(PICTURES, str(random_xl), str(random_refiner), tmp_path, tune_refiner=True, settings=settings)
+    arms = ["base", "base + refiner", "tuned", "tuned + refiner", "tuned + tuned refiner"]
+    for metric in found["subject_fidelity"]:
+        assert list(metric["arms"]) == arms
+        assert [(one["arm"], one["to"]) for one in metric["differences"]] == QUESTIONS
+        for one in metric["differences"]:
+            assert one["low"] <= one["mean"] <= one["high"]
+    drawn = [pictures_in(tmp_path / "arms" / name / "images" / "tuned") for name in arms]
+    assert all(one != other for i, one in enumerate(drawn) for other in drawn[:i])
+    assert "tuned + refiner - tuned " in "\n".join(table(found))
+    again = measure(PICTURES, str(random_xl), str(random_refiner), tmp_path, tune_refiner=True, settings=settings)
+    assert again == found
