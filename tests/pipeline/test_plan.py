@@ -69,27 +69,25 @@ def test_a_refiner_is_counted_where_it_draws(pictures: Path, random_xl: Path, ra
     def by_name(base: Path, **settings: Any) -> dict[str, Work]:
         return {work.name: work for work in planned(pictures, base, recipe="lora", **settings).phases}
 
-    base, refiner = (by_name(path)["load"].weights_bytes for path in (random_xl, random_refiner))
-    steps = {"generation__num_inference_steps": 10}
-    alone = by_name(random_xl, **steps, preview__every_steps=100)
-    refined = by_name(random_xl, **steps, preview__every_steps=100, generation__refiner=str(random_refiner))
-    assert {name: work.weights_bytes for name, work in refined.items()} == {
-        "load": base, "prepare": base, "train": base, "preview": base, "save": base, "draw": base + refiner,
-    }  # fmt: skip
+    previews = {"generation__num_inference_steps": 10, "preview__every_steps": 100}
+    alone = by_name(random_xl, **previews)
+    refined = by_name(random_xl, **previews, generation__refiner=str(random_refiner))
+    never_drawn = by_name(random_refiner)
+    base, refiner = alone["load"].weights_bytes, never_drawn["load"].weights_bytes
+    both = pytest.approx(base + refiner, rel=1e-3)
+    held = {name: work.weights_bytes for name, work in refined.items()}
+    assert held == {**dict.fromkeys(("load", "prepare", "train", "preview", "save"), base), "draw": both}
     for name in ("train", "preview"):
         assert refined[name] == alone[name]
     (_, first), (_, second), _ = refined["draw"].costs
     assert (first, second) == (alone["draw"].costs[0][1] * 0.8, alone["draw"].costs[0][1] * 0.2)
 
-    assert "draw" not in by_name(random_refiner)
-    begun_by = {"prior__enabled": True, "generation__begun_by": str(random_xl)}
-    held = {name: work.weights_bytes for name, work in by_name(random_refiner, **begun_by).items()}
-    both = base + refiner
-    assert held == {"load": both, "class pictures": both, "prepare": both, "train": refiner, "save": refiner,
-                    "draw": both}  # fmt: skip
-    shown = by_name(random_refiner, generation__begun_by=str(random_xl), preview__every_steps=100)
-    assert {work.weights_bytes for work in shown.values()} == {both}
-    assert shown["train"].learning_bytes == by_name(random_refiner)["train"].learning_bytes
+    assert "draw" not in never_drawn
+    begun = by_name(random_refiner, prior__enabled=True, generation__begun_by=str(random_xl))
+    held = {name: work.weights_bytes for name, work in begun.items()}
+    while_both = dict.fromkeys(("load", "class pictures", "prepare", "draw"), both)
+    assert held == {**while_both, "train": refiner, "save": refiner}
+    assert begun["train"].learning_bytes == pytest.approx(never_drawn["train"].learning_bytes, rel=1e-3)
 
 
 def test_settings_move_the_peak_as_they_should(pictures: Path, random_base: Path) -> None:
