@@ -206,6 +206,7 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
         with _alone(folder):
             with ranks.first_then_others(), watch.phase("check"):
                 checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
+            recipe = suited(recipe, watch, class_pictures=class_pictures is not None)
             if folder.writes:
                 save_recipe(recipe, folder.recipe)
             with telling_memory(recipe, checked):
@@ -245,9 +246,10 @@ def generate(
         draw_comparison(folder, recipe, watch)
         return folder.images
     own = require_result(folder) if folder else []
-    check_partner(recipe)
-    require_beginning(recipe, str(source))
     whole = folder is not None and folder.model.is_dir()
+    drawing = recipe.model_copy(update={"base": str(folder.model)}) if folder and whole else recipe
+    check_partner(drawing)
+    require_beginning(drawing, str(source))
     family = load_base(recipe, watch, model=folder.model if folder and whole else None)
     load_partner(family, recipe, watch)
     attached = attach_result(family, folder) if folder and not whole else []

@@ -67,7 +67,7 @@ def test_with_and_without_the_refiner_compare_as_two_runs(on_base: RunDir, rando
     shutil.copytree(on_base.path, alone.path)
     save_recipe(load_recipe(alone.recipe, {"generation.refiner": ""}), alone.recipe)
     scores = json.loads(limner.evaluate([alone.path, on_base.path]).read_text(encoding="utf-8"))
-    assert len(scores["design"]["arms"]) == 3
+    assert scores["design"]["arms"] == ["base", "lora without refiner", f"lora refiner {random_refiner.name}"]
     apart = [run["settings"] for run in scores["design"]["runs"].values()]
     assert apart == [{"generation.refiner": ""}, {"generation.refiner": str(random_refiner)}]
     for side in ("base", "tuned"):
