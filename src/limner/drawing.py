@@ -67,15 +67,17 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         "progress": watch.progress, "replace": True,
     }  # fmt: skip
     refiner, begun_by = family.refiner, family.begun_by
-    begins = {f"begun_by {part}": digest for part, digest in (begun_by.identity if begun_by else {}).items()}
-    about = {"base": recipe.base, "identity": family.identity | begins, "strength": 1.0}
-    untouched = {**about, "arm": "base", "adapter": None, "adapter_sha256": None}
+    identity, others = dict(family.identity), dict[str, str]()
     if partner := refiner or begun_by:
-        setting, name = recipe.generation.partner
-        folder.update_provenance(**{setting: {"name": name, "identity": partner.identity}})
-    key = seed_of("comparison", *about["identity"].values(), *(refiner.identity.values() if refiner else ()),
-                  recipe.base, recipe.generation.model_dump_json(), str(family.scheduler_config),
-                  named["resolution_px"], str(requests))  # fmt: skip
+        (setting, name), others = recipe.generation.partner, partner.identity
+        folder.update_provenance(**{setting: {"name": name, "identity": others}})
+    if begun_by:  # part of what runs must have in common to be compared
+        identity |= {f"begun_by {part}": digest for part, digest in others.items()}
+    about = {"base": recipe.base, "identity": identity, "strength": 1.0}
+    untouched = {**about, "arm": "base", "adapter": None, "adapter_sha256": None}
+    key = seed_of("comparison", *family.identity.values(), *others.values(), recipe.base,
+                  recipe.generation.model_dump_json(), str(family.scheduler_config), named["resolution_px"],
+                  str(requests))  # fmt: skip
     kept = default_cache() / "base-pictures" / f"{key:016x}"
     with watch.phase("draw base"), folder.timed("draw base"):
         say_faults(draw(family, requests, kept, about=untouched, **named), "base", watch)
