@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--tune-refiner", action="store_true", help="train a LoRA on the refiner as well")
     parser.add_argument("--work", type=Path, help="keep runs and pictures here; runs that are there are not repeated")
     parser.add_argument("--out", type=Path, help="write the result here too")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as passing:
         found = measure(
             given.pictures, given.base, given.refiner, Path(given.work or passing), recipe=given.recipe,
