@@ -3,6 +3,7 @@
 The state is that of SD 1.5 at full size: a LoRA of several ranks with AdamW, and a part of the UNet as DreamBooth
 trains it. Only what learns is saved, so the frozen weights are left empty and cost neither time nor memory. A step's
 seconds on this machine's processor are from `results/full_size_training.json`; a fast GPU is taken to need 0.1 s.
+What counts is how long the training waits; how long it takes until the checkpoint is on the disk stands beside it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,14 @@ from limner.adapters.adapter import SlotSettings
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
 from limner.families.source import ASSETS
+from limner.files import bytes_of
 from limner.objectives import Denoising
-from limner.train.checkpoint import save_checkpoint
+from limner.recipe import Checkpoint, Recipe
+from limner.rundir import RunDir
+from limner.stepping import Checkpoints, Spared
 from limner.train.loop import Slot, Training
 from limner.train.optimizer import AdamW
+from limner.watch import Watch
 
 STEPS = 100
 """Steps between two checkpoints, as the recipes have it."""
@@ -52,6 +57,7 @@ class Empty:
             unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(str(ASSETS / "sd15" / "unet")))
         self.unet = unet.to_empty(device="cpu").requires_grad_(False)
         self.placeholders: dict[str, range] = {}
+        self.identity: dict[str, str] = {}
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -89,7 +95,7 @@ def main() -> None:
 
 
 def measure(name: str, adapter: LoRA | Full, step_s: float, rounds: int, at: Path | None) -> dict[str, Any]:
-    """Save an adapter's training again and again; return the median seconds, their spread and their share of a run."""
+    """Save an adapter's training again and again; return how long it waits for it, and its share of a run."""
     base: Any = Empty()
     attached = adapter.attach(base, [SlotSettings(seed=0)])
     slot = Slot("s", None, seed=0, steps=10_000, learning_rate=1e-4)  # pyright: ignore[reportArgumentType]
@@ -100,21 +106,31 @@ def measure(name: str, adapter: LoRA | Full, step_s: float, rounds: int, at: Pat
             parameter.fill_(1e-2)
     training.updates[0].begin(1)
     training.updates[0].apply(1)
-    seconds: list[float] = []
+    recipe = Recipe(adapter=adapter, checkpoint=Checkpoint(keep=1))
+    waits: list[float] = []
+    computes: list[float] = []
+    written: list[float] = []
     processor = time.process_time()
     with tempfile.TemporaryDirectory(dir=at) as place:
+        folder = RunDir(Path(place))
+        checkpoints = Checkpoints(folder, recipe, training, Spared(Watch()))
         for _ in range(rounds):
             training.index += STEPS
-            begun = time.perf_counter()
-            path = save_checkpoint(training, Path(place) / "checkpoints", keep=1)
-            seconds.append(time.perf_counter() - begun)
+            begun, computed = time.perf_counter(), time.thread_time()
+            checkpoints.begin()
+            waits.append(time.perf_counter() - begun)
+            computes.append(time.thread_time() - computed)
+            checkpoints.finish()
+            written.append(time.perf_counter() - begun)
         processor = (time.process_time() - processor) / rounds
-        size = sum(file.stat().st_size for file in path.iterdir())
-    median = statistics.median(seconds)
+        checkpoints.close()
+        size = bytes_of(folder.checkpoints)
+    median = statistics.median(waits)
     return {
         "what": name, "trained_parameters": attached.trainable_parameters(), "bytes": size, "rounds": rounds,
-        "seconds": round(median, 4), "least": round(min(seconds), 4), "most": round(max(seconds), 4),
-        "processor_seconds": round(processor, 4),
+        "seconds": round(median, 4), "least": round(min(waits), 4), "most": round(max(waits), 4),
+        "of_that_processor_s": round(statistics.median(computes), 4),
+        "written_after_s": round(statistics.median(written), 4), "processor_seconds": round(processor, 4),
         **shares(median, step_s),
     }  # fmt: skip
 

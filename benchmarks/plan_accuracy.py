@@ -41,6 +41,12 @@ CASES: dict[str, list[str]] = {
     "pivotal, batch 4": ["--recipe", "pivotal", "prior.count=8", "batch=4"],
 }
 """Runs on the embedded base."""
+PREVIEWS = ["preview.every_steps=3", "preview.images=1", "generation.num_inference_steps=2"]
+FULL_SIZE = {
+    "": PREVIEWS, ", checkpointing": ["gradient_checkpointing=true", *PREVIEWS], ", unload": ["unload=true"],
+    ", checkpointing, unload": ["gradient_checkpointing=true", "unload=true"],
+}  # fmt: skip
+"""LoRA on full-size SD 1.5: with previews between the steps, and without, for which all parts would be there."""
 COMMON = ["steps=4", "device=cpu", "pictures.class_noun=thing", "checkpoint.every_steps=0"]
 
 
@@ -61,9 +67,8 @@ def main() -> None:
         given.results.write_text(json.dumps(rows, indent=1) + "\n")
         if given.full_size:
             half = [f"base={given.full_size}", "precision=bfloat16", "resolution=256", "generation.batch=1"]
-            previews = ["preview.every_steps=3", "preview.images=1", "generation.num_inference_steps=2"]
-            for name, more in (("", []), (", checkpointing", ["gradient_checkpointing=true"])):
-                words = ["--recipe", "lora", *COMMON, *half, *previews, *more]
+            for name, more in FULL_SIZE.items():
+                words = ["--recipe", "lora", *COMMON, *half, *more]
                 rows += tell(compare(f"SD 1.5, 256 px, bfloat16: lora{name}", Path(place, "256"), words))
                 given.results.write_text(json.dumps(rows, indent=1) + "\n")
     print(given.results)

@@ -10,6 +10,7 @@ from typing import Any
 from limner.adapters.full import Full
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
+from limner.families.family import refuse_pure_noise
 from limner.families.recognise import recognise, refuse_unsupported
 from limner.generate.draw import require_multiple
 from limner.recipe import Recipe
@@ -209,11 +210,8 @@ def check_base(recipe: Recipe) -> None:
     require_multiple(recipe.resolution, base.size_step_px)
     check_partner(recipe)
     predicts = base.prediction_type if asked.prediction_type == "base" else asked.prediction_type
-    if asked.zero_terminal_snr and predicts == "epsilon":
-        raise UserError(
-            f"objective.zero_terminal_snr=true: {recipe.base} predicts epsilon, which says nothing about pure noise.",
-            "Use a v-prediction base, or teach it: objective.prediction_type=v_prediction with adapter.kind=full.",
-        )
+    if asked.zero_terminal_snr:
+        refuse_pure_noise(recipe.base, predicts)
 
 
 def _check_prior(recipe: Recipe) -> None:

@@ -142,9 +142,10 @@ def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[
     subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
     prompt = recipe.preview.prompt.replace("{subject}", subject)
     requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
-    made = draw(
-        family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation.alone(), replace=True,
-        about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
-        resolution_px=check_resolution(family, recipe.resolution),
-    )  # fmt: skip
+    with family.whole():
+        made = draw(
+            family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation.alone(), replace=True,
+            about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
+            resolution_px=check_resolution(family, recipe.resolution),
+        )  # fmt: skip
     return made.parent, tell_faults(made, f"preview at step {step}", tuned=True)

@@ -18,7 +18,7 @@ from limner.families.recognise import recognise
 from limner.families.source import locate
 from limner.forecast import GIB, Forecast, Work, forecast
 from limner.machine import Place
-from limner.planning import Told, plan_run, rows, table
+from limner.planning import Told, length_of, rows, table
 from limner.prepare.check import Checked
 from limner.prepare.plan import Plan
 from limner.ranks import Ranks
@@ -117,7 +117,7 @@ def make_fit(recipe: Recipe, checked: Checked, watch: Watch, ranks: Ranks) -> tu
     budget = budget_of(recipe, at)
     if recipe.fit == "off" or budget is None or not (recipe.fit or _may_be_tight(recipe, budget)) or ranks.count > 1:
         return recipe, {}
-    steps = _steps(recipe, checked)
+    steps = length_of(recipe, checked).steps
     with watch.phase("plan"):
         planned = forecast(recipe, checked, steps, at)
         found = fit(planned, checked, steps, budget) if planned.peak_bytes > budget else Fitted(planned)
@@ -155,7 +155,7 @@ def telling_memory(recipe: Recipe, checked: Checked) -> Iterator[None]:
 def _ran_out(recipe: Recipe, checked: Checked, at: Place, budget: int | None) -> UserError:
     """Return what the run needs and what would help, or only that where there is no memory left to find it out."""
     try:
-        steps = _steps(recipe, checked)
+        steps = length_of(recipe, checked).steps
         planned = forecast(recipe, checked, steps, at)
         found = fit(planned, checked, steps, min(budget or planned.peak_bytes, planned.peak_bytes - 1))
     except (RuntimeError, MemoryError) as error:
@@ -164,10 +164,6 @@ def _ran_out(recipe: Recipe, checked: Checked, at: Place, budget: int | None) ->
         return UserError(f"Out of memory on {at.device}.", "Ask limner plan what the run needs, or set fit=true.")
     better = f"Set {found.line}" if found.chosen else _last_resort(planned)
     return UserError(f"Out of memory on {at.device}: the run needs {about(planned)}.", better)
-
-
-def _steps(recipe: Recipe, checked: Checked) -> int:
-    return plan_run(recipe, checked, 0, Watch()).steps
 
 
 def _may_be_tight(recipe: Recipe, budget: int) -> bool:
@@ -188,6 +184,8 @@ def _measures(asked: Recipe, found: Forecast) -> Iterator[dict[str, Any]]:
         yield {"generation.batch": recipe.generation.batch // 2}
     if phase not in ("train", "save"):
         return
+    if not recipe.unload:
+        yield {"unload": True}
     if not recipe.gradient_checkpointing:
         yield {"gradient_checkpointing": True}
     if recipe.batch > 1 and not recipe.optimizer.fused_backward:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from limner.adapters.adapter import SlotSettings
 from limner.adapters.full import Full
 from limner.drawing import follow_objective
 from limner.families.family import Family, rows_together
 from limner.families.load import sketch
 from limner.generate.draw import check_resolution, steps_around_handover
+from limner.learning import make_training
 from limner.machine import Place
 from limner.pictures.fit import Size
 from limner.prepare.check import Checked
-from limner.prepare.words import words_of
 from limner.recipe import Recipe
-from limner.train.loop import Slot, Training
+from limner.train.checkpoint import BESIDE_BYTES
+from limner.train.loop import Training
 from limner.train.trace import Cost, Trace, tracing
 from limner.types import Batch
 
@@ -49,7 +49,7 @@ class Work:
     passing_bytes: int
     """Of what comes and goes within the phase: activations, gradients, copies."""
     host_bytes: int
-    """What lies on the host whatever the device: the weights from before a full fine-tuning."""
+    """What lies on the host whatever the device: the weights from before a full fine-tuning, a checkpoint's copy."""
     costs: tuple[tuple[Cost, float | int], ...] = ()
     """What is done, each with how many times."""
 
@@ -129,14 +129,21 @@ class _Run:
     at: Place
     checkpoint_bytes: int = 0
     result_bytes: int = 0
-    weights_bytes: int = 0
-    """Of the base, and of its partner where that is there."""
+    part_bytes: dict[str, int] = field(default_factory=dict[str, int])
+    """Weights of the base by part, and of the model that draws together with it where that is there."""
 
     def __post_init__(self) -> None:
-        self._hold(self.family)
-        self.weights_bytes = self.trace.live_bytes
+        for part, module in self.family.parts.items():
+            before = self.trace.live_bytes
+            self._hold(module)
+            self.part_bytes[part] = self.trace.live_bytes - before
         self.resolution_px = check_resolution(self.family, self.recipe.resolution)
         follow_objective(self.family, self.recipe)
+
+    @property
+    def weights_bytes(self) -> int:
+        """What of the base is there at present; a part that learns counts as it was before."""
+        return sum(size for part, size in self.part_bytes.items() if part not in self.family.aside)
 
     def phases(self) -> Iterator[Work]:
         """Yield every phase of the run."""
@@ -150,20 +157,21 @@ class _Run:
                 yield self._drawn("class pictures", sampling.batch, prior.count)
             yield self._prepare()
         with self._together(begun and preview.every_steps > 0):
-            training = self._training()
+            some = self.recipe.model_copy(update={"accumulate": min(2, self.recipe.accumulate)})  # a third adds nothing
+            training = make_training(self.family, some, self.checked, _Examples(self._batch()), self.steps)
             yield self._train(training)
             if preview.every_steps:
                 previews = self.steps // preview.every_steps * preview.images
-                yield self._drawn("preview", min(sampling.batch, preview.images), previews)
+                with self.family.whole():
+                    yield self._drawn("preview", min(sampling.batch, preview.images), previews)
             yield self._save(training)
         if sampling.begun_by or self.family.kind != "sdxl-refiner":  # which draws nothing alone
             yield draw
 
-    def _hold(self, family: Family) -> None:
-        """Count a family's weights as long as it is there."""
-        for module in (*family.modules.values(), family.vae):
-            for weight in module.state_dict().values():
-                self.trace.hold(weight)
+    def _hold(self, module: nn.Module) -> None:
+        """Count a module's weights as long as it is there."""
+        for weight in module.state_dict().values():
+            self.trace.hold(weight)
 
     @contextmanager
     def _together(self, needed: bool) -> Iterator[None]:
@@ -171,14 +179,16 @@ class _Run:
         if not needed:
             yield
             return
-        alone, before = self.weights_bytes, self.trace.live_bytes
-        setting, name = self.recipe.generation.partner
-        setattr(self.family, setting, sketch(name, dtype=self.at.dtype))
-        self._hold(getattr(self.family, setting))
-        self.weights_bytes += self.trace.live_bytes - before
+        before, (setting, name) = self.trace.live_bytes, self.recipe.generation.partner
+        partner = sketch(name, dtype=self.at.dtype)
+        for module in partner.parts.values():
+            self._hold(module)
+        setattr(self.family, setting, partner)
+        del partner
+        self.part_bytes[setting] = self.trace.live_bytes - before
         yield
         setattr(self.family, setting, None)
-        self.weights_bytes = alone
+        del self.part_bytes[setting]
 
     @torch.no_grad()
     def _drawn(self, name: str, batch: int, pictures: int) -> Work:
@@ -219,16 +229,6 @@ class _Run:
         captions = len({example.caption for example in self.checked.examples})
         return self._work("prepare", (pictures, ceil(entries / together)), (text, captions))
 
-    def _training(self) -> Training:
-        recipe, words = self.recipe, words_of(self.checked, self.recipe.pictures)
-        adapter = recipe.adapter.attach(self.family, [SlotSettings(recipe.seed, words=words)])
-        rates = recipe.adapter.rates(recipe.learning_rate)
-        slot = Slot("subject", _Examples(self._batch()), recipe.seed, self.steps, recipe.learning_rate, rates)
-        if recipe.gradient_checkpointing:
-            self.family.unet.enable_gradient_checkpointing()
-        return Training(self.family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
-                        accumulate=min(2, recipe.accumulate), ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip
-
     def _largest(self) -> tuple[Size, int]:
         """Return the shape and the number of pictures of the batch with most pixels."""
         shapes, sizes = self.checked.shapes, self.checked.order(self.recipe.batch).batch_sizes()
@@ -268,16 +268,19 @@ class _Run:
             training.step()
         training.adapter.zero_grad()
         self.checkpoint_bytes = _bytes(training.state()[0].values())
-        return self._work("train", (cost, self.steps * self.recipe.accumulate / training.accumulate))
+        work = self._work("train", (cost, self.steps * self.recipe.accumulate / training.accumulate))
+        is_copied = self.recipe.checkpoint.every_steps and self.checkpoint_bytes <= BESIDE_BYTES
+        return replace(work, host_bytes=work.host_bytes + (self.checkpoint_bytes if is_copied else 0))
 
     def _save(self, training: Training) -> Work:
         """Gather what the result's files hold."""
         with self.trace.measuring() as cost:
             if isinstance(self.recipe.adapter, Full):
                 dtype = getattr(torch, self.recipe.adapter.save_precision)
-                modules = [*self.family.modules.values(), self.family.vae]
-                model = [weight.detach().to(dtype) for module in modules for weight in module.state_dict().values()]
-                self.result_bytes = 2 * _bytes(model)
+                with self.family.whole():
+                    modules = self.family.parts.values()
+                    model = [weight.detach().to(dtype) for module in modules for weight in module.state_dict().values()]
+                    self.result_bytes = 2 * _bytes(model)
             else:
                 self.result_bytes = _bytes(training.adapter.state_dict().values())
         return self._work("save", (cost, 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib.metadata
 import os
 import platform
@@ -22,6 +24,7 @@ PACKAGES = ("limner", "torch", "diffusers", "transformers", "peft", "safetensors
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that can change a result."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
@@ -91,6 +94,13 @@ def swapped_bytes() -> int:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSwap")), 0)
+
+
+def return_freed_memory() -> None:
+    """Have the C library give the system back what was freed, where it would keep it for later (Linux's)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

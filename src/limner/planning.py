@@ -23,10 +23,7 @@ from limner.watch import Watch
 
 def plan_run(recipe: Recipe, checked: Checked, num_prior_examples: int, watch: Watch) -> Plan:
     """Derive the length of the run from the one that was given, and say it."""
-    plan = plan_length(
-        checked, batch=recipe.batch, accumulate=recipe.accumulate, steps=recipe.steps, epochs=recipe.epochs,
-        exposures=recipe.exposures, num_prior_examples=num_prior_examples,
-    )  # fmt: skip
+    plan = length_of(recipe, checked, num_prior_examples)
     warmup = recipe.optimizer.warmup(plan.steps)
     every = recipe.checkpoint.every_steps
     pace = _known_paces().get(_pace_key(recipe))
@@ -39,6 +36,14 @@ def plan_run(recipe: Recipe, checked: Checked, num_prior_examples: int, watch: W
     for line in (plan.line, ", ".join(filter(None, parts)), *batch_notes(checked, recipe.batch)):
         watch.say(line)
     return plan
+
+
+def length_of(recipe: Recipe, checked: Checked, num_prior_examples: int = 0) -> Plan:
+    """Return the length of the run in every unit, from the one that was given."""
+    return plan_length(
+        checked, batch=recipe.batch, accumulate=recipe.accumulate, steps=recipe.steps, epochs=recipe.epochs,
+        exposures=recipe.exposures, num_prior_examples=num_prior_examples,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ class Recipe(Spec):
     """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
     gradient_checkpointing: bool = False
     """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
+    unload: bool = False
+    """While training, give back the memory of the VAE and of text encoders that do not learn; changes no result."""
     fit: bool | str = False
     """Make the run fit: true for the memory that is free on the device, or an amount such as "8GB". What it takes is
     said and written into the run's recipe; see `limner plan`. "off" runs without asking whether it fits."""
@@ -143,8 +145,7 @@ def load_recipe(source: str | Path | None, settings: Mapping[str, Any] | None = 
     """
     where, tree = (Where("settings"), {}) if source is None else _read(source)
     _build(where, tree)
-    settings = settings or {}
-    return _laid_over(tree, settings, Where("settings") if settings else where)
+    return _laid_over(tree, settings or {}, Where("settings") if settings else where)
 
 
 def changed(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:

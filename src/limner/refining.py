@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load
-from limner.families.recognise import FAMILIES, REFINED, Recognised, recognise, refuse_unsupported
+from limner.families.recognise import REFINED, Recognised, recognise, refuse_unsupported
 from limner.generate.draw import steps_around_handover
 from limner.recipe import Recipe, changed
 from limner.watch import Watch
@@ -23,7 +23,7 @@ PUBLISHED = {
 def check_partner(recipe: Recipe) -> None:
     """Refuse a refiner, or a base that is to begin, which cannot draw together with the base; no weights are read."""
     base, asked = recognise(recipe.base), recipe.generation
-    own = f"base={recipe.base!r} is {FAMILIES.get(base.family, base.family)}"
+    own = f"base={recipe.base!r} is {base.called}"
     if asked.refiner and asked.begun_by:
         raise UserError("generation.refiner and generation.begun_by are both set.",
                         "Keep one: refiner with an SDXL base, begun_by with a base that is a refiner.")  # fmt: skip
@@ -57,7 +57,7 @@ def _check_fits(base: Recognised, partner: Recognised, setting: str) -> None:
     where = f"generation.{setting}={partner.name!r}"
     if partner.is_refiner != (setting == "refiner") or partner.family == "sd15":
         wanted = "a refiner" if setting == "refiner" else "an SDXL base"
-        found = "the SDXL refiner" if partner.is_refiner else f"a base ({FAMILIES[partner.family]})"
+        found = "the SDXL refiner" if partner.is_refiner else f"a base ({partner.called})"
         raise UserError(f"{where}: is {found}, not {wanted}.", f"Use a model such as {PUBLISHED[setting]}.")
     if partner.latents != base.latents:
         own, other = (f"{channels} channels, {side} px, scale {scale:g}" for channels, side, scale, _ in

@@ -40,8 +40,9 @@ def write_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attach
              "recipe": recipe.model_dump(mode="json", exclude_none=True)}  # fmt: skip
     if isinstance(recipe.adapter, Full) and isinstance(adapter, FullWeights):
         dtype = getattr(torch, recipe.adapter.save_precision)
-        write_diffusers_folder(family, folder.model, dtype=dtype, about=about)
-        return [folder.model, write_single_file(family, folder.single_file, dtype=dtype, about=about)]
+        with family.whole():
+            write_diffusers_folder(family, folder.model, dtype=dtype, about=about)
+            return [folder.model, write_single_file(family, folder.single_file, dtype=dtype, about=about)]
     if isinstance(recipe.adapter, Peft) and isinstance(adapter, PeftLayers):
         write_peft(recipe.adapter, adapter.state_dict(), folder.adapter, about)
         return [folder.adapter]

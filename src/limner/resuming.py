@@ -18,11 +18,11 @@ from limner.prepare.prepared import Prepared
 from limner.recipe import LENGTHS, Recipe
 from limner.result import results
 from limner.rundir import RunDir, read_json, write_json
-from limner.train.checkpoint import load_checkpoint, newest_checkpoint, read_made_with
+from limner.train.checkpoint import checkpoint_of, load_checkpoint, newest_checkpoint, read_made_with
 from limner.train.loop import Training
 from limner.watch import Watch
 
-MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "pictures.workers", "checkpoint", "preview", "evaluation",
+MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "unload", "pictures.workers", "checkpoint", "preview", "evaluation",
               "generation.refiner", "generation.begun_by", "tracking")  # fmt: skip
 """Settings and sections that may differ from the checkpoint's; of the base only the name, not the weights."""
 
@@ -62,6 +62,20 @@ def check_recipe(folder: RunDir, recipe: Recipe) -> None:
             )
 
 
+def refuse_finished(folder: RunDir, recipe: Recipe, steps: int) -> None:
+    """Refuse to go on with a run of so many steps whose result is there; nothing is loaded for it.
+
+    A checkpoint that is damaged, or newer than the result, leaves something to do.
+    """
+    chosen = read_json(folder.provenance).get("chosen", {})
+    trained = chosen.get("trained_steps", 0)
+    if trained >= steps and chosen["use"] == recipe.checkpoint.use and results(folder):
+        newest = newest_checkpoint(folder.checkpoints, lambda _: None)
+        if newest == checkpoint_of(folder.checkpoints, trained):
+            raise UserError(f"{folder.path}: is already finished: {trained} of {steps} steps.",
+                            "Raise steps to continue: limner train --resume RUN steps=N")  # fmt: skip
+
+
 def continue_run(
     folder: RunDir,
     recipe: Recipe,
@@ -87,9 +101,6 @@ def continue_run(
     _check_base(folder, recipe, made, training.family)
     data = _check_data(folder, prepared, accept_dataset_change)
     load_checkpoint(training, newest)
-    if training.index >= training.steps and _has_result(folder, recipe, training):
-        raise UserError(f"{folder.path}: is already finished: {training.index} of {training.steps} steps.",
-                        "Raise steps to continue: limner train --resume RUN steps=N")  # fmt: skip
     folder.cut_log(training.index)
     differences = [*data, *_differences(made["computed"], computed(recipe, training.ranks.count)),
                    *_other_schedule(training, made["steps"])]  # fmt: skip
@@ -102,13 +113,6 @@ def continue_run(
         folder.update_provenance(data_fingerprint=prepared.fingerprint)
         if folder.writes:
             write_json(folder.data_files, prepared.files)
-
-
-def _has_result(folder: RunDir, recipe: Recipe, training: Training) -> bool:
-    """Tell whether the result is there, and made of this very training."""
-    chosen = read_json(folder.provenance).get("chosen", {})
-    of_this = (chosen.get("trained_steps"), chosen.get("use")) == (training.index, recipe.checkpoint.use)
-    return of_this and bool(results(folder))
 
 
 def _check_base(folder: RunDir, recipe: Recipe, made: Mapping[str, Any], family: Family) -> None:

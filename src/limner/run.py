@@ -23,7 +23,7 @@ from limner.generate.draw import check_resolution, draw, requests_for
 from limner.lock import locked
 from limner.pictures.cache import ROOM, default_cache
 from limner.pictures.folder import find_pictures
-from limner.planning import Told, plan_run
+from limner.planning import Told, length_of, plan_run
 from limner.prepare.check import Checked, check_class_pictures, check_pictures
 from limner.prepare.held_out import with_held_out
 from limner.prepare.plan import Plan
@@ -32,8 +32,9 @@ from limner.ranks import Ranks, joined
 from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
 from limner.refining import check_partner, load_partner, require_beginning, suited
 from limner.result import attach_file, attach_result, require_result
-from limner.resuming import check_recipe, computed
+from limner.resuming import check_recipe, computed, refuse_finished
 from limner.rundir import RunDir, read_json, unused
+from limner.scoring import require_judges, score
 from limner.starting import find_start
 from limner.training_run import train_adapter
 from limner.watch import Watch
@@ -207,6 +208,7 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
             with ranks.first_then_others(), watch.phase("check"):
                 checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
             recipe = suited(recipe, watch, class_pictures=class_pictures is not None)
+            refuse_finished(folder, recipe, length_of(recipe, checked).steps)
             if folder.writes:
                 save_recipe(recipe, folder.recipe)
             with telling_memory(recipe, checked):
@@ -274,17 +276,17 @@ def evaluate(runs: Paths, *, watch: Watch | None = None) -> Path:
 
     One run gets its scores.json; several of one subject get a comparison.json beside the first run's folder.
     """
-    from limner.evaluate.evaluate import evaluate as score
     from limner.evaluate.images import check_runs
 
     watch = watch or Watch()
     folders = [RunDir.open(path) for path in _paths(runs)]
     check_runs(folders)
-    for folder in folders:
-        draw_comparison(folder, load_recipe(folder.recipe), watch)
+    recipes = [load_recipe(folder.recipe) for folder in folders]
+    for folder, recipe in zip(folders, recipes, strict=True):
+        draw_comparison(folder, recipe, watch)
     is_alone = len(folders) == 1
     with watch.phase("evaluate"), folders[0].timed("evaluate") if is_alone else nullcontext():
-        score(folders, _scores(folders), progress=watch.progress)
+        score(folders, recipes, _scores(folders), watch)
     return _scores(folders)
 
 
@@ -346,6 +348,7 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     if not recipe.pictures.subjects:
         find_pictures(paths)  # says what is wrong with the folder before the base is looked for, perhaps on the hub
     check_base(recipe)
+    require_judges(recipe)
     resolution_px = recipe.resolution or native_resolution(recipe.base)
     checked = check_pictures(
         paths, recipe.pictures, resolution_px=resolution_px, cache=default_cache(), progress=watch.progress
@@ -356,7 +359,7 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     if recipe.evaluation.pictures:
         _require_pictures(recipe.evaluation.pictures, "evaluation.pictures")
         checked = with_held_out(checked, recipe.evaluation.pictures, recipe.pictures, cache=default_cache())
-    plan_run(recipe, checked, 0, Watch())  # refuses a length given twice
+    length_of(recipe, checked)  # refuses a length given twice
     return checked
 
 

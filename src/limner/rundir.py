@@ -42,6 +42,7 @@ class RunDir:
     pictures = property(lambda self: self.path / "pictures")
     class_pictures = property(lambda self: self.path / "class_pictures")
     held_out = property(lambda self: self.path / "held_out")
+    distractors = property(lambda self: self.path / "distractors")
     images = property(lambda self: self.path / "images")
     previews = property(lambda self: self.path / "previews")
     scores = property(lambda self: self.path / "scores.json")

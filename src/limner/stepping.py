@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +24,14 @@ from limner.resuming import made_with
 from limner.rundir import RunDir, read_json
 from limner.telling import Telling
 from limner.train.checkpoint import (
+    BESIDE_BYTES,
+    State,
     best_checkpoint,
     checkpoint_of,
     complete_checkpoints,
     load_checkpoint,
-    save_checkpoint,
+    take_state,
+    write_checkpoint,
 )
 from limner.train.loop import Training
 from limner.train.validation import validation_loss
@@ -54,6 +57,50 @@ class Spared:
             self._missing.add(what)
 
 
+class Checkpoints:
+    """Writes a run's checkpoints one after the other; what goes wrong with one is said, and the training goes on.
+
+    Of a small state a copy is written, on a thread of its own, while the training goes on.
+    """
+
+    def __init__(self, folder: RunDir, recipe: Recipe, training: Training, spared: Spared) -> None:
+        self._folder, self._recipe, self._training, self._spared = folder, recipe, training, spared
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._coming: Future[None] | None = None
+
+    def begin(self, validation_loss: float | None = None) -> None:
+        """Begin to write the state of this step, and the log up to it."""
+        self.finish()
+        state, about = take_state(self._training), made_with(self._recipe, self._training)
+        beside = state.bytes <= BESIDE_BYTES
+        self._coming = self._thread.submit(self._write, state.copied() if beside else state, about, validation_loss)
+        if not beside:
+            self.finish()
+
+    def heed(self) -> None:
+        """Say how the checkpoint in hand went wrong, if it has by now."""
+        if self._coming and self._coming.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint in hand, and say what goes wrong with it."""
+        coming, self._coming = self._coming, None
+        if coming:
+            with self._spared("checkpoint"):
+                coming.result()
+
+    def close(self) -> None:
+        """Finish, and end the thread."""
+        self.finish()
+        self._thread.shutdown()
+
+    def _write(self, state: State, about: Mapping[str, Any], validation_loss: float | None) -> None:
+        own = self._recipe.checkpoint
+        self._folder.sync_log()
+        write_checkpoint(state, self._folder.checkpoints, keep=own.keep, made_with=about,
+                         validation_loss=validation_loss, keep_best=own.keep_best)  # fmt: skip
+
+
 def take_steps(
     folder: RunDir,
     recipe: Recipe,
@@ -74,7 +121,11 @@ def take_steps(
     """
     seconds: list[float] = []
     spared = Spared(watch)
-    with closing(Telling(folder, recipe, training, watch)) as telling, noted_signals() as stopped:
+    with (
+        closing(Telling(folder, recipe, training, watch)) as telling,
+        closing(Checkpoints(folder, recipe, training, spared)) as checkpoints,
+        noted_signals() as stopped,
+    ):
         try:
             for step in training:
                 seconds.append(step.seconds)
@@ -83,17 +134,18 @@ def take_steps(
                     folder.require_log()
                 last = step.index == training.steps
                 if training.ranks.any(bool(stopped)) and not last:
-                    _stop(folder, recipe, family, training, spared)
+                    _stop(folder, recipe, family, training, spared, checkpoints)
                 if not folder.writes:
                     continue
+                checkpoints.heed()
                 if last or _due(step.index, recipe.checkpoint.every_steps):
-                    loss = _validate(folder, training, held_out)
-                    with spared("checkpoint"):
-                        _keep(folder, recipe, training, loss)
+                    checkpoints.begin(_validate(folder, training, held_out))
                 if _due(step.index, recipe.preview.every_steps):
                     with spared("preview"):
                         _preview(folder, recipe, family, training, telling)
+            checkpoints.finish()
         except Guarded as guarded:
+            checkpoints.finish()
             raise _last_good(guarded, folder, recipe, family, training) from None
         if stopped:  # at the last step: its checkpoint is written, and the run goes on from there
             raise KeyboardInterrupt
@@ -148,19 +200,13 @@ def _validate(folder: RunDir, training: Training, held_out: Prepared | None) -> 
     return loss if math.isfinite(loss) else None
 
 
-def _keep(folder: RunDir, recipe: Recipe, training: Training, loss: float | None = None) -> Path:
-    """Save a checkpoint, and the log up to it."""
-    folder.sync_log()
-    own, about = recipe.checkpoint, made_with(recipe, training)
-    return save_checkpoint(training, folder.checkpoints, keep=own.keep, made_with=about, validation_loss=loss,
-                           keep_best=own.keep_best)  # fmt: skip
-
-
-def _stop(folder: RunDir, recipe: Recipe, family: Family, training: Training, spared: Spared) -> None:
+def _stop(
+    folder: RunDir, recipe: Recipe, family: Family, training: Training, spared: Spared, checkpoints: Checkpoints
+) -> None:
     """Save the checkpoint and the adapter of this step, as far as the disk takes them, and leave."""
     if folder.writes:
-        with spared("checkpoint"):
-            _keep(folder, recipe, training)
+        checkpoints.begin()
+        checkpoints.finish()
         with spared("result"), training.evaluating():
             save_adapter(folder, recipe, family, training)
         folder.append_log("stopped", step=training.index, text="Ctrl-C or SIGTERM")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from limner.adapters.adapter import Attached, SlotSettings
+from limner.adapters.adapter import Attached
 from limner.drawing import class_pictures as class_pictures_for
 from limner.drawing import follow_objective, load_base, preview
 from limner.errors import Unwritable
@@ -15,6 +15,7 @@ from limner.families.family import Family
 from limner.families.load import fingerprints
 from limner.files import Need, passing, require_room
 from limner.generate.draw import check_resolution
+from limner.learning import make_training
 from limner.pictures.cache import default_cache
 from limner.planning import plan_run
 from limner.prepare.ahead import fetched_ahead
@@ -23,7 +24,6 @@ from limner.prepare.encode import prepare
 from limner.prepare.plan import Plan
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
-from limner.prepare.words import words_of
 from limner.ranks import Ranks
 from limner.recipe import Recipe, changed
 from limner.refining import load_partner
@@ -33,7 +33,7 @@ from limner.rundir import RunDir
 from limner.starting import start_from
 from limner.stepping import choose_checkpoint, save_adapter, take_steps
 from limner.train.checkpoint import complete_checkpoints, newest_checkpoint
-from limner.train.loop import Slot, Training
+from limner.train.loop import Training
 from limner.train.probe import probe
 from limner.watch import Watch
 
@@ -59,11 +59,11 @@ def train_adapter(
     prepared = _prepare(folder, recipe, family, checked, class_pictures, watch, ranks)
     if not recipe.preview.every_steps:
         family.begun_by = None  # it has begun the class pictures, and is in the way of the training
+    held_out = _held_out(folder, recipe, family, checked)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:
-        training = _training(folder, recipe, family, checked, Slot(
-            "subject", source, recipe.seed, plan.steps, recipe.learning_rate, recipe.adapter.rates(recipe.learning_rate)
-        ))  # fmt: skip
+        training = make_training(family, recipe, checked, source, plan.steps)
+        _start(folder, recipe, training)
         training.share(ranks)
         for group in training.groups():
             watch.say(f"trains: {group.name}, {group.parameters:,} parameters in {group.tensors} tensors, "
@@ -75,7 +75,6 @@ def train_adapter(
             if not is_done:
                 _require_room(folder, recipe, training, result_bytes)
         if not is_done:
-            held_out = _held_out(folder, recipe, family, checked)
             if training.index == 0:
                 with watch.phase("probe"), folder.timed("probe"):
                     _probe(folder, recipe, family, training, prepared)
@@ -127,15 +126,11 @@ def _held_out(folder: RunDir, recipe: Recipe, family: Family, checked: Checked) 
     return prepare(checked.held_out, family, spec=plain, cache=default_cache(), batch=1)
 
 
-def _training(folder: RunDir, recipe: Recipe, family: Family, checked: Checked, slot: Slot) -> Training:
-    """Attach the adapter, with the weights that it is to begin with, and make ready to train it."""
-    adapter = recipe.adapter.attach(family, [SlotSettings(seed=recipe.seed, words=words_of(checked, recipe.pictures))])
+def _start(folder: RunDir, recipe: Recipe, training: Training) -> None:
+    """Set the weights that a new run is to begin with, where the recipe names some."""
     if recipe.init_from and newest_checkpoint(folder.checkpoints, say=lambda _: None) is None:
-        folder.update_provenance(init_from=start_from(recipe, adapter))
-    if recipe.gradient_checkpointing:
-        family.unet.enable_gradient_checkpointing()
-    return Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
-                    accumulate=recipe.accumulate, ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip
+        folder.update_provenance(init_from=start_from(recipe, training.adapter))
+        training.forget()
 
 
 def _finish(folder: RunDir, recipe: Recipe, family: Family, training: Training, plan: Plan, watch: Watch) -> None:
@@ -199,6 +194,8 @@ def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:
 
 def _check_frozen(family: Family) -> None:
     """Make sure that the base is bit for bit what it was before the training."""
-    for part, now in fingerprints(family).items():
-        if now != family.identity[part]:
+    with family.whole():
+        now = fingerprints(family)
+    for part, then in family.identity.items():
+        if now[part] != then:
             raise RuntimeError(f"the base's {part} has changed although it was frozen")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from limner.evaluate.statistics import interval, sign_flip_p
+from limner.evaluate.statistics import interval, rate_interval, sign_flip_p
 
 
 @pytest.mark.parametrize("n_prompts", [6, 10, 25])
@@ -30,3 +30,24 @@ def test_the_sign_flip_test_is_scipys_permutation_test_of_paired_samples(mean: f
     )
     found = sign_flip_p(tuned - base, [f"subject/{p}" for p in range(10)], seed=0)
     assert found == pytest.approx(expected.pvalue, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("n_prompts", [2, 6, 25])
+def test_a_rate_of_all_or_nothing_has_scipys_exact_interval(n_prompts: int, value: float) -> None:
+    expected = stats.binomtest(round(value * n_prompts), n_prompts).proportion_ci(method="exact")
+    names = [f"subject/{p}" for p in range(n_prompts) for _ in range(3)]
+    found = rate_interval(np.full(3 * n_prompts, value), names, seed=0)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_a_rate_between_has_the_bootstraps_interval_within_0_and_1() -> None:
+    names = [f"subject/{p}" for p in range(8) for _ in range(2)]
+    few, half = np.zeros(16), np.arange(16) % 4 < 2
+    few[0] = 1
+    found, plain = (take(few, names, seed=0) for take in (rate_interval, interval))
+    assert plain.low is not None
+    assert plain.low < 0
+    assert (found.low, found.high, found.mean) == (0, plain.high, plain.mean)
+    same = half.astype(float)
+    assert rate_interval(same, names, seed=0) == interval(same, names, seed=0)

@@ -170,11 +170,11 @@ def measures(at: Place, phase: str = "train", **settings: Any) -> list[dict[str,
 
 
 def test_the_measures_come_in_their_order() -> None:
-    checkpointing, split = {"gradient_checkpointing": True}, {"batch": 2, "accumulate": 2}
-    assert measures(CPU, batch=4) == [checkpointing, split]
-    assert measures(CPU, batch=4, gradient_checkpointing=True) == [split]
+    unload, checkpointing, split = {"unload": True}, {"gradient_checkpointing": True}, {"batch": 2, "accumulate": 2}
+    assert measures(CPU, batch=4) == [unload, checkpointing, split]
+    assert measures(CPU, batch=4, unload=True, gradient_checkpointing=True) == [split]
     fused = {"optimizer.kind": "adafactor", "optimizer.fused_backward": True, "optimizer.max_grad_norm": 0.0}
-    assert measures(CPU, adapter__kind="full") == [checkpointing, {**fused, "batch": 1, "accumulate": 1}]
+    assert measures(CPU, adapter__kind="full", unload=True) == [checkpointing, {**fused, "batch": 1, "accumulate": 1}]
     assert {"optimizer.kind": "adamw8bit"} in measures(CUDA)
     assert measures(CPU, "draw", generation__batch=8) == [{"generation.batch": 4}]
     assert measures(CPU, "load") == []

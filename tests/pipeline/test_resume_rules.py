@@ -113,8 +113,10 @@ def test_what_may_change_changes_nothing(done: RunDir, random_base: Path, tmp_pa
     assert trained["steps"] == 4
     assert trained["epochs"] == 1.6
     assert trained["seconds"] == pytest.approx(sum(row["seconds"] for row in rows), abs=1e-3)
+    lines = Lines()
     with pytest.raises(UserError, match="is already finished: 4 of 4 steps"):
-        run.resume(done.path)
+        run.resume(done.path, watch=lines)
+    assert lines.phases == ["check"], "nothing is loaded for it"
 
 
 def test_another_base_is_refused(done: RunDir, random_base: Path, tmp_path: Path) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from limner.errors import UserError
 from limner.evaluate.claims import corrected, differences
-from limner.evaluate.encoders import default_encoders
-from limner.evaluate.images import TUNED, Arm, ArmImage, check_runs, read_arms, read_pictures
-from limner.evaluate.look import Progress, Seen, look
+from limner.evaluate.encoders import Panel, panel_of
+from limner.evaluate.images import TUNED, Arm, ArmImage, check_runs, read_arms, read_masks, read_pictures
+from limner.evaluate.look import Progress, Seen, look, look_apart
 from limner.evaluate.names import Setting, arm_names, read_recipe, settings_apart
-from limner.evaluate.statistics import DRAWS, interval
-from limner.metrics.encoder import ImageEncoder, TextImageEncoder
+from limner.evaluate.statistics import DRAWS, interval, rate_interval
+from limner.metrics.encoder import ImageEncoder, PatchEncoder, TextImageEncoder
 from limner.metrics.metric import Metric, Question, View
+from limner.metrics.perceptual import Lpips
+from limner.metrics.questions import PERCEIVED_DIVERSITY
 from limner.metrics.scores import ArmScore, Design, EncoderInfo, ImageValue, MetricScore, RunInfo, Scores
 from limner.metrics.standard import standard_metrics
 from limner.rundir import RunDir, write_json
@@ -31,12 +33,23 @@ class Material:
     subject: tuple[Path, ...]
     class_pictures: tuple[Path, ...]
     held_out: tuple[Path, ...]
+    masks: dict[Path, Path]
+    """The mask of each training picture that has one."""
+    others: dict[str, tuple[Path, ...]]
+    """Pictures of other subjects, by their name."""
+
+    def paths(self) -> list[Path]:
+        """Return every picture that is to be seen."""
+        images = [image.path for arm in self.arms for image in arm.images]
+        others = [path for paths in self.others.values() for path in paths]
+        return [*images, *self.subject, *self.class_pictures, *self.held_out, *others]
 
 
 def evaluate(
     runs: Sequence[RunDir],
     out: Path,
     *,
+    panel: Panel | None = None,
     encoders: Sequence[ImageEncoder] | None = None,
     metrics: Sequence[Metric] | None = None,
     seed: int = 0,
@@ -45,25 +58,24 @@ def evaluate(
 ) -> Scores:
     """Score the tuned arm of each run against the base and against one another; write `out`, return what it holds.
 
-    Without `encoders` those that need no download look; without `metrics` the standard questions are asked.
+    `panel` says who judges what; without it those judge that fit the base. `encoders` and `metrics` take the place of
+    the panel's.
 
     Raises:
         UserError: images are missing, or arms were made in a way that forbids a comparison.
     """
     recipes = [read_recipe(run) for run in runs]
     material = _gather(runs, arm_names(recipes) if len(runs) > 1 else [TUNED])
-    encoders = default_encoders(material.arms[0].base) if encoders is None else encoders
-    every = [image for arm in material.arms for image in arm.images]
-    paths = [*(image.path for image in every), *material.subject, *material.class_pictures, *material.held_out]
-    prompts = [image.plain_prompt for image in every]
-    seen = {e.name: look(e, paths, prompts, batch=batch, progress=progress) for e in encoders}
+    if encoders is not None:
+        panel = Panel(tuple(encoders), tuple(standard_metrics(encoders) if metrics is None else metrics))
+    panel = panel or panel_of(material.arms[0].base)
+    judges = {judge.name: judge for judge in (*panel.encoders, *panel.distances)}
+    seen = _look(panel, material, batch, progress)
     taken: list[MetricScore] = []
-    skipped: dict[str, str] = {}
-    for metric in standard_metrics(encoders) if metrics is None else metrics:
-        encoder = next((e for e in encoders if e.name == metric.encoder), None)
-        reason = (
-            _why_not(metric.question, material, encoder) if encoder else f"no encoder named {metric.encoder} was given"
-        )
+    skipped = dict(panel.absent)
+    for metric in panel.metrics:
+        judge = judges.get(metric.encoder)
+        reason = _why_not(metric.question, material, judge) if judge else f"no encoder named {metric.encoder} was given"
         if reason:
             skipped[metric.key] = reason
         else:
@@ -71,7 +83,7 @@ def evaluate(
             taken.append(_score(metric, material, seen[metric.encoder], seed, is_first=is_first))
     scores = Scores(
         design=_design(material, settings_apart(recipes), out.parent, seed),
-        encoders=tuple(EncoderInfo(name=e.name, identity=e.identity, about=e.about) for e in encoders),
+        encoders=tuple(EncoderInfo(name=e.name, identity=e.identity, about=e.about) for e in judges.values()),
         metrics=corrected(taken),
         skipped=skipped,
     )
@@ -79,30 +91,63 @@ def evaluate(
     return scores
 
 
+def _look(panel: Panel, material: Material, batch: int, progress: Progress) -> dict[str, Seen]:
+    """Show every picture and every prompt to everyone who judges."""
+    paths = material.paths()
+    prompts = [image.plain_prompt for arm in material.arms for image in arm.images]
+    groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for arm in material.arms:
+        for image in _rows(PERCEIVED_DIVERSITY, arm):
+            groups[arm.name, _prompt(image)].append(image.path)
+    return {
+        e.name: look(e, paths, prompts, masks=material.masks, batch=batch, progress=progress) for e in panel.encoders
+    } | {d.name: look_apart(d, paths, list(groups.values()), progress=progress) for d in panel.distances}
+
+
 def _gather(runs: Sequence[RunDir], names: Sequence[str]) -> Material:
-    """Read what the runs hold; class pictures and held-out ones are those of the first run that has any."""
+    """Read what the runs hold; class pictures, held-out and other subjects' are those of the first run that has any."""
     check_runs(runs)
     arms = read_arms(runs, names)
     subject = read_pictures(runs[0].pictures)
     if not subject:
         raise UserError(f"{runs[0].pictures}: holds no training pictures.", "Make them with: limner train PICTURES")
-    others = (read_pictures(run.class_pictures) for run in runs)
+    class_pictures = (read_pictures(run.class_pictures) for run in runs)
     held_out = (read_pictures(run.held_out) for run in runs)
-    return Material(arms, subject, next(filter(None, others), ()), next(filter(None, held_out), ()))
+    others = ({folder.name: read_pictures(folder) for folder in sorted(run.distractors.glob("*/"))} for run in runs)
+    return Material(
+        arms=arms,
+        subject=subject,
+        class_pictures=next(filter(None, class_pictures), ()),
+        held_out=next(filter(None, held_out), ()),
+        masks=read_masks(runs[0].pictures),
+        others=next(filter(None, others), {}),
+    )
 
 
-def _why_not(question: Question, material: Material, encoder: ImageEncoder) -> str:
-    """Return why a question cannot be put to an encoder, or nothing."""
+def _why_not(question: Question, material: Material, judge: ImageEncoder | Lpips) -> str:
+    """Return why a question cannot be put to one who judges, or nothing."""
     rows = _rows(question, material.arms[0])
-    if question.needs_text and not isinstance(encoder, TextImageEncoder):
-        return f"{encoder.name} reads no text"
+    if question.needs_text and not isinstance(judge, TextImageEncoder):
+        return f"{judge.name} reads no text"
+    if question.needs_masks and not isinstance(judge, PatchEncoder):
+        return f"{judge.name} sees no parts of a picture"
+    if question.needs_masks and not material.masks:
+        return "no training picture has a mask (NAME-mask.png beside NAME.jpg)"
+    if question.needs_others and not material.others:
+        return "there are no pictures of other subjects (evaluation.distractors=FOLDER, with a folder for each)"
     if not rows:
         return f"no images were made for the prompts of: {', '.join(question.sets)}"
+    if len(rows) < question.least_images:
+        return f"it takes {question.least_images:,} images of each arm, and there {_is(len(rows))}"
     if len(material.subject) < question.least_pictures:
-        return f"it takes {question.least_pictures} training pictures, and there is {len(material.subject)}"
+        return f"it takes {question.least_pictures} training pictures, and there {_is(len(material.subject))}"
     if min(Counter(_prompt(row) for row in rows).values()) < question.least_images_per_prompt:
         return f"it takes {question.least_images_per_prompt} images of each prompt"
     return ""
+
+
+def _is(count: int) -> str:
+    return f"is {count}" if count == 1 else f"are {count}"
 
 
 def _score(metric: Metric, material: Material, seen: Seen, seed: int, *, is_first: bool) -> MetricScore:
@@ -116,7 +161,7 @@ def _score(metric: Metric, material: Material, seen: Seen, seed: int, *, is_firs
     limit = next((level.value for level in levels if level.is_limit), None)
     arms = {
         arm.name: ArmScore(
-            score=interval(values[arm.name], prompts, seed=seed),
+            score=(rate_interval if question.is_rate else interval)(values[arm.name], prompts, seed=seed),
             beyond_limit=None if limit is None else int((values[arm.name] > limit).sum()),
             images=tuple(
                 ImageValue(file=str(row.path.relative_to(arm.run.path)), prompt=_prompt(row), value=float(value))
@@ -150,6 +195,9 @@ def _view(rows: list[ArmImage], base: list[ArmImage], material: Material, seen: 
         class_pictures=seen.rows(material.class_pictures),
         text=seen.text_rows([row.plain_prompt for row in rows]),
         held_out=seen.rows(material.held_out) if material.held_out else None,
+        others=tuple(seen.rows(paths) for paths in material.others.values()),
+        foreground=seen.foreground_rows([row.path for row in rows]),
+        own_foreground=seen.foreground_rows(list(material.masks)),
     )
 
 
@@ -181,6 +229,8 @@ def _design(material: Material, apart: Sequence[dict[str, Setting]], folder: Pat
         training_pictures=len(material.subject),
         held_out_pictures=len(material.held_out),
         class_pictures=len(material.class_pictures),
+        masked_pictures=len(material.masks),
+        distractors={name: len(paths) for name, paths in material.others.items()},
         settings=base.settings,
         seed=seed,
         draws=DRAWS,

@@ -97,14 +97,29 @@ def read_pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / row["file"] for row in rows)
 
 
+def read_masks(folder: Path) -> dict[Path, Path]:
+    """Return the mask of each picture of a folder's manifest that has one."""
+    manifest = folder / "manifest.json"
+    rows = read_json(manifest).get("pictures", []) if manifest.is_file() else []
+    return {folder / row["file"]: folder / row["mask"] for row in rows if row.get("mask")}
+
+
 def load_pixels(path: Path) -> Float[Tensor, "3 height width"]:
     """Return a picture as pixels in [-1, 1]."""
+    return torch.from_numpy(_load(path, "RGB")).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def load_mask(path: Path) -> Float[Tensor, "height width"]:
+    """Return where the subject is, in [0, 1]."""
+    return torch.from_numpy(_load(path, "L")).float() / 255
+
+
+def _load(path: Path, mode: str) -> np.ndarray:
     try:
         with Image.open(path) as picture:
-            array = np.array(picture.convert("RGB"))
+            return np.array(picture.convert(mode))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error}).", "Make the images again, or restore the file.") from error
-    return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _read_arm(run: RunDir, side: str, name: str) -> Arm:

@@ -55,6 +55,22 @@ def interval(values: Values, prompts: Sequence[str], *, seed: int, draws: int = 
     return Interval(mean=mean, low=low, high=high, n_images=len(values), n_units=n_units, unit=unit)
 
 
+def rate_interval(values: Values, prompts: Sequence[str], *, seed: int, draws: int = DRAWS) -> Interval:
+    """Return the share of ones and its 95 % interval within [0, 1].
+
+    Where all values are equal there is nothing to estimate a spread from: the interval is then the exact one of as many
+    trials as there are units (Clopper and Pearson 1934).
+    """
+    found = interval(values, prompts, seed=seed, draws=draws)
+    if found.low is None or found.high is None:
+        return found
+    low, high = max(found.low, 0.0), min(found.high, 1.0)
+    if found.mean in (0.0, 1.0):
+        reach = 0.025 ** (1 / found.n_units)
+        low, high = (reach, 1.0) if found.mean else (0.0, 1 - reach)
+    return found.model_copy(update={"low": low, "high": high})
+
+
 def interval_p(difference: Interval) -> float:
     """Return the two-sided p that belongs to the interval: below .05 exactly where it leaves out 0."""
     from scipy.stats import t

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limner.families.single_file import OPEN_CLIP, PREFIXES
+from limner.families.recognise import FAMILIES
+from limner.families.single_file import OPEN_CLIP
 
 Places = dict[str, str]
 """Path of a module in diffusers -> its path in the original layout; what is inside keeps its name."""
@@ -69,7 +70,7 @@ def _text_name(name: str) -> str:
 
 def original_weights(family: str, part: str, module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return one part ("unet", "vae", "text_encoder" ...) of a model as a single-file checkpoint holds it."""
-    prefix, published = PREFIXES[family][part], published_weights(module, dtype)
+    prefix, published = FAMILIES[family].prefixes[part], published_weights(module, dtype)
     if prefix.endswith(OPEN_CLIP):
         return {prefix + name: tensor for name, tensor in _open_clip(published).items()}
     table = PLACES[part](module.config)

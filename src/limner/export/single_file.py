@@ -12,7 +12,7 @@ from limner.export.layout import original_weights
 from limner.export.modelspec import modelspec
 from limner.export.tensors import header, write_tensors
 from limner.families.family import Family
-from limner.families.single_file import PREFIXES
+from limner.families.recognise import FAMILIES
 
 
 def write_single_file(family: Family, path: Path, *, dtype: torch.dtype, about: Mapping[str, object]) -> Path:
@@ -21,10 +21,9 @@ def write_single_file(family: Family, path: Path, *, dtype: torch.dtype, about: 
     Names and shapes are derived from the configurations, so a smaller model of the same classes is written alike. The
     file holds no configuration: to read such a smaller one, diffusers' `from_single_file` needs `config=FOLDER`.
     """
-    modules = {**family.modules, "vae": family.vae}
     tensors: dict[str, Tensor] = _markers(family)
-    for part in PREFIXES[family.kind]:
-        tensors |= original_weights(family.kind, part, modules[part], dtype)
+    for part in FAMILIES[family.kind].prefixes:
+        tensors |= original_weights(family.kind, part, family.parts[part], dtype)
     said = {**family.facts, **about}
     write_tensors(path, tensors, header(said, modelspec(said)))
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from limner.errors import UserError
 from limner.families.clip import Encoder
+from limner.machine import return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 
 PIXELS_TOGETHER = 512 * 512
 """How many pixels a VAE encodes or decodes at once: one picture of 512 × 512."""
+
+ReadPart = Callable[[str], Mapping[str, Tensor]]
+"""Returns the weights of a part ("vae", "text_encoder" ...) by their names, as they are in the base's files."""
 
 
 class Family(ABC):
@@ -31,10 +35,10 @@ class Family(ABC):
     before_last: ClassVar[bool]
     """Which states of its text encoders the UNet sees; see `Encoder`."""
 
-    def __init__(self, name: str, components: Mapping[str, Any], identity: dict[str, str]) -> None:
+    def __init__(self, name: str, components: Mapping[str, Any], read: ReadPart) -> None:
         self.name = name
         """What the user called it: "tiny", a hub name, a path."""
-        self.identity = identity
+        self.identity: dict[str, str] = {}
         """SHA-256 (16 hex digits) of the weights of "unet", "vae", "text": keys of caches and provenance."""
         self.unet: Any = components["unet"]
         """A UNet2DConditionModel. It, the encoders and the VAE are modules whose `config` has no type to say here."""
@@ -45,7 +49,8 @@ class Family(ABC):
             if part.startswith("text_encoder")
         }
         """The text encoders by the name they carry in folders and adapter files."""
-        for module in (self.vae, *self.modules.values()):
+        self._read, self._aside = read, set[str]()
+        for module in self.parts.values():
             module.requires_grad_(False).eval()
         self.dtype: torch.dtype = self.unet.dtype
         """Number format in which the base computes."""
@@ -68,11 +73,8 @@ class Family(ABC):
             UserError: the last step is to be pure noise, of which an epsilon model cannot say what it hides.
         """
         prediction_type = prediction_type or self.schedule.prediction_type
-        if zero_terminal_snr and prediction_type == "epsilon":
-            raise UserError(
-                f"objective.zero_terminal_snr: {self.name} predicts epsilon, which says nothing about pure noise.",
-                "Use a v-prediction base, or teach it: objective.prediction_type=v_prediction with adapter.kind=full.",
-            )
+        if zero_terminal_snr:
+            refuse_pure_noise(self.name, prediction_type)
         schedule = self.schedule.rescaled() if zero_terminal_snr else self.schedule
         self.schedule = replace(schedule, prediction_type=prediction_type)
         self.scheduler_config |= {"prediction_type": prediction_type}
@@ -87,6 +89,39 @@ class Family(ABC):
     def modules(self) -> dict[str, nn.Module]:
         """The modules that adapters attach to, by the name they carry in adapter files."""
         return {"unet": self.unet, **{part: encoder.model for part, encoder in self.encoders.items()}}
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """All modules by their names in a diffusers folder."""
+        return {"vae": self.vae, **self.modules}
+
+    @property
+    def aside(self) -> frozenset[str]:
+        """The parts whose weights are not there at present."""
+        return frozenset(self._aside)
+
+    def put_aside(self, *parts: str) -> None:
+        """Give back the memory of parts that are not needed for a while; `whole` brings them back."""
+        for part in parts:
+            for weight in self.parts[part].parameters():
+                weight.data = weight.data.new_empty(0)
+        self._aside.update(parts)
+        if parts:
+            return_freed_memory()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within this block all parts are there: those that were put aside are read from the base's files again."""
+        aside = self.aside
+        for part in sorted(aside):
+            state = self._read(part)
+            for name, weight in self.parts[part].named_parameters():
+                weight.data = state[name]
+        self._aside.clear()
+        try:
+            yield
+        finally:
+            self.put_aside(*aside)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -178,6 +213,15 @@ class Family(ABC):
     @abstractmethod
     def told(self, prompts: Conditioning, negative: Conditioning) -> dict[str, Any]:
         """Return the arguments by which the pipeline is told of prompts, and of what to avoid, row by row."""
+
+
+def refuse_pure_noise(name: str, prediction_type: str) -> None:
+    """Raise where the last step is to be pure noise and a model predicts epsilon, which does not say what it hides."""
+    if prediction_type == "epsilon":
+        raise UserError(
+            f"objective.zero_terminal_snr=true: {name} predicts epsilon, which says nothing about pure noise.",
+            "Use a v-prediction base, or teach it: objective.prediction_type=v_prediction with adapter.kind=full.",
+        )
 
 
 def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import UserError
-from limner.families.family import Family
-from limner.families.recognise import FAMILIES as NAMES
-from limner.families.recognise import Recognised, recognise, refuse_unsupported
+from limner.families.family import Family, ReadPart
+from limner.families.recognise import FAMILIES, Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
 from limner.families.sdxl import SDXL
-from limner.families.single_file import PREFIXES, read_part
-from limner.families.source import files_of, missing_files
+from limner.families.single_file import read_part
+from limner.families.source import PARTS, files_of, missing_files
 from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
 
@@ -42,14 +41,14 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
     base = recognise(name)
     refuse_unsupported(base)
     base = base if base.path.is_file() else _with_weights(base)
-    _silence()
-    modules = _modules(base)
-    for part, module in modules.items():
-        state = _state(base, part, module, dtype=_held(base, part, dtype), device=device)
-        fill(module, state, where=f"base={name!r}: {part}")
-        module.to(device)  # what is no weight: position ids
-    components = {**modules, **_tokenizers(base, modules), "scheduler": _scheduler(base)}
-    family = _family(base, components)
+    modules, files = _modules(base), _files(base)
+
+    def read(part: str) -> dict[str, Tensor]:
+        if _files(base) != files:
+            raise UserError(f"base={name!r}: its files have changed since it was loaded.", "Put them back.")
+        return _state(base, part, modules[part], dtype=_held(base, part, dtype), device=device)
+
+    family = _family(base, modules, read, device)
     family.identity |= fingerprints(family)
     return family
 
@@ -61,16 +60,14 @@ def sketch(name: str, *, dtype: torch.dtype) -> Family:
     """
     base = recognise(name)
     refuse_unsupported(base)
-    _silence()
     modules = _modules(base)
-    for part, module in modules.items():
+    shapes = {part: {key: t.shape for key, t in module.state_dict().items()} for part, module in modules.items()}
+
+    def read(part: str) -> dict[str, Tensor]:
         held = _held(base, part, dtype)
-        shapes = {key: tensor.shape for key, tensor in module.state_dict().items()}
-        state = {key: torch.empty(shape, dtype=held, device="meta") for key, shape in shapes.items()}
-        module.load_state_dict(state, assign=True)
-        module.to("meta")
-    components = {**modules, **_tokenizers(base, modules), "scheduler": _scheduler(base)}
-    return _family(base, components)
+        return {key: torch.empty(shape, dtype=held, device="meta") for key, shape in shapes[part].items()}
+
+    return _family(base, modules, read, "meta")
 
 
 def native_resolution(name: str) -> int:
@@ -104,8 +101,13 @@ def _fingerprint(*modules: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _family(base: Recognised, components: dict[str, Any]) -> Family:
-    family = MEMBERS[base.family](base.name, components, {})
+def _family(base: Recognised, modules: dict[str, Any], read: ReadPart, device: torch.device | str) -> Family:
+    """Return the family around modules that get their weights from `read`."""
+    for part, module in modules.items():
+        fill(module, dict(read(part)), where=f"base={base.name!r}: {part}")
+        module.to(device)  # what is no weight: position ids
+    components = {**modules, **_tokenizers(base, modules), "scheduler": _scheduler(base)}
+    family = MEMBERS[base.family](base.name, components, read)
     if base.zero_terminal_snr:
         family.set_schedule(zero_terminal_snr=True)
     return family
@@ -124,17 +126,18 @@ def _silence() -> None:
 
 def _modules(base: Recognised) -> dict[str, Any]:
     """Return the base's modules as their configurations describe them, without memory for weights."""
+    _silence()
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     folder = base.configurations
     encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-    own = {part: encoders[part] for part in PREFIXES[base.family] if part in encoders}
+    own = {part: encoders[part] for part in FAMILIES[base.family].prefixes if part in encoders}
     for part in own:
         if not (folder / part / "config.json").is_file():
             raise UserError(
-                f"base={base.name!r}: is {NAMES[base.family]}, and {part}/config.json is missing.",
+                f"base={base.name!r}: is {base.called}, and {part}/config.json is missing.",
                 "Give a complete diffusers folder.",
             )
     configs = {part: CLIPTextConfig.from_pretrained(str(folder / part), local_files_only=True) for part in own}
@@ -177,6 +180,13 @@ def _renamed(name: str) -> str:
     for old, new in RENAMED.items():
         name = name.replace(old, new) if ".attentions." in name else name
     return name
+
+
+def _files(base: Recognised) -> dict[Path, tuple[int, int]]:
+    """Return size and time of the files that hold the base's weights."""
+    files = [base.path] if base.path.is_file() else [f for part in PARTS for f in weights_files(base.path / part)]
+    found = {file: file.stat() for file in files if file.is_file()}
+    return {file: (about.st_size, about.st_mtime_ns) for file, about in found.items()}
 
 
 def _with_weights(base: Recognised) -> Recognised:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,35 @@ from limner.families.source import ASSETS, files_of
 from limner.families.weights import Header, read_header, weights_files
 from limner.rundir import read_json
 
-FAMILIES = {"sd15": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "sdxl-refiner": "the SDXL refiner"}
-"""What a family is called; one that is not listed is called by its own name ("Flux")."""
-SUPPORTED = ("sd15", "sdxl", "sdxl-refiner")
-BY_CROSS_ATTENTION = {1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
-SKELETONS = (ASSETS / "sd15", ASSETS / "sdxl", ASSETS / "sdxl-refiner", ASSETS / "tiny")
-"""Diffusers folders whose configurations a single file can have: it carries none of its own."""
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 """Prefixes of the parts in a single file."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a family before anything of it is loaded."""
+
+    called: str
+    prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
+    """How the names of each part begin in a single file; none for a family that Limner cannot train."""
+
+
+FAMILIES = {
+    "sd15": Known("SD 1.x", {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer."}),
+    "sd2": Known("SD 2.x"),
+    "sdxl": Known("SDXL", {
+        "unet": UNET, "vae": VAE, "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    }),
+    "sdxl-refiner": Known("the SDXL refiner", {
+        "unet": UNET, "vae": VAE, "text_encoder_2": "conditioner.embedders.0.model.",
+    }),
+}  # fmt: skip
+"""Families by the names that they have in files; the class of each that can be trained is in `load.MEMBERS`."""
+SUPPORTED = tuple(family for family, known in FAMILIES.items() if known.prefixes)
+BY_CROSS_ATTENTION = {1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
+SKELETONS = tuple(ASSETS / name for name in (*SUPPORTED, "tiny"))
+"""Diffusers folders whose configurations a single file can have: it carries none of its own."""
 USE = "Use an SD 1.5 or SDXL model."
 REFINED = (0.0, 0.2)
 """The part of the noise, from clean 0 to pure noise 1, of SDXL's refiner (arXiv:2307.01952 section 2.5)."""
@@ -66,6 +87,11 @@ class Recognised:
         return read_json(self.configurations / "scheduler" / "scheduler_config.json")
 
     @property
+    def called(self) -> str:
+        """What people call its family; one that is not known by its own name ("Flux")."""
+        return FAMILIES[self.family].called if self.family in FAMILIES else self.family
+
+    @property
     def inpainting(self) -> bool:
         return self.in_channels == 9
 
@@ -87,8 +113,7 @@ class Recognised:
         kind = ", inpainting" if self.inpainting else ""
         said_by = self.prediction_type_from or "assumed: nothing says it"
         return (
-            f"base {self.name}: {FAMILIES.get(self.family, self.family)}{kind}, "
-            f"{self.prediction_type} ({said_by}), {self.native_resolution_px} px"
+            f"base {self.name}: {self.called}{kind}, {self.prediction_type} ({said_by}), {self.native_resolution_px} px"
         )
 
 
@@ -106,8 +131,7 @@ def refuse_unsupported(base: Recognised) -> None:
     """Raise for a base that Limner cannot train, in one line that says what it is."""
     if base.family not in SUPPORTED:
         width = f" (cross-attention {base.cross_attention})" if base.cross_attention else ""
-        known = FAMILIES.get(base.family, base.family)
-        raise UserError(f"base={base.name!r}: is {known}{width}, which is not supported.", USE)
+        raise UserError(f"base={base.name!r}: is {base.called}{width}, which is not supported.", USE)
     if base.in_channels != 4:
         kind = "an inpainting model" if base.inpainting else "an editing model"
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from limner.families.family import Family
+from limner.families.family import Family, ReadPart
 from limner.types import Conditioning, Latents, Timesteps
 
 AESTHETIC_SCORE = 6.0
@@ -20,8 +20,8 @@ class SDXL(Family):
 
     before_last: ClassVar[bool] = True
 
-    def __init__(self, name: str, components: Mapping[str, Any], identity: dict[str, str]) -> None:
-        super().__init__(name, components, identity)
+    def __init__(self, name: str, components: Mapping[str, Any], read: ReadPart) -> None:
+        super().__init__(name, components, read)
         self.is_refiner = "text_encoder" not in components
         self.kind = "sdxl-refiner" if self.is_refiner else "sdxl"
 

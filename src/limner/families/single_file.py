@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limner.errors import UserError
-from limner.families.recognise import UNET, VAE
+from limner.families.recognise import FAMILIES
 from limner.families.weights import read_header, read_tensors
 
 if TYPE_CHECKING:
@@ -15,15 +15,6 @@ if TYPE_CHECKING:
 
 OPEN_CLIP = ".model."
 """End of the prefix of a text encoder in OpenCLIP's names; other encoders have the names of transformers."""
-PREFIXES = {
-    "sd15": {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer."},
-    "sdxl": {
-        "unet": UNET, "vae": VAE, "text_encoder": "conditioner.embedders.0.transformer.",
-        "text_encoder_2": "conditioner.embedders.1.model.",
-    },
-    "sdxl-refiner": {"unet": UNET, "vae": VAE, "text_encoder_2": "conditioner.embedders.0.model."},
-}  # fmt: skip
-"""How the names of each part begin, by family."""
 
 
 def read_part(
@@ -36,7 +27,7 @@ def read_part(
     """
     from diffusers.loaders import single_file_utils as convert
 
-    prefix = PREFIXES[family][part]
+    prefix = FAMILIES[family].prefixes[part]
     names = [name for name in read_header(path).shapes if name.startswith(prefix)]
     if not names:
         raise UserError(f"base={str(path)!r}: holds no {part.replace('_', ' ')}.", "Give a complete checkpoint.")

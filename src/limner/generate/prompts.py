@@ -50,7 +50,21 @@ class Evaluation(Spec):
     pictures: Path | None = None
     """Folder of held-out pictures of the subject: likeness is measured against them, not against what was learned."""
 
-    @field_validator("pictures")
+    distractors: Path | None = None
+    """Folder with a folder of pictures of each of several other subjects, best of the same class: how often is an image
+    taken for the subject and not for one of them?"""
+    encoders: tuple[str, ...] = ()
+    """Who judges, by hub name or folder: ["facebook/dinov2-small", "facebook/dino-vits16",
+    "openai/clip-vit-base-patch32"], or "lite0", "colour_histogram", "image_text" (the one inside the embedded base).
+
+    The first that reads no text decides. Empty: those three for real bases as far as they are on this machine, else
+    lite0; for the embedded base what comes with it.
+    """
+    quality: str = ""
+    """A model of image quality, by hub name or folder: "yuvalkirstain/PickScore_v1", or a CLIP vision tower with a
+    linear head such as "shunk031/aesthetics-predictor-v1-vit-large-patch14". Empty: none is asked."""
+
+    @field_validator("pictures", "distractors")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().resolve() if value else None  # a resumed run finds it from any folder

@@ -1,43 +1,40 @@
-"""An image-text encoder in transformers' format: CLIP by hub name or folder, or the one inside the embedded base."""
+"""An image-text encoder in transformers' format: CLIP from a folder, or the one inside the embedded base."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from limner.errors import UserError
-from limner.metrics.encoder import Features, TextImageEncoder, hash_files
+from limner.metrics.encoder import Features, Masks, PatchEncoder, Patches, TextImageEncoder, hash_weights
+from limner.metrics.preprocessing import Preprocessing, loading, patches_of
 from limner.types import Pixels
 
 
-class ImageText(TextImageEncoder):
+class ImageText(TextImageEncoder, PatchEncoder):
     """A two-tower model with its own picture preprocessing; the tokenizer may lie elsewhere."""
 
     def __init__(
         self,
-        source: str | Path,
+        source: Path,
         *,
-        tokenizer: str | Path | None = None,
+        tokenizer: Path | None = None,
         name: str = "image_text",
         about: str = "",
+        is_independent: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-        from transformers.utils import logging
+        from transformers import AutoModel, AutoTokenizer
 
-        logging.disable_progress_bar()
-        try:
-            model = AutoModel.from_pretrained(source, use_safetensors=True)
+        with loading(source, "an image-text encoder"):
+            model = AutoModel.from_pretrained(source)
             self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or source)
-            self.processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{source}: cannot be loaded as an image-text encoder ({str(error).splitlines()[0]}).",
-                "Name a folder or hub model that holds a CLIP-like model, its tokenizer and its preprocessor settings.",
-            ) from error
+            self.preprocessing = Preprocessing(source)
         if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise UserError(
                 f"{source}: holds a {type(model).__name__}, which does not read both pictures and text.",
@@ -46,15 +43,31 @@ class ImageText(TextImageEncoder):
         self.model = model.eval().requires_grad_(False).float().to(device)
         self.device = torch.device(device)
         self.name = name
-        self.about = about or f"{type(model).__name__} from {source}: its image and text features share one space."
-        self.identity = _identity(source)
+        self.about = about or f"{type(model).__name__} {name}: its image and text features share one space."
+        self.identity = hash_weights(source)
+        self.is_independent = is_independent
 
-    @torch.inference_mode()
     def __call__(self, pixels: Pixels) -> Features:
         """Return the image features of each picture; `pixels` in [-1, 1]."""
-        pictures = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
-        inputs = self.processor(list(pictures.numpy()), return_tensors="pt", input_data_format="channels_first")
-        return _pooled(self.model.get_image_features(pixel_values=inputs["pixel_values"].to(self.device)))
+        return _pooled(self._look(self.preprocessing.pixels(pixels)))
+
+    def see(self, pixels: Pixels) -> tuple[Features, Patches]:
+        """Return the image features of each picture, and the vision tower's last features of its patches."""
+        inputs = self.preprocessing.pixels(pixels)
+        output = self._look(inputs)
+        return _pooled(output), patches_of(output.last_hidden_state, inputs, self._patch_px)
+
+    def cells(self, masks: Masks) -> Float[Tensor, "rows patches"]:
+        """Return the share of each patch that lies inside."""
+        return self.preprocessing.cells(masks, self._patch_px)
+
+    @property
+    def _patch_px(self) -> int:
+        return self.model.config.vision_config.patch_size
+
+    @torch.inference_mode()
+    def _look(self, inputs: Tensor) -> Any:
+        return self.model.get_image_features(pixel_values=inputs.to(self.device))
 
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Features:
@@ -67,19 +80,9 @@ class ImageText(TextImageEncoder):
         return _pooled(self.model.get_text_features(**inputs))
 
 
-def _pooled(output: object) -> Tensor:
-    features = output if isinstance(output, Tensor) else output.pooler_output  # pyright: ignore
-    return features.float().cpu()
+def _pooled(output: Any) -> Features:
+    return (output if isinstance(output, Tensor) else output.pooler_output).float().cpu()
 
 
-def _text_window(config: object) -> int:
-    return config.text_config.max_position_embeddings  # pyright: ignore
-
-
-def _identity(source: str | Path) -> str:
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(str(source), local_files_only=True, allow_patterns="*.safetensors"))
-    return hash_files(sorted(folder.glob("*.safetensors")))
+def _text_window(config: Any) -> int:
+    return config.text_config.max_position_embeddings

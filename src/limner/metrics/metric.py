@@ -33,6 +33,12 @@ class View:
     """The plain prompt of each row; None where the encoder reads no text."""
     held_out: Float[Tensor, "held_out dim"] | None = None
     """Pictures of the subject that were not learned from; None where there are none."""
+    others: tuple[Float[Tensor, "_ dim"], ...] = ()
+    """Pictures of other subjects, each subject's by themselves."""
+    foreground: Float[Tensor, "images masked"] | None = None
+    """How well each image holds the foreground of each training picture that has a mask; None where none has."""
+    own_foreground: Float[Tensor, "masked masked"] | None = None
+    """The same of the pictures with masks among themselves."""
 
     @property
     def sitter(self) -> Float[Tensor, "pictures dim"]:
@@ -69,11 +75,19 @@ class Question:
     """Whether the verdict claims something from it; the other answers are descriptions."""
     needs_text: bool = False
     """Whether the encoder must read text too."""
+    needs_masks: bool = False
+    """Whether training pictures must have masks, and the encoder see patches."""
+    needs_others: bool = False
+    """Whether pictures of other subjects must be there."""
     relative_to_base: bool = False
     """Whether the value is itself a difference to the base (the base's own value is 0), so that no test is made."""
+    is_rate: bool = False
+    """Whether the value of an image is 1 or 0, and the answer a share."""
     least_pictures: int = 0
     """How many training pictures it needs."""
     least_images_per_prompt: int = 1
+    least_images: int = 1
+    """How many images of each arm it needs."""
 
 
 @dataclass(frozen=True)

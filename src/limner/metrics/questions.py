@@ -1,7 +1,10 @@
-"""The questions: likeness, copying, prompts, what happened to the class and to everything else, variety."""
+"""Questions with a value an image: likeness, copying, prompts, the class and everything else, variety, quality."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,7 +13,9 @@ from limner.metrics.scores import Level
 from limner.metrics.similarity import (
     distance_within_groups,
     drift,
+    is_nearest,
     leave_one_out,
+    leave_one_out_rate,
     mean_cosine,
     nearest_cosine,
     paired_cosine,
@@ -36,6 +41,25 @@ def _from_base(view: View) -> Float[Tensor, " images"]:
 
 def _from_one_another(view: View) -> Float[Tensor, " images"]:
     return distance_within_groups(view.images, view.prompt_index)
+
+
+def _to_foreground(view: View) -> Float[Tensor, " images"]:
+    assert view.foreground is not None, "a question about the foreground was put without masks"
+    return view.foreground.double().mean(1)
+
+
+def _is_identified(view: View) -> Float[Tensor, " images"]:
+    return is_nearest(view.images, view.sitter, view.others)
+
+
+def _is_nearer_than_base(view: View) -> Float[Tensor, " images"]:
+    limit = torch.quantile(nearest_cosine(view.base, view.subject), 0.95)
+    return (_to_nearest_picture(view) > limit).double()
+
+
+def _as_given(view: View) -> Float[Tensor, " images"]:
+    """Return what the encoder gave where that is the value itself."""
+    return view.images[:, 0].double()
 
 
 def _within(view: View) -> Level | None:
@@ -77,6 +101,30 @@ def _variety(view: View) -> Level | None:
         return None
     value = 1 - float(leave_one_out(view.subject).mean())
     return Level(name="within", title="the training pictures", value=value, pairs=_pairs(view.subject))
+
+
+def _foreground_within(view: View) -> Level | None:
+    """Return how well the real pictures hold one another's foreground."""
+    own = view.own_foreground
+    if own is None or len(own) < 2:
+        return None
+    others = own[~torch.eye(len(own), dtype=torch.bool)]
+    title = "the real pictures among themselves"
+    return Level(name="within", title=title, value=float(others.mean()), pairs=len(others))
+
+
+def _chance(view: View) -> Level:
+    """Return the rate of an image that looks like none of the subjects."""
+    title, subjects = "chance", 1 + len(view.others)
+    return Level(name="chance", title=title, value=1 / subjects, pairs=subjects)
+
+
+def _real_rate(view: View) -> Level | None:
+    """Return the rate of the real pictures, each against the rest of them."""
+    if len(view.sitter) < 2:
+        return None
+    title, value = "the real pictures, each left out once", leave_one_out_rate(view.sitter, view.others)
+    return Level(name="within", title=title, value=value, pairs=len(view.sitter))
 
 
 def _pairs(pictures: Float[Tensor, "pictures dim"]) -> int:
@@ -169,6 +217,59 @@ COPYING = Question(
     levels=(_closest_pair,),
     least_pictures=2,
 )
+MASKED_FIDELITY = Question(
+    kind="masked_fidelity",
+    title="Likeness to the subject without its background",
+    says="How well the parts of the subject are found again in the images: mean over the patches inside the masks of "
+    "the training pictures of the best cosine with any patch of the image. Copied backgrounds count for nothing.",
+    better="higher",
+    sets=("subject",),
+    per_image=_to_foreground,
+    levels=(_foreground_within,),
+    needs_masks=True,
+)
+IDENTIFICATION = Question(
+    kind="identification",
+    title="Recognised among other subjects",
+    says="The share of images that look more like the subject than like any of the other subjects.",
+    better="higher",
+    sets=("subject",),
+    per_image=_is_identified,
+    levels=(_real_rate, _chance),
+    is_rate=True,
+    needs_others=True,
+    least_pictures=1,
+)
+COPIES = Question(
+    kind="copies",
+    title="Nearer to a training picture than the base comes",
+    says="The share of images that come nearer to a training picture than 95 % of the base's images of the same "
+    "prompts. It rises with likeness too: look at the nearest ones.",
+    better="neither",
+    sets=("subject",),
+    per_image=_is_nearer_than_base,
+    is_rate=True,
+    least_pictures=1,
+)
+PREFERENCE = Question(
+    kind="preference",
+    title="What people would prefer",
+    says="How well images please a model that learned from people's choices between two pictures of one prompt.",
+    better="higher",
+    sets=("subject", "class", "other"),
+    per_image=_to_prompt,
+    needs_text=True,
+)
+AESTHETIC = replace(
+    PREFERENCE,
+    kind="aesthetic",
+    title="How pleasing the images are",
+    says="The rating of a model that learned from people's ratings of pictures, about 1 to 10.",
+    per_image=_as_given,
+    needs_text=False,
+)
+PERCEIVED_DIVERSITY = replace(DIVERSITY, per_image=_as_given, levels=())
+"""The same question, answered by a distance of two pictures in place of an encoder (LPIPS)."""
 QUESTIONS = (
     SUBJECT_FIDELITY,
     PROMPT_FOLLOWING,
@@ -176,6 +277,10 @@ QUESTIONS = (
     CLASS_DRIFT,
     OTHER_DRIFT,
     OTHER_PROMPTS_FOLLOWED,
+    MASKED_FIDELITY,
+    IDENTIFICATION,
     DIVERSITY,
     COPYING,
+    COPIES,
 )
+"""What is asked of every comparison; quality is asked where a model of it is named."""

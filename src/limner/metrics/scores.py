@@ -31,13 +31,13 @@ class Level(Spec):
     """A value to read a score against."""
 
     name: str
-    """Short name: within, between, another_seed, closest_pair."""
+    """Short name: within, between, another_seed, closest_pair, chance."""
     title: str
     """What it is, in words."""
     value: float
     """On the metric's own scale."""
     pairs: int
-    """How many pairs of pictures stand behind it."""
+    """How many pairs of pictures (of a rate: how many cases) stand behind it."""
     is_limit: bool = False
     """Whether an image beyond it is suspect."""
 
@@ -50,7 +50,7 @@ class ImageValue(Spec):
     prompt: str
     """Which prompt it was drawn from: set and index, as in "subject/3"."""
     value: float
-    """On the metric's own scale."""
+    """On the metric's own scale; of a distance between sets, the image's share: the mean of the shares is it."""
 
 
 class ArmScore(Spec):
@@ -159,6 +159,10 @@ class Design(Spec):
     """Number of pictures of the subject that likeness was measured against; 0: against the training pictures."""
     class_pictures: int
     """Number of pictures of others of the class."""
+    masked_pictures: int = 0
+    """Number of training pictures with a mask."""
+    distractors: dict[str, int] = {}
+    """Number of pictures of each other subject."""
     settings: dict[str, str | int | float]
     """Sampler settings, equal in all arms."""
     seed: int

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -46,3 +48,31 @@ def distance_within_groups(a: Float[Tensor, "rows dim"], group: Int[Tensor, " ro
 def drift(a: Float[Tensor, "rows dim"], base: Float[Tensor, "rows dim"]) -> Float[Tensor, " rows"]:
     """Return (1 - cosine) / 2 of each row with the base's row of the same prompt and seed: 0 unchanged, 1 opposite."""
     return (1 - paired_cosine(a, base)) / 2
+
+
+def foreground_cosine(
+    patches: Float[Tensor, "rows patches dim"], foregrounds: Sequence[Float[Tensor, "_ dim"]]
+) -> Float[Tensor, "rows references"]:
+    """Return how well each picture holds each reference's foreground: the mean over its patches of the best cosine.
+
+    The concept preservation of MaSC (2026): what lies behind the subject, in either picture, does not count.
+    """
+    rows = torch.nn.functional.normalize(patches.double(), dim=-1)
+    best = [
+        (rows @ torch.nn.functional.normalize(one.double(), dim=-1).T).clamp(-1, 1).amax(1).mean(1)
+        for one in foregrounds
+    ]
+    return torch.stack(best, dim=1)
+
+
+def is_nearest(a: Float[Tensor, "rows dim"], own: Float[Tensor, "_ dim"], others: Sequence[Tensor]) -> Tensor:
+    """Return for each row 1 where its mean cosine with `own` is above that with each set of `others`, else 0."""
+    likeness = torch.stack([mean_cosine(a, features) for features in (own, *others)])
+    return (likeness[0] > likeness[1:].amax(0)).double()
+
+
+def leave_one_out_rate(own: Float[Tensor, "rows dim"], others: Sequence[Tensor]) -> float:
+    """Return how often a row of `own` is nearest to the rest of `own`: the identification rate of real pictures."""
+    n = len(own)
+    rest = [torch.cat([own[:i], own[i + 1 :]]) for i in range(n)]
+    return sum(float(is_nearest(own[i : i + 1], rest[i], others)) for i in range(n)) / n

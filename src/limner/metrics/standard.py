@@ -4,23 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from limner.metrics.encoder import ImageEncoder, TextImageEncoder
-from limner.metrics.metric import Metric
-from limner.metrics.questions import CLASS_KEPT, QUESTIONS, SUBJECT_FIDELITY
+from limner.metrics.encoder import ImageEncoder, PatchEncoder, TextImageEncoder
+from limner.metrics.metric import Metric, Question
+from limner.metrics.questions import (
+    AESTHETIC,
+    CLASS_KEPT,
+    MASKED_FIDELITY,
+    PREFERENCE,
+    QUESTIONS,
+    SUBJECT_FIDELITY,
+)
+from limner.metrics.set_questions import CLASS_MMD, SET_QUESTIONS
 
 
 def standard_metrics(encoders: Sequence[ImageEncoder]) -> tuple[Metric, ...]:
     """Return every question with those of the given encoders that answer it.
 
-    Encoders that read text answer the questions about prompts; the others answer those about pictures, the first
-    of them all and the rest (the baselines) only those of likeness.
+    Encoders that read text answer the questions about prompts; all that are independent of the base answer those about
+    likeness, and the first of those that do not read text answers the others.
     """
-    texts = [e.name for e in encoders if isinstance(e, TextImageEncoder)]
-    images = [e.name for e in encoders if not isinstance(e, TextImageEncoder)]
     return tuple(
-        Metric(question, name)
-        for question in QUESTIONS
-        for name in (
-            texts if question.needs_text else images if question in (SUBJECT_FIDELITY, CLASS_KEPT) else images[:1]
-        )
+        Metric(question, e.name) for question in (*QUESTIONS, *SET_QUESTIONS) for e in _who(question, encoders)
     )
+
+
+def quality_metric(model: ImageEncoder) -> Metric:
+    """Return the question that a model of image quality answers."""
+    return Metric(PREFERENCE if isinstance(model, TextImageEncoder) else AESTHETIC, model.name)
+
+
+def _who(question: Question, encoders: Sequence[ImageEncoder]) -> Sequence[ImageEncoder]:
+    texts = [e for e in encoders if isinstance(e, TextImageEncoder)]
+    if question.needs_text:
+        return texts
+    independent = [e for e in encoders if e.is_independent]
+    if question in (SUBJECT_FIDELITY, CLASS_KEPT):
+        return independent
+    if question is MASKED_FIDELITY:
+        return [e for e in independent if isinstance(e, PatchEncoder)]
+    pictures = [e for e in independent if e not in texts][:1]
+    if question is CLASS_MMD:  # its authors take CLIP
+        return [e for e in independent if e in texts] or pictures
+    return pictures or independent[:1]

@@ -19,14 +19,19 @@ def with_held_out(train: Checked, folder: Path, spec: Pictures, *, cache: Path |
 
     A picture that training has too, the same file or nearly the same picture, is a UserError that names the pair.
     """
-    changes = {"caption": "a photo", "prefix": ""} if spec.subjects else {}
-    changes |= {"missing_captions": "template", "captions_file": None}
-    changes |= {"subjects": False, "extra_resolutions": (), "masks": False}
-    own = spec.model_copy(update=changes)
+    own = as_pictures_alone(spec)
     looked = look_at_all(find_pictures(folder), own, cache=cache)
     held_out = sort_out(looked, own, resolution_px=train.resolution_px)
     _refuse_leaks(train, held_out)
     return replace(train, held_out=held_out)
+
+
+def as_pictures_alone(spec: Pictures) -> Pictures:
+    """Return the settings of pictures that are only looked at: of one subject, unmasked, captioned by the template."""
+    changes = {"caption": "a photo", "prefix": ""} if spec.subjects else {}
+    changes |= {"missing_captions": "template", "captions_file": None}
+    changes |= {"subjects": False, "extra_resolutions": (), "masks": False}
+    return spec.model_copy(update=changes)
 
 
 def _refuse_leaks(train: Checked, held_out: Checked) -> None:

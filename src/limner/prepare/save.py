@@ -6,6 +6,8 @@ import io
 from dataclasses import asdict
 from pathlib import Path
 
+from PIL import Image
+
 from limner.pictures.decode import without_warnings
 from limner.pictures.spec import Pictures
 from limner.prepare.check import Checked
@@ -16,7 +18,7 @@ MANIFEST = "manifest.json"
 
 
 def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, batch: int = 1, most: int = 256) -> None:
-    """Write the examples after resize and crop as PNG, evenly chosen where there are more than `most`.
+    """Write examples and masks after resize and crop as PNG, evenly chosen where there are more than `most`.
 
     The manifest is written last; it also has the exclusions, and the buckets with their batches of at most `batch`.
     Evaluation and the report then work without the user's folder.
@@ -31,12 +33,14 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, batch: int 
         with without_warnings():
             seen = look_again(example.picture, spec, sha256=example.sha256, mask_sha256=example.mask_sha256,
                               shortest_px=example.fit.shortest_px)  # fmt: skip
-        data = io.BytesIO()
-        example.fit.apply(seen.rgb).save(data, "PNG")
-        write_atomically(folder / file, data.getvalue())
+        _write(example.fit.apply(seen.rgb), folder / file)
+        mask = f"{place:0{digits}d}-mask.png" if seen.mask else None
+        if seen.mask and mask:
+            _write(example.fit.apply(seen.mask), folder / mask)
         rows.append(
             {
                 "file": file,
+                "mask": mask,
                 "name": example.name,
                 "path": str(example.path.resolve()),
                 "caption": example.caption,
@@ -55,3 +59,9 @@ def save_pictures(checked: Checked, spec: Pictures, folder: Path, *, batch: int 
         ],
     }
     write_json(folder / MANIFEST, {"pictures": rows, **facts})
+
+
+def _write(image: Image.Image, path: Path) -> None:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    write_atomically(path, data.getvalue())

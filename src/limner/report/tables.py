@@ -59,12 +59,15 @@ class PromptRow:
 
 
 def answers(scores: Scores) -> list[Answer]:
-    """Return the answers, in the order of the questions."""
-    widest = max((_reach(d.score) for m in scores.metrics for d in m.differences), default=1.0) or 1.0
+    """Return the answers, in the order of the questions; bars have one scale for all of a kind."""
+    widest: dict[str, float] = {}
+    for metric in scores.metrics:
+        reach = max((_reach(d.score) for d in metric.differences), default=0.0)
+        widest[metric.kind] = max(reach, widest.get(metric.kind, 0.0))
     base = scores.design.arms[0]
     found: list[Answer] = []
     for metric in scores.metrics:
-        rows = [_score_row(metric, difference, widest) for difference in metric.differences]
+        rows = [_score_row(metric, difference, widest[metric.kind] or 1.0) for difference in metric.differences]
         found.append(
             Answer(
                 metric=metric,

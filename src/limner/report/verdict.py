@@ -11,7 +11,7 @@ def verdict(scores: Scores, arm: str) -> list[str]:
     paragraphs = (
         (_likeness(scores, arm),),
         (_class_kept(scores, arm), _drift(scores, arm)),
-        (_prompt(scores, arm), _colour_alone(scores, arm), _copies(scores, arm)),
+        (_prompt(scores, arm), _colour_alone(scores, arm), _background_alone(scores, arm), _copies(scores, arm)),
     )
     return [" ".join(filter(None, sentences)) for sentences in paragraphs if any(sentences)]
 
@@ -88,6 +88,17 @@ def _colour_alone(scores: Scores, arm: str) -> str:
         return (
             "Only the colours came nearer to the subject: the colour histogram sees a gain that the encoder does not."
         )
+    return ""
+
+
+def _background_alone(scores: Scores, arm: str) -> str:
+    """Return a warning where the whole picture came nearer to the subject and what is inside the masks did not."""
+    whole, masked = scores.find("subject_fidelity"), scores.find("masked_fidelity")
+    if whole is None or masked is None:
+        return ""
+    by_whole, by_masked = (m.difference(arm, scores.design.arms[0]).finding for m in (whole, masked))
+    if by_whole == "better" and by_masked in ("no difference", "worse"):
+        return "Inside the masks it came no nearer to the subject: look for copied backgrounds."
     return ""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,54 @@ from limner.rundir import read_json
 from limner.train.loop import Training
 
 TENSORS, NUMBERS = "state.safetensors", "state.json"
+BESIDE_BYTES = 2**29
+"""A state up to this size is copied and written while the training goes on; a larger one is written in between."""
 
 
-def save_checkpoint(
-    training: Training,
+@dataclass(frozen=True)
+class State:
+    """The state of a training between two steps, all of it finite."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    """The training's own, which its next step changes, or copies of them."""
+    numbers: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """How large the tensors are."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def copied(self) -> State:
+        """Return the same with copies of the tensors, on the CPU: the training may go on."""
+        return replace(self, tensors={name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()})
+
+
+def take_state(training: Training) -> State:
+    """Return the training's state.
+
+    Raises:
+        Guarded: weights or averages are not finite; such a checkpoint is never written.
+    """
+    tensors, numbers = training.state()
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not torch.nn.utils.get_total_norm(list(floats.values())).isfinite():  # or only too large to be squared
+        broken = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+        if broken:
+            raise Guarded(
+                f"step {training.index}: {broken[0]} is not finite, and such a checkpoint is never written.",
+                "Go on from the checkpoint before, with a lower learning rate.",
+            )
+    return State(training.index, tensors, numbers)
+
+
+def save_checkpoint(training: Training, folder: Path, *, keep: int, **more: Any) -> Path:
+    """Take the training's state and write it: see `take_state` and `write_checkpoint`."""
+    return write_checkpoint(take_state(training), folder, keep=keep, **more)
+
+
+def write_checkpoint(
+    state: State,
     folder: Path,
     *,
     keep: int,
@@ -29,27 +74,19 @@ def save_checkpoint(
     validation_loss: float | None = None,
     keep_best: bool = False,
 ) -> Path:
-    """Write the training's state under `folder`, delete what is not among the newest `keep`, and return its path.
+    """Write a state under `folder`, delete what is not among the newest `keep`, and return its path.
 
     With `keep_best` the one of the lowest validation loss stays too. `made_with` is kept beside the state, for whoever
     goes on from it: see `read_made_with`. The folder appears under its name only when it is complete and on the disk.
-    Weights that are not finite are never written.
     """
-    tensors, numbers = training.state()
-    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
-    if broken:
-        raise Guarded(
-            f"step {training.index}: {broken[0]} is not finite, and such a checkpoint is never written.",
-            "Go on from the checkpoint before, with a lower learning rate.",
-        )
-    path = checkpoint_of(folder, training.index)
+    path = checkpoint_of(folder, state.step)
     with replacing(path) as new:
         new.mkdir()
-        save_file(tensors, str(new / TENSORS))
-        numbers |= {"made_with": dict(made_with or {}), "validation_loss": validation_loss}
+        save_file(state.tensors, str(new / TENSORS))
+        numbers = {**state.numbers, "made_with": dict(made_with or {}), "validation_loss": validation_loss}
         sums = {TENSORS: sha256_of(new / TENSORS), NUMBERS: sum_of(numbers)}
         (new / NUMBERS).write_text(json.dumps({**numbers, "sha256": sums}, indent=1), encoding="utf-8")
-    _rotate(folder, training.index, keep, keep_best)
+    _rotate(folder, state.step, keep, keep_best)
     return path
 
 
@@ -142,11 +179,6 @@ def _damage_of(path: Path) -> str:
     if sums.get(NUMBERS) != sum_of(numbers):
         return f"{NUMBERS} is not what was written"
     return "" if sha256_of(path / TENSORS) == sums[TENSORS] else "its checksum differs"
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Tell whether every value is finite; a sum that is finite says so at once, one that is not may be too large."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def sum_of(numbers: Mapping[str, Any]) -> str:

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers import CLIPModel
 
 from limner.errors import UserError
 from limner.evaluate.images import load_pixels
@@ -15,6 +13,7 @@ from limner.metrics.colour_histogram import ColourHistogram
 from limner.metrics.image_text import ImageText
 from limner.metrics.lite0 import Lite0
 from limner.metrics.similarity import cosines
+from tests.encoders import make_clip
 
 
 def plain(colour: tuple[float, float, float], side: int = 16) -> torch.Tensor:
@@ -80,30 +79,7 @@ def test_lite0_tells_the_shipped_subjects_apart_where_colours_do_not(root: Path)
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a small CLIP with random weights, as people keep one on disk."""
-    folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    vocabulary = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer.from_pretrained(folder, model_max_length=12).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=52,
-        eos_token_id=53,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
-    CLIPModel(config).save_pretrained(folder)
-    return folder
+    return make_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_an_image_text_encoder_is_what_transformers_computes(clip_folder: Path) -> None:
@@ -111,7 +87,10 @@ def test_an_image_text_encoder_is_what_transformers_computes(clip_folder: Path) 
     model = CLIPModel.from_pretrained(clip_folder).eval()
     pixels = torch.rand(3, 3, 32, 32) * 2 - 1
     pictures = ((pixels + 1) * 127.5).round() / 255
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (encode.processor.image_mean, encode.processor.image_std))
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1)
+        for v in (encode.preprocessing.processor.image_mean, encode.preprocessing.processor.image_std)
+    )
     with torch.inference_mode():
         by_hand = model.get_image_features(pixel_values=(pictures - mean) / std).pooler_output
         tokens = encode.tokenizer("a red cat", return_tensors="pt")

@@ -9,7 +9,10 @@ from limner.metrics.similarity import (
     cosines,
     distance_within_groups,
     drift,
+    foreground_cosine,
+    is_nearest,
     leave_one_out,
+    leave_one_out_rate,
     mean_cosine,
     nearest_cosine,
     paired_cosine,
@@ -81,3 +84,29 @@ def test_random_directions_have_the_known_spread() -> None:
     found = cosines(torch.randn(300, 64), torch.randn(300, 64))
     assert float(found.mean()) == pytest.approx(0, abs=0.005)
     assert float(found.var()) == pytest.approx(1 / 64, rel=0.05)
+
+
+def test_only_the_foreground_counts_and_wherever_it_is() -> None:
+    subject, scenery, elsewhere = torch.randn(3, 16), torch.randn(9, 16), torch.randn(9, 16)
+    moved = torch.cat([elsewhere[:5], subject.flip(0) * 2, elsewhere[5:]])
+    copied_background = torch.cat([scenery, torch.randn(3, 16)])
+    found = foreground_cosine(torch.stack([torch.cat([subject, scenery]), moved, copied_background]), [subject])
+    assert found.shape == (3, 1)
+    assert torch.allclose(found[:2, 0], torch.ones(2).double(), atol=1e-6)
+    assert found[2, 0] < 0.8
+
+
+def test_a_foreground_is_found_patch_by_patch() -> None:
+    patches = torch.stack([rows(EAST, NORTH), rows(WEST, NORTH_EAST)])
+    found = foreground_cosine(patches, [rows(EAST), rows(EAST, WEST)])
+    half = math.sqrt(0.5)
+    assert torch.allclose(found, torch.tensor([[1.0, 0.5], [half, (half + 1) / 2]]).double(), atol=1e-6)
+
+
+def test_the_nearest_set_is_that_of_the_highest_mean() -> None:
+    own, others = rows(EAST, NORTH), [rows(WEST), rows(NORTH)]
+    assert is_nearest(rows(EAST, WEST, NORTH, NORTH_EAST), own, others).tolist() == [1, 0, 0, 0]  # the last is a tie
+
+
+def test_real_pictures_are_recognised_by_the_others_of_their_set() -> None:
+    assert leave_one_out_rate(rows(EAST, EAST, NORTH), [rows(NORTH)]) == pytest.approx(2 / 3)

@@ -57,6 +57,12 @@ def test_the_page_is_whole_and_loads_nothing(made: tuple[RunDir, Scores, str]) -
     assert not re.search(r"url\((?!data:)|@import|https?://", re.sub(r"data:[^\"')]*", "", made[2]))
 
 
+def test_what_was_not_measured_is_said_with_the_way_to_it(made: tuple[RunDir, Scores, str]) -> None:
+    _, _, said = made[2].partition("What was not measured, and why")
+    assert "identification.colour_histogram</code>: there are no pictures of other subjects" in said
+    assert "evaluation.distractors=FOLDER" in said
+
+
 def test_every_link_leads_to_a_place_on_the_page(made: tuple[RunDir, Scores, str]) -> None:
     page = Page(made[2])
     missing = {a[1:] for a in page.addresses if a.startswith("#")} - page.ids

@@ -207,6 +207,15 @@ def test_what_is_the_same_and_what_is_open_are_told_apart() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("masked", "is_said"), [("no difference", True), ("worse", True), ("better", False), ("not conclusive", False)]
+)
+def test_a_gain_outside_the_masks_alone_is_called_that(masked: Finding, is_said: bool) -> None:
+    found = scores(metric("subject_fidelity", 0.5, 0.7, "better"), metric("masked_fidelity", 0.5, 0.5, masked))
+    said = any("look for copied backgrounds" in text for text in verdict(found, "tuned"))
+    assert said == is_said
+
+
 def test_a_gain_in_colour_beside_an_open_answer_is_no_warning() -> None:
     found = scores(
         metric("subject_fidelity", 0.5, 0.6, "not conclusive"),

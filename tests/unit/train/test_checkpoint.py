@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.lora import LoRA
-from limner.errors import Guarded, UserError
+from limner.errors import Guarded, Unwritable, UserError
 from limner.families.family import Family
 from limner.objectives import Denoising
+from limner.recipe import Checkpoint, Recipe
+from limner.rundir import RunDir
+from limner.stepping import Checkpoints, Spared
 from limner.train.checkpoint import best_checkpoint, complete_checkpoints, newest_checkpoint, save_checkpoint
 from limner.train.loop import Slot, Training
 from limner.train.optimizer import AdamW
 from tests.pipeline.drawn import Drawn
+from tests.pipeline.lines import Lines
 
 
 @pytest.fixture
@@ -92,3 +97,39 @@ def test_the_size_of_the_state_is_known_before_the_first_step(training: Training
     header = 8 + int.from_bytes((path / "state.safetensors").read_bytes()[:8], "little")
     assert foretold == pytest.approx(real - header, rel=0.01)
     assert json.loads((path / "state.json").read_text())["step"] == steps + 1
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_what_is_written_is_the_state_of_its_step_whatever_the_training_does_meanwhile(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    monkeypatch.setattr("limner.stepping.BESIDE_BYTES", 2**29 if beside else 0)
+    watch, folder = Lines(), RunDir(tmp_path)
+    checkpoints = Checkpoints(folder, Recipe(checkpoint=Checkpoint(keep=3)), training, Spared(watch))
+    expected: list[bytes] = []
+    for _ in range(3):
+        training.step()
+        training.index += 10
+        expected.append(Path(save_checkpoint(training, tmp_path / "plain", keep=1), "state.safetensors").read_bytes())
+        checkpoints.begin()
+        for parameter in training.parameters[0].values():
+            parameter.detach().add_(1)
+    checkpoints.close()
+    written = [path / "state.safetensors" for path in complete_checkpoints(folder.checkpoints)]
+    same = [same_tensors(load(f.read_bytes()), load(data)) for f, data in zip(written, expected, strict=True)]
+    assert same == [True] * 3
+    monkeypatch.setattr("limner.stepping.write_checkpoint", refuse)
+    checkpoints = Checkpoints(folder, Recipe(), training, Spared(watch))
+    for _ in range(2):
+        checkpoints.begin()
+        checkpoints.finish()
+    checkpoints.close()
+    assert watch.said == ["no room. Make some. The training goes on, and the next checkpoint is tried again."]
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise Unwritable("no room.", "Make some.")

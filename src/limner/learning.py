@@ -1,0 +1,28 @@
+"""What learns: the recipe's adapter on a base, in a training that is ready to begin."""
+
+from __future__ import annotations
+
+from limner.adapters.adapter import SlotSettings
+from limner.families.family import Family
+from limner.prepare.check import Checked
+from limner.prepare.words import words_of
+from limner.recipe import Recipe
+from limner.train.loop import Slot, Training
+from limner.types import Source
+
+
+def make_training(family: Family, recipe: Recipe, checked: Checked, source: Source, steps: int) -> Training:
+    """Attach the recipe's adapter and return its training: what a run does, and what a plan traces without weights.
+
+    With `unload` the parts of the base that it does not need are put aside.
+    """
+    words = words_of(checked, recipe.pictures)
+    adapter = recipe.adapter.attach(family, [SlotSettings(recipe.seed, words=words)])
+    if recipe.gradient_checkpointing:
+        family.unet.enable_gradient_checkpointing()
+    if recipe.unload:
+        family.put_aside("vae", *(() if adapter.learns_text else family.encoders))
+    rates = recipe.adapter.rates(recipe.learning_rate)
+    slot = Slot("subject", source, recipe.seed, steps, recipe.learning_rate, rates)
+    return Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
+                    accumulate=recipe.accumulate, ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip

@@ -1,0 +1,90 @@
+"""Parts of the base that training does not need are put aside: less memory, the same run bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from limner import run
+from limner.errors import UserError
+from limner.families.family import Family
+from limner.families.load import fingerprints, load
+from limner.families.source import ASSETS
+from limner.rundir import RunDir
+from limner.train.trace import BLOCK_BYTES
+from tests.pipeline.test_plan import planned
+
+CRITTER = ASSETS / "demo" / "critter"
+
+
+def train(base: Path, folder: Path, recipe: str, **more: Any) -> RunDir:
+    settings = {"base": str(base), "steps": 3, "batch": 2, "pictures.class_noun": "critter", "prior.enabled": False,
+                "checkpoint.every_steps": 2, "preview.every_steps": 2, "preview.images": 1, "ema.decay": 0.5,
+                "generation.num_inference_steps": 2, "optimizer.warmup_steps": 0, **more}  # fmt: skip
+    return run.train(CRITTER, recipe=recipe, settings=settings, run=folder)
+
+
+def content(folder: RunDir) -> dict[str, bytes]:
+    """Return the bytes of the pictures drawn meanwhile, of the checkpoints' weights and of the model that is saved."""
+    files = [*folder.previews.rglob("*.png"), *folder.checkpoints.rglob("*.safetensors"), *folder.model.rglob("*.s*")]
+    return {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("recipe", ["lora", "dreambooth"])
+def test_a_run_that_puts_parts_aside_is_the_same_run(random_base: Path, tmp_path: Path, recipe: str) -> None:
+    plain = train(random_base, tmp_path / "plain", recipe)
+    lean = train(random_base, tmp_path / "lean", recipe, unload=True)
+    assert content(lean) == content(plain)
+    assert {file.suffix for file in map(Path, content(lean))} >= {".png", ".safetensors"}
+    if recipe == "lora":
+        run.resume(lean.path, settings={"steps": 4, "unload": False})
+
+
+def test_what_is_put_aside_has_no_memory_and_comes_back_bit_for_bit(family: Family) -> None:
+    before = fingerprints(family)
+    family.put_aside("vae", "text_encoder")
+    held = [weight.untyped_storage().nbytes() for part in family.aside for weight in family.parts[part].parameters()]
+    assert len(held) > 20
+    assert not any(held)
+    with pytest.raises(RuntimeError):
+        family.decode(torch.zeros(1, 4, 16, 16))
+    with family.whole():
+        assert fingerprints(family) == before
+        assert not family.aside
+    assert family.aside == {"vae", "text_encoder"}
+    with family.whole(), family.whole():
+        family.decode(torch.zeros(1, 4, 16, 16))
+
+
+def test_files_that_changed_meanwhile_are_not_taken_for_the_base(random_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(random_base, tmp_path / "base"))
+    family = load(str(base), dtype=torch.float32, device="cpu")
+    family.put_aside("vae")
+    file = next((base / "vae").glob("*.safetensors"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(UserError, match="its files have changed since it was loaded"), family.whole():
+        pass
+    shutil.rmtree(base / "vae")
+    with pytest.raises(UserError, match="its files have changed since it was loaded"), family.whole():
+        pass
+
+
+@pytest.mark.parametrize("recipe", ["lora", "textual-inversion"])
+def test_the_plan_knows_what_is_put_aside(random_base: Path, recipe: str) -> None:
+    found = planned(CRITTER, random_base, recipe=recipe, preview__every_steps=2, unload=True)
+    weights = {work.name: work.weights_bytes for work in found.phases}
+    sizes = {file.parent.name: in_blocks(file) for file in random_base.rglob("*.safetensors")}
+    needed = sizes["unet"] + (0 if recipe == "lora" else sizes["text_encoder"])
+    assert weights["train"] == weights["save"] == needed
+    assert weights["load"] == weights["preview"] == weights["draw"] == sum(sizes.values())
+
+
+def in_blocks(file: Path) -> int:
+    """Return what a file's tensors take in memory that is given in blocks."""
+    return sum(-(-tensor.nbytes // BLOCK_BYTES) * BLOCK_BYTES for tensor in load_file(file).values())
