@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def make_random_base(folder: Path) -> Path:
@@ -11,7 +12,7 @@ def make_random_base(folder: Path) -> Path:
     64-pixel pictures, 16 x 16 latents, v-prediction; its tokenizer is the embedded base's.
     """
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from limner.families.source import ASSETS
@@ -30,16 +31,24 @@ def make_random_base(folder: Path) -> Path:
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         norm_num_groups=8,
     )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=4, sample_size=64,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type="v_prediction",
-    )  # fmt: skip
+    vae, scheduler = make_vae_and_scheduler(scaling_factor=0.18215)
     StableDiffusionPipeline(
         vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
         feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def make_vae_and_scheduler(scaling_factor: float) -> tuple[Any, Any]:
+    """Return a VAE of 64-pixel pictures and 16 x 16 latents with random weights, and a schedule of v-prediction."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=4, sample_size=64,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, scaling_factor=scaling_factor,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="v_prediction",
+    )  # fmt: skip
+    return vae, scheduler

@@ -7,16 +7,12 @@ from typing import Any
 
 import torch
 
+from tests.random_base import make_vae_and_scheduler
+
 
 def make_random_xl(folder: Path, *, refiner: bool = False, tokenizer: Path) -> Path:
     """Write a model of 64-pixel pictures and 16 x 16 latents that predicts v; return its folder."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionXLImg2ImgPipeline,
-        StableDiffusionXLPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(1 if refiner else 0)
@@ -37,14 +33,7 @@ def make_random_xl(folder: Path, *, refiner: bool = False, tokenizer: Path) -> P
         addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=24 + 8 * (5 if refiner else 6),
     )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, norm_num_groups=4, sample_size=64,
-        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, scaling_factor=0.13025,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type="v_prediction",
-    )  # fmt: skip
+    vae, scheduler = make_vae_and_scheduler(scaling_factor=0.13025)
     parts: dict[str, Any] = {
         "vae": vae, "unet": unet, "scheduler": scheduler, "text_encoder_2": two, "tokenizer_2": second,
         "text_encoder": None if refiner else one, "tokenizer": None if refiner else first,

@@ -14,6 +14,7 @@ from limner.families.family import refuse_pure_noise
 from limner.families.recognise import recognise, refuse_unsupported
 from limner.generate.draw import require_multiple
 from limner.recipe import Recipe
+from limner.refining import check_partner
 from limner.spec import Spec
 from limner.train.trackers import require_trackers
 
@@ -48,11 +49,16 @@ def check_settings(
     _check_checkpoint(recipe)
     require_trackers(recipe.tracking)
     idle = dict(without_effect(recipe, class_pictures=class_pictures))
-    for name in given or {}:
-        if name in idle:
-            raise UserError(f"{name}: has no effect, because {idle[name]}.", "Leave it out, or change the other.")
+    refuse_idle(given or {}, idle)
     written = set(_written(recipe)) if own_file else set[str]()
     return [f"{name} has no effect, because {why}" for name, why in idle.items() if name in written]
+
+
+def refuse_idle(given: Mapping[str, Any], idle: Mapping[str, str]) -> None:
+    """Refuse settings of the command line that do nothing beside the others; `idle` says why, by name."""
+    for name in given:
+        if name in idle:
+            raise UserError(f"{name}: has no effect, because {idle[name]}.", "Leave it out, or change the other.")
 
 
 def require_use(given: Mapping[str, Any], sections: tuple[str, ...], verb: str) -> None:
@@ -93,7 +99,12 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
         (
             recipe.generation.guidance_scale == 1,
             "generation.guidance_scale is 1, which is off",
-            "generation.negative_prompt",
+            "generation.negative_prompt generation.negative_aesthetic_score",
+        ),
+        (
+            not recipe.generation.partner[1],
+            "neither generation.refiner nor generation.begun_by is set",
+            "generation.handover generation.aesthetic_score generation.negative_aesthetic_score",
         ),
         (
             not recipe.evaluation.class_prompts and not recipe.evaluation.other_prompts,
@@ -197,6 +208,7 @@ def check_base(recipe: Recipe) -> None:
     base, asked = recognise(recipe.base), recipe.objective
     refuse_unsupported(base)
     require_multiple(recipe.resolution, base.size_step_px)
+    check_partner(recipe)
     predicts = base.prediction_type if asked.prediction_type == "base" else asked.prediction_type
     if asked.zero_terminal_snr:
         refuse_pure_noise(recipe.base, predicts)

@@ -17,6 +17,7 @@ from limner.generate.faults import tell_faults
 from limner.pictures.cache import default_cache
 from limner.prepare.check import Checked, check_class_pictures
 from limner.recipe import Recipe
+from limner.refining import check_partner, load_partner, require_beginning
 from limner.result import attach_result, require_result, result_hash
 from limner.rundir import RunDir, read_json
 from limner.seeds import seed_of
@@ -49,22 +50,34 @@ def follow_objective(family: Family, recipe: Recipe) -> None:
 def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
     """Draw the evaluation's prompts with the base and with what was trained: same prompts, seeds and settings.
 
-    The base's pictures are kept in the cache, so that several runs on one base draw them once.
+    The base's pictures are kept in the cache, so that several runs on one base draw them once. A refiner, or the base
+    that begins where the run's is a refiner, draws on both sides.
     """
     require_result(folder)
     if recipe.pictures.subjects:
         message = f"{folder.path}: holds several subjects, and the comparison is made for one at a time."
         raise UserError(message, "Draw each with: limner generate RUN --prompt ...")
+    check_partner(recipe)
+    require_beginning(recipe, str(folder.path))
     family = load_base(recipe, watch)
+    load_partner(family, recipe, watch)
     requests = recipe.evaluation.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
     named: dict[str, Any] = {
         "sampling": recipe.generation, "resolution_px": check_resolution(family, recipe.resolution),
         "progress": watch.progress, "replace": True,
     }  # fmt: skip
-    about = {"base": recipe.base, "identity": family.identity, "strength": 1.0}
+    refiner, begun_by = family.refiner, family.begun_by
+    identity, others = dict(family.identity), dict[str, str]()
+    if partner := refiner or begun_by:
+        (setting, name), others = recipe.generation.partner, partner.identity
+        folder.update_provenance(**{setting: {"name": name, "identity": others}})
+    if begun_by:  # part of what runs must have in common to be compared
+        identity |= {f"begun_by {part}": digest for part, digest in others.items()}
+    about = {"base": recipe.base, "identity": identity, "strength": 1.0}
     untouched = {**about, "arm": "base", "adapter": None, "adapter_sha256": None}
-    key = seed_of("comparison", *family.identity.values(), recipe.base, recipe.generation.model_dump_json(),
-                  str(family.scheduler_config), named["resolution_px"], str(requests))  # fmt: skip
+    key = seed_of("comparison", *family.identity.values(), *others.values(), recipe.base,
+                  recipe.generation.model_dump_json(), str(family.scheduler_config), named["resolution_px"],
+                  str(requests))  # fmt: skip
     kept = default_cache() / "base-pictures" / f"{key:016x}"
     with watch.phase("draw base"), folder.timed("draw base"):
         say_faults(draw(family, requests, kept, about=untouched, **named), "base", watch)
@@ -73,6 +86,7 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
     if folder.model.is_dir():
         del family
         family = load_base(recipe, watch, model=folder.model)
+        family.refiner, family.begun_by = refiner, begun_by
     else:
         attached = attach_result(family, folder)
         follow_objective(family, recipe)
@@ -105,12 +119,14 @@ def class_pictures(
     """Return the class pictures of prior preservation: the user's, or drawn by the base and kept in the cache."""
     if given is None:
         prompt = recipe.prior.caption(recipe.pictures)
-        key = f"{seed_of(*family.identity.values(), prompt, resolution_px, recipe.generation.model_dump_json()):016x}"
+        sampling, begun_by = recipe.generation.alone(), family.begun_by
+        models = (*family.identity.values(), *(begun_by.identity.values() if begun_by else ()))
+        key = f"{seed_of(*models, prompt, resolution_px, sampling.model_dump_json()):016x}"
         given = default_cache() / "class-pictures" / key
         requests = requests_for("class", [(prompt, prompt)], range(recipe.prior.count))
         with watch.phase("class pictures"), folder.timed("class pictures"):
             made = draw(
-                family, requests, given, sampling=recipe.generation, resolution_px=resolution_px, replace=True,
+                family, requests, given, sampling=sampling, resolution_px=resolution_px, replace=True,
                 about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress,
             )  # fmt: skip
         wrong = tell_faults(made, "class pictures", tuned=False)
@@ -127,7 +143,9 @@ def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[
     prompt = recipe.preview.prompt.replace("{subject}", subject)
     requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
     with family.whole():
-        made = draw(family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation, replace=True,
-                    about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
-                    resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+        made = draw(
+            family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation.alone(), replace=True,
+            about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
+            resolution_px=check_resolution(family, recipe.resolution),
+        )  # fmt: skip
     return made.parent, tell_faults(made, f"preview at step {step}", tuned=True)

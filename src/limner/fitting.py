@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
@@ -167,10 +168,12 @@ def _ran_out(recipe: Recipe, checked: Checked, at: Place, budget: int | None) ->
 
 def _may_be_tight(recipe: Recipe, budget: int) -> bool:
     """Return whether it is worth the seconds to plan: the base is large beside the memory."""
-    path = locate(recipe.base)
-    if path is None:
-        return True
-    files = [path] if path.is_file() else list(recognise(recipe.base).path.rglob("*.safetensors"))
+    files: list[Path] = []
+    for name in filter(None, (recipe.base, recipe.generation.partner[1])):
+        path = locate(name)
+        if path is None:
+            return True
+        files += [path] if path.is_file() else recognise(name).path.rglob("*.safetensors")
     return TIGHT * sum(file.stat().st_size for file in files) > budget
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limner.adapters.full import Full
 from limner.drawing import follow_objective
 from limner.families.family import Family, rows_together
 from limner.families.load import sketch
-from limner.generate.draw import check_resolution
+from limner.generate.draw import check_resolution, steps_around_handover
 from limner.learning import make_training
 from limner.machine import Place
 from limner.pictures.fit import Size
@@ -129,12 +130,12 @@ class _Run:
     checkpoint_bytes: int = 0
     result_bytes: int = 0
     part_bytes: dict[str, int] = field(default_factory=dict[str, int])
+    """Weights of the base by part, and of the model that draws together with it where that is there."""
 
     def __post_init__(self) -> None:
         for part, module in self.family.parts.items():
             before = self.trace.live_bytes
-            for weight in module.state_dict().values():
-                self.trace.hold(weight)
+            self._hold(module)
             self.part_bytes[part] = self.trace.live_bytes - before
         self.resolution_px = check_resolution(self.family, self.recipe.resolution)
         follow_objective(self.family, self.recipe)
@@ -146,49 +147,74 @@ class _Run:
 
     def phases(self) -> Iterator[Work]:
         """Yield every phase of the run."""
-        sampling, prior = self.recipe.generation, self.recipe.prior
-        yield self._load()
-        drawing = self._drawing(sampling.batch)
-        if prior.active:
-            yield self._drawn("class pictures", drawing, prior.count / sampling.batch)
-        yield self._prepare()
-        requests = self.recipe.evaluation.requests("token", "noun")
-        draw = self._drawn("draw", drawing, 2 * len(requests) / sampling.batch)
-        some = self.recipe.model_copy(update={"accumulate": min(2, self.recipe.accumulate)})  # a third adds nothing
-        training = make_training(self.family, some, self.checked, _Examples(self._batch()), self.steps)
-        yield self._train(training)
-        if self.recipe.preview.every_steps:
-            batch = min(sampling.batch, self.recipe.preview.images)
-            previews = self.steps // self.recipe.preview.every_steps * self.recipe.preview.images
-            with self.family.whole():
-                yield self._drawn("preview", self._drawing(batch), previews / batch)
-        yield self._save(training)
-        yield draw
+        sampling, prior, preview = self.recipe.generation, self.recipe.prior, self.recipe.preview
+        with self._together(bool(sampling.refiner or sampling.begun_by)):
+            draw = self._drawn("draw", sampling.batch, 2 * len(self.recipe.evaluation.requests("token", "noun")))
+        begun = bool(sampling.begun_by and (preview.every_steps or prior.active))
+        with self._together(begun):
+            yield Work("load", self.weights_bytes, 0, 0, 0)
+            if prior.active:
+                yield self._drawn("class pictures", sampling.batch, prior.count)
+            yield self._prepare()
+        with self._together(begun and preview.every_steps > 0):
+            some = self.recipe.model_copy(update={"accumulate": min(2, self.recipe.accumulate)})  # a third adds nothing
+            training = make_training(self.family, some, self.checked, _Examples(self._batch()), self.steps)
+            yield self._train(training)
+            if preview.every_steps:
+                previews = self.steps // preview.every_steps * preview.images
+                with self.family.whole():
+                    yield self._drawn("preview", min(sampling.batch, preview.images), previews)
+            yield self._save(training)
+        if sampling.begun_by or self.family.kind != "sdxl-refiner":  # which draws nothing alone
+            yield draw
 
-    def _load(self) -> Work:
-        return Work("load", self.weights_bytes, 0, 0, 0)
+    def _hold(self, module: nn.Module) -> None:
+        """Count a module's weights as long as it is there."""
+        for weight in module.state_dict().values():
+            self.trace.hold(weight)
+
+    @contextmanager
+    def _together(self, needed: bool) -> Iterator[None]:
+        """Within this block the model that draws together with the base is there, if it is needed."""
+        if not needed:
+            yield
+            return
+        before, (setting, name) = self.trace.live_bytes, self.recipe.generation.partner
+        partner = sketch(name, dtype=self.at.dtype)
+        for module in partner.parts.values():
+            self._hold(module)
+        setattr(self.family, setting, partner)
+        del partner
+        self.part_bytes[setting] = self.trace.live_bytes - before
+        yield
+        setattr(self.family, setting, None)
+        del self.part_bytes[setting]
 
     @torch.no_grad()
-    def _drawing(self, batch: int) -> list[Cost]:
-        """Return the costs of one denoising step of a batch, and of decoding it."""
-        guided = 2 if self.recipe.generation.guidance_scale > 1 else 1
-        side = self.resolution_px // self.family.pixels_per_latent
-        latents = torch.zeros(
-            batch, self.family.unet.config.in_channels, side, side, dtype=self.at.dtype, device="meta"
-        )
-        texts = self.family.encode_text([""] * guided * batch)
-        with self.trace.measuring() as step:
-            self.family.predict(
-                torch.cat([latents] * guided), torch.zeros(guided * batch, dtype=torch.int64, device="meta"), texts
-            )
+    def _drawn(self, name: str, batch: int, pictures: int) -> Work:
+        """Draw a batch: a denoising step of each model that takes part, and the decoding."""
+        sampling, times = self.recipe.generation, ceil(pictures / batch)
+        first, last = self.family.begun_by or self.family, self.family.refiner or self.family
+        shares = [(first, sampling.num_inference_steps)]
+        if first is not last:
+            before, after = (steps_around_handover(sampling, one.scheduler_config) for one in (first, last))
+            shares = [(first, before[0]), (last, after[1])]
+        costs = [(self._denoising(family, batch), times * steps) for family, steps in shares]
         with self.trace.measuring() as decoding:
-            self.family.decode(latents)
-        return [step, decoding]
+            last.decode(self._latents(last, batch))
+        return self._work(name, *costs, (decoding, times))
 
-    def _drawn(self, name: str, costs: list[Cost], times: float | int) -> Work:
-        step, decoding = costs
-        steps = self.recipe.generation.num_inference_steps
-        return self._work(name, (step, ceil(times) * steps), (decoding, ceil(times)))
+    def _denoising(self, family: Family, batch: int) -> Cost:
+        """Return the cost of one denoising step of a batch."""
+        rows = batch * (2 if self.recipe.generation.guidance_scale > 1 else 1)
+        latents, texts = self._latents(family, rows), family.encode_text([""] * rows)
+        with self.trace.measuring() as step:
+            family.predict(latents, torch.zeros(rows, dtype=torch.int64, device="meta"), texts)
+        return step
+
+    def _latents(self, family: Family, rows: int) -> Tensor:
+        side = self.resolution_px // family.pixels_per_latent
+        return torch.zeros(rows, family.unet.config.in_channels, side, side, dtype=self.at.dtype, device="meta")
 
     def _prepare(self) -> Work:
         """Encode a batch of pictures of the largest shape, and the longest caption."""

@@ -29,8 +29,9 @@ class Denoising(Spec):
     timesteps: Literal["uniform", "logit_normal", "high_noise"] = "uniform"
     """Which timesteps are trained how often: all alike; the middle most (arXiv:2403.03206); or mostly noisy ones, where
     composition and style are decided (1 - u^3)."""
-    timestep_range: tuple[float, float] = (0.0, 1.0)
-    """Train only this part of the noise, from clean 0 to pure noise 1."""
+    timestep_range: tuple[float, float] | None = None
+    """Train only this part of the noise, from clean 0 to pure noise 1. None takes what the base is made for: all of it,
+    [0, 1]; of SDXL's refiner [0, 0.2]."""
     prediction_type: Literal["base", "epsilon", "v_prediction"] = "base"
     """What the UNet predicts: what the base does, or another that it has to learn (only with adapter.kind=full)."""
     zero_terminal_snr: bool = False
@@ -38,16 +39,23 @@ class Denoising(Spec):
 
     @field_validator("timestep_range")
     @classmethod
-    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+    def _ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is None:
+            return value
         if not 0 <= value[0] < value[1] <= 1:
             raise ValueError(f"must be two numbers 0 <= from < to <= 1, not {list(value)}")
         if value[1] - value[0] < 0.002:
             raise ValueError(f"holds no timestep; {list(value)} must be 0.002 wide or more")
         return value
 
+    @property
+    def trained(self) -> tuple[float, float]:
+        """Return the part of the noise that is trained, from clean 0 to pure noise 1."""
+        return self.timestep_range or (0.0, 1.0)
+
     def draw_timesteps(self, rows: int, num_train_timesteps: int, draws: torch.Generator) -> Timesteps:
         """Return a training timestep per row."""
-        low, high = (round(edge * num_train_timesteps) for edge in self.timestep_range)
+        low, high = (round(edge * num_train_timesteps) for edge in self.trained)
         if self.timesteps == "uniform":
             return torch.randint(low, high, (rows,), generator=draws)
         if self.timesteps == "logit_normal":

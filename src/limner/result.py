@@ -14,7 +14,7 @@ from limner.adapters.full import Full, FullWeights
 from limner.adapters.lora import LoRA, StackedLoRA, attach_lora
 from limner.adapters.peft import Peft, PeftLayers, attach_peft
 from limner.adapters.pivotal import Pivotal, Together
-from limner.adapters.textual_inversion import LearnedWords, attach_words
+from limner.adapters.textual_inversion import LearnedWords, attach_words, table_of
 from limner.errors import UserError
 from limner.export.diffusers_folder import write_diffusers_folder
 from limner.export.diffusers_lora import read_lora, write_lora
@@ -23,7 +23,8 @@ from limner.export.peft_adapter import SPEC, read_peft, write_peft
 from limner.export.single_file import write_single_file
 from limner.export.tensors import read_tensors
 from limner.families.family import Family
-from limner.families.foreign import check_lora_family
+from limner.families.foreign import check_lora_family, lora_width
+from limner.families.weights import read_header
 from limner.files import bytes_of, passing, sha256_of
 from limner.recipe import Recipe
 from limner.rundir import RunDir
@@ -115,15 +116,30 @@ def attach_result(family: Family, folder: RunDir) -> list[Attached]:
     words = dict(read_embedding(file) for file in folder.embeddings())
     if words:
         attached.append(attach_words(family, words))
+        if family.refiner and _reads_alike(family, family.refiner):
+            attached.append(attach_words(family.refiner, words))
     return attached
 
 
+def _reads_alike(family: Family, refiner: Family) -> bool:
+    """Tell whether the refiner's text encoder is the base's second one, so that a learned word means the same to it."""
+    own, other = (table_of(one.encoders["text_encoder_2"].model).weight for one in (family, refiner))
+    return torch.equal(own, other)
+
+
 def attach_file(family: Family, path: Path, strength: float) -> Attached:
-    """Attach a LoRA's file, or that of one of peft's methods, at a strength."""
+    """Attach a LoRA's file, or that of one of peft's methods, at a strength.
+
+    One that was trained on the model which draws together with the family (the refiner) is attached to that.
+    """
+    partner = family.refiner or family.begun_by
     if SPEC in read_tensors(path)[1]:
-        spec, tensors, _ = read_peft(path)
+        spec, tensors, about = read_peft(path)
+        family = partner if partner and about.get("family") == partner.kind else family
         adapter = attach_peft(family, spec, tensors)
     else:
+        width = lora_width(read_header(path))
+        family = partner if partner and width == partner.unet.config.cross_attention_dim else family
         check_lora_family(path, family.unet.config.cross_attention_dim)
         adapter = attach_lora(family.modules, read_lora(path)[0])
     adapter.set_strength(strength)

@@ -23,7 +23,7 @@ from limner.train.loop import Training
 from limner.watch import Watch
 
 MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "unload", "pictures.workers", "checkpoint", "preview", "evaluation",
-              "tracking")  # fmt: skip
+              "generation.refiner", "generation.begun_by", "tracking")  # fmt: skip
 """Settings and sections that may differ from the checkpoint's; of the base only the name, not the weights."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from limner import machine
-from limner.conflicts import check_base, check_settings, require_use
+from limner.conflicts import check_base, check_settings, refuse_idle, require_use, without_effect
 from limner.drawing import draw_comparison, follow_objective, load_base, say_faults
 from limner.errors import UserError
 from limner.export.tensors import read_tensors
@@ -30,6 +30,7 @@ from limner.prepare.plan import Plan
 from limner.prepare.words import word_notes
 from limner.ranks import Ranks, joined
 from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
+from limner.refining import check_partner, load_partner, require_beginning, suited
 from limner.result import attach_file, attach_result, require_result
 from limner.resuming import check_recipe, computed, refuse_finished
 from limner.rundir import RunDir, read_json, unused
@@ -97,6 +98,7 @@ def _begin(
             if class_pictures:  # before anything is loaded; what is found is read again when they are used
                 check_class_pictures(class_pictures, recipe.pictures, recipe.prior, instance=paths,
                                      resolution_px=checked.resolution_px, cache=default_cache())  # fmt: skip
+        recipe = suited(recipe, watch, class_pictures=class_pictures is not None)
         recipe, fitted = make_fit(recipe, checked, watch, ranks)
         folder.update_provenance(
             fit=fitted, command=sys.argv, versions=machine.versions(),
@@ -181,6 +183,7 @@ def _look(
         watch.say(line)
     with watch.phase("check"):
         checked = _check(_paths(pictures), resolved, watch)
+    resolved = suited(resolved, watch)
     return resolved, checked, plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
 
 
@@ -204,6 +207,7 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
         with _alone(folder):
             with ranks.first_then_others(), watch.phase("check"):
                 checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
+            recipe = suited(recipe, watch, class_pictures=class_pictures is not None)
             refuse_finished(folder, recipe, length_of(recipe, checked).steps)
             if folder.writes:
                 save_recipe(recipe, folder.recipe)
@@ -237,6 +241,7 @@ def generate(
     for path, _ in adapters:
         read_tensors(Path(path))  # says what is wrong with it before a base is loaded
     _require_place(Path(out) if out else None)
+    refuse_idle(settings or {}, dict(without_effect(recipe)))
     if not prompts:
         if folder is None:
             raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
@@ -244,7 +249,11 @@ def generate(
         return folder.images
     own = require_result(folder) if folder else []
     whole = folder is not None and folder.model.is_dir()
+    drawing = recipe.model_copy(update={"base": str(folder.model)}) if folder and whole else recipe
+    check_partner(drawing)
+    require_beginning(drawing, str(source))
     family = load_base(recipe, watch, model=folder.model if folder and whole else None)
+    load_partner(family, recipe, watch)
     attached = attach_result(family, folder) if folder and not whole else []
     if attached:
         follow_objective(family, recipe)

@@ -26,6 +26,7 @@ from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
 from limner.ranks import Ranks
 from limner.recipe import Recipe, changed
+from limner.refining import load_partner
 from limner.result import try_result
 from limner.resuming import continue_run
 from limner.rundir import RunDir
@@ -53,7 +54,11 @@ def train_adapter(
     """Load, cache, train and save: the part that a new and a resumed run share, and all of its processes."""
     with folder.timed("load"):
         family = load_base(recipe, watch)
+        if recipe.generation.begun_by and (recipe.preview.every_steps or (recipe.prior.active and not class_pictures)):
+            load_partner(family, recipe, watch)
     prepared = _prepare(folder, recipe, family, checked, class_pictures, watch, ranks)
+    if not recipe.preview.every_steps:
+        family.begun_by = None  # it has begun the class pictures, and is in the way of the training
     held_out = _held_out(folder, recipe, family, checked)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:
@@ -173,7 +178,10 @@ def _probe(folder: RunDir, recipe: Recipe, family: Family, training: Training, p
     probe(training, folder.path / f".probe-{training.ranks.index}", largest // training.accumulate)
     if recipe.preview.every_steps and folder.writes:
         with passing(folder.path / ".probe") as trial:
-            preview(RunDir(trial), changed(recipe, {"generation.num_inference_steps": 1}), family, 0)
+            few: dict[str, Any] = {"generation.num_inference_steps": 1}
+            if family.begun_by:  # one step of each
+                few = {"generation.num_inference_steps": 2, "generation.handover": 0.5}
+            preview(RunDir(trial), changed(recipe, few), family, 0)
 
 
 def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:

@@ -209,6 +209,6 @@ def test_files_that_are_no_lora_are_refused(family: Family, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "euler"])
 def test_every_scheduler_keeps_the_bases_betas(family: Family, name: str) -> None:
-    scheduler = _scheduler(family, name)
+    scheduler = _scheduler(family.scheduler_config, name)
     torch.testing.assert_close(scheduler.alphas_cumprod, family.schedule.alphas_cumprod)
     assert scheduler.config.prediction_type == "v_prediction"

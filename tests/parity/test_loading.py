@@ -108,6 +108,28 @@ def test_names_of_the_published_files(folder: Path) -> None:
     assert_loads_alike(folder, torch.float32)
 
 
+@pytest.mark.parametrize("name", ["random_sd15", "random_xl"])
+def test_a_text_projection_in_the_file_stays_where_the_module_has_one(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """SD 1.x's module has none, and files of CLIP may have one; SDXL's second encoder needs its own."""
+    folder: Path = shutil.copytree(request.getfixturevalue(name), tmp_path / "base")
+    file = folder / "text_encoder/model.safetensors"
+    weights = load_file(file)
+    width = weights["final_layer_norm.weight" if "final_layer_norm.weight" in weights
+                    else "text_model.final_layer_norm.weight"].shape[0]  # fmt: skip
+    save_file(weights | {"text_projection.weight": torch.ones(width, width)}, file, {"format": "pt"})
+    family, plain = (load(str(f), dtype=torch.float32, device="cpu") for f in (folder, request.getfixturevalue(name)))
+    assert family.identity == plain.identity
+    encoders = list(family.modules)[1:]
+    assert [f"{e}.text_projection.weight" for e in encoders if hasattr(family.modules[e], "text_projection")] == (
+        ["text_encoder_2.text_projection.weight"] if name == "random_xl" else []
+    )
+    if name == "random_xl":
+        own = load_file(folder / "text_encoder_2/model.safetensors")["text_projection.weight"]
+        assert torch.equal(family.modules["text_encoder_2"].text_projection.weight, own)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the embedded base as one file in the original layout."""

@@ -23,6 +23,7 @@ from limner.families import recognise
 from limner.families.load import load
 from limner.families.source import ASSETS
 from limner.generate.draw import Request, Sampling, draw
+from limner.rundir import read_json
 from tests.parity.test_methods import Two, drawn, first_step
 
 CAPTIONS = ["a photo of <it> critter", "a red robot"]
@@ -137,25 +138,33 @@ def requests(prompts: list[str]) -> list[Request]:
     return [Request("free", prompt, prompt, i, 0, seed=40 + i) for i, prompt in enumerate(prompts)]
 
 
-@pytest.mark.parametrize("refined", [False, True], ids=["base", "base-and-refiner"])
+@pytest.mark.parametrize("drawn_by", ["base", "base-and-refiner", "refiner-begun-by-base"])
 def test_pictures_are_those_of_the_stock_pipelines(
-    refined: bool, random_xl: Path, random_refiner: Path, tmp_path: Path
+    drawn_by: str, random_xl: Path, random_refiner: Path, tmp_path: Path
 ) -> None:
-    prompts, steps = ["a red critter", "a photo of sks robot"], 5
+    prompts, steps, refined = ["a red critter", "a photo of sks robot"], 5, drawn_by != "base"
     first, second = (load(str(f), dtype=torch.float32, device="cpu") for f in (random_xl, random_refiner))
-    first.refiner = second if refined else None
-    sampling = Sampling(num_inference_steps=steps, guidance_scale=3.0, handover=0.6)
+    first.refiner = second if drawn_by == "base-and-refiner" else None
+    second.begun_by = first if drawn_by == "refiner-begun-by-base" else None
+    scores = {"aesthetic_score": 8.5, "negative_aesthetic_score": 1.5}
+    sampling = Sampling(num_inference_steps=steps, guidance_scale=3.0, handover=0.6, **scores)
     told: list[tuple[int, int]] = []
-    draw(first, requests(prompts), tmp_path, sampling=sampling, resolution_px=64, about={},
-         progress=lambda done, total: told.append((done, total)))  # fmt: skip
-    assert told[-1] == (2 * steps, 2 * steps)
+    manifest = draw(second if second.begun_by else first, requests(prompts), tmp_path, sampling=sampling, about={},
+                    resolution_px=64, progress=lambda done, total: told.append((done, total)))  # fmt: skip
+    assert told == [(2 * step, 2 * steps) for step in range(1, steps + 1)]
+    noted = {key: value for key, value in read_json(manifest).items() if key.endswith("_identity")}
+    other = {"base-and-refiner": {"refiner_identity": second.identity},
+             "refiner-begun-by-base": {"begun_by_identity": first.identity}}  # fmt: skip
+    assert noted == other.get(drawn_by, {})
 
     latents = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(40 + i)) for i in range(2)])
     named: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 3.0}
     base, refiner = (DiffusionPipeline.from_pretrained(f) for f in (random_xl, random_refiner))
     if refined:
         begun = base(prompts, latents=latents, denoising_end=0.6, output_type="latent", **named).images
-        drawn = refiner(prompts, image=begun, denoising_start=0.6, **named).images
+        drawn = refiner(prompts, image=begun, denoising_start=0.6, **scores, **named).images
+        plain = refiner(prompts, image=begun, denoising_start=0.6, **named).images
+        assert any(np.asarray(one).tolist() != np.asarray(two).tolist() for one, two in zip(drawn, plain, strict=True))
     else:
         drawn = base(prompts, latents=latents, **named).images
     for request, picture in zip(requests(prompts), drawn, strict=True):

@@ -1,7 +1,7 @@
 """Bad input: one clear line (where, what was found, what is allowed, what to do), exit code 2, nothing half-made.
 
 To add a case, write a row: a name, the words of the command line, and what the line has to say (a regular expression).
-`{pictures}` is a good folder, `{base}` a good base, `{bad}` the folder that the fixture of that name fills. `train`
+`{pictures}` is a good folder, `{base}`, `{xl}` and `{refiner}` are good bases, `{bad}` the folder that the fixture of that name fills. `train`
 gets `--run {bad}/new`, and every verb `--json`, where the row does not say otherwise.
 """
 
@@ -100,6 +100,30 @@ SETTINGS = {
     "tracker that nobody knows": Row(DEMO + " tracking=['tensorbord']", "tracking.* is not allowed .*'tensorboard'"),
 }  # fmt: skip
 
+REFINED = "train {pictures} --recipe demo prior.enabled=false base={xl} generation.refiner={refiner}"
+REFINER = "train {pictures} --recipe demo base={refiner}"
+REFINERS = {
+    "refiner of SD 1.5": Row(DEMO + " generation.refiner={refiner}", "generation.refiner=.*is SD 1.x, and a refiner finishes what an SDXL base begins. Leave it out"),
+    "base for a refiner": Row(DEMO.replace("{base}", "{xl}") + " generation.refiner={xl}", r"generation.refiner=.*: is a base \(SDXL\), not a refiner. Use a model such as stab"),
+    "refiner of a refiner": Row(REFINER + " generation.refiner={refiner}", "is the SDXL refiner, and a refiner finishes .* generation.begun_by=stab"),
+    "refiner that is not there": Row(DEMO.replace("{base}", "{xl}") + " generation.refiner=./nowhere", "^generation.refiner='./nowhere': there is no such folder or file"),
+    "refiner that is not downloaded": Row(DEMO.replace("{base}", "{xl}") + " generation.refiner=somebody/something", "^generation.refiner='somebody/something'.*(offline|not on this machine)"),
+    "refiner begun by a refiner": Row(REFINER + " generation.begun_by={refiner}", "generation.begun_by=.*: is the SDXL refiner, not an SDXL base"),
+    "refiner begun by SD 1.5": Row(REFINER + " generation.begun_by={base}", r"generation.begun_by=.*: is a base \(SD 1.x\), not an SDXL base"),
+    "base begun by a base": Row(DEMO + " generation.begun_by={xl}", "generation.begun_by=.*is SD 1.x, which begins its pictures itself. Leave it out"),
+    "refiner and base that begins": Row(REFINED + " generation.begun_by={xl}", "generation.refiner and generation.begun_by are both set. Keep one"),
+    "class pictures by a refiner alone": Row(REFINER, "prior.enabled=true without --class-pictures: .*cannot begin a picture. .*begun_by=stab"),
+    "previews by a refiner alone": Row(REFINER + " prior.enabled=false preview.every_steps=1", "preview.every_steps=1: .*cannot begin a picture"),
+    "plan of a refiner alone": Row("plan {pictures} --recipe demo base={refiner}", "prior.enabled=true without --class-pictures: .*cannot begin a picture"),
+    "drawing by a refiner alone": Row("generate {refiner} --prompt x", "is the SDXL refiner, which cannot begin a picture"),
+    "drawing with a base for a refiner": Row("generate {xl} --prompt x generation.refiner={base}", r"generation.refiner=.*: is a base \(SD 1.x\), not a refiner"),
+    "handover without a refiner": Row(DEMO + " generation.handover=0.5", "generation.handover: has no effect, because neither generation.refiner nor generation.begun_by is set"),
+    "drawing, handover without a refiner": Row("generate {xl} --prompt x generation.handover=0.5", "generation.handover: has no effect, because neither"),
+    "handover of everything": Row(REFINED + " generation.handover=1", "generation.handover = 1 is not allowed .*less than 1"),
+    "handover that leaves nothing": Row(REFINED + " generation.handover=0.999", "generation.handover=0.999: of 20 steps the refiner takes none"),
+    "score beyond the scale": Row(REFINED + " generation.aesthetic_score=11", "generation.aesthetic_score = 11 is not allowed"),
+}  # fmt: skip
+
 RECIPES = {
     "unknown recipe": Row("train {pictures} --recipe lorra", "recipe 'lorra': there is no such recipe or file. Did you mean lora"),
     "file that is not there": Row("train {pictures} --recipe {bad}/none.toml", "none.toml.*there is no such recipe or file"),
@@ -179,7 +203,7 @@ MACHINES = {
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
-ROWS = FLAGS | SETTINGS | RECIPES | FILES | RUNS | MACHINES
+ROWS = FLAGS | SETTINGS | REFINERS | RECIPES | FILES | RUNS | MACHINES
 
 
 @pytest.fixture
@@ -212,12 +236,18 @@ def bad(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def bases(random_base: Path, random_xl: Path, random_refiner: Path) -> dict[str, Path]:
+    """Return good bases by the name that the rows have for them."""
+    return {"base": random_base, "xl": random_xl, "refiner": random_refiner}
+
+
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_bad_input_is_one_line_and_exit_code_2(
-    run_limner: Callable[..., Result], random_base: Path, bad: Path, row: Row, monkeypatch: pytest.MonkeyPatch
+    run_limner: Callable[..., Result], bases: dict[str, Path], bad: Path, row: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fill(text: str) -> str:
-        return text.format(bad=bad, pictures=PICTURES, base=random_base)
+        return text.format(bad=bad, pictures=PICTURES, **bases)
 
     words = [fill(w) for w in (row.words.split() if isinstance(row.words, str) else row.words)]
     for name, value in row.environment.items():

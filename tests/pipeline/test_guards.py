@@ -49,11 +49,12 @@ def with_vae(base: Path, folder: Path, **scale: float) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["random_base", "random_xl"])
 def test_a_learning_rate_of_a_million_stops_with_the_last_good_checkpoint(
-    run_limner: Callable[..., Result], random_base: Path, tmp_path: Path
+    name: str, run_limner: Callable[..., Result], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    words = ("train", PICTURES, "--recipe", "demo", "--run", run, f"base={random_base}", "prior.enabled=false")
+    run, base = tmp_path / "run", request.getfixturevalue(name)
+    words = ("train", PICTURES, "--recipe", "demo", "--run", run, f"base={base}", "prior.enabled=false")
     code, out, err = run_limner(*words, "learning_rate=1e6", "checkpoint.every_steps=1", "steps=40")
     assert (code, out) == (3, "")
     last = err.splitlines()[-1]

@@ -65,6 +65,29 @@ def test_every_method_is_planned(pictures: Path, random_base: Path, recipe: str)
     assert found.disk_bytes > found.checkpoint_bytes > 0
 
 
+def test_a_refiner_is_counted_where_it_draws(pictures: Path, random_xl: Path, random_refiner: Path) -> None:
+    def by_name(base: Path, **settings: Any) -> dict[str, Work]:
+        return {work.name: work for work in planned(pictures, base, recipe="lora", **settings).phases}
+
+    previews = {"generation__num_inference_steps": 10, "preview__every_steps": 100}
+    refined = by_name(random_xl, **previews, generation__refiner=str(random_refiner))
+    never_drawn = by_name(random_refiner)
+    base, refiner = refined["load"].weights_bytes, never_drawn["load"].weights_bytes
+    both = pytest.approx(base + refiner, rel=1e-3)
+    held = {name: work.weights_bytes for name, work in refined.items()}
+    assert held == {**dict.fromkeys(("load", "prepare", "train", "preview", "save"), base), "draw": both}
+    assert [times for _, times in refined["preview"].costs] == [20, 2]
+    (_, first), (_, second), (_, decoded) = refined["draw"].costs
+    assert (first, second) == (8 * decoded, 2 * decoded)
+
+    assert "draw" not in never_drawn
+    begun = by_name(random_refiner, prior__enabled=True, generation__begun_by=str(random_xl))
+    held = {name: work.weights_bytes for name, work in begun.items()}
+    while_both = dict.fromkeys(("load", "class pictures", "prepare", "draw"), both)
+    assert held == {**while_both, "train": refiner, "save": refiner}
+    assert begun["train"].learning_bytes == pytest.approx(never_drawn["train"].learning_bytes, rel=1e-3)
+
+
 def test_settings_move_the_peak_as_they_should(pictures: Path, random_base: Path) -> None:
     lora = train_bytes(planned(pictures, random_base, batch=8))
     assert train_bytes(planned(pictures, random_base, batch=8, gradient_checkpointing=True)) < lora

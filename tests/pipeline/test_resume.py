@@ -113,6 +113,19 @@ def test_stopped_and_shared_equal_unbroken(
     assert len(alone.ids) == STEPS * accumulate * len(CASES[name].ranks)
 
 
+@pytest.mark.parametrize("name", ["lora", "textual_inversion"])
+def test_two_text_encoders_stopped_twice_equal_unbroken(
+    name: str, random_xl: Path, pictures: Path, tmp_path: Path
+) -> None:
+    family = load(str(random_xl), dtype=torch.float32, device="cpu")
+    data = prepared(family, pictures)
+    alone = take(family, name, data, accumulate=1, workers=0, folder=tmp_path / "unbroken")
+    stopped = take(family, name, data, accumulate=1, workers=0, stops=STOPS, folder=tmp_path / "stopped")
+    assert same(stopped, alone)
+    for encoder in ("text_encoder.", "text_encoder_2."):
+        assert any(encoder in key for key in alone.tensors), f"{encoder} learns nothing"
+
+
 def test_what_goes_wrong_in_a_thread_is_raised_where_it_is_asked_for() -> None:
     class Torn(Drawn):
         def batch(self, step: int, *, seed: int) -> Batch:

@@ -33,8 +33,10 @@ def arm_names(recipes: Sequence[dict[str, Any]]) -> list[str]:
         if len(same) == 1:
             names.append(method)
         elif None not in values and len(set(values)) == len(values) == len(same):
-            (setting,) = apart[number]
-            names.append(f"{method} {setting.rpartition('.')[2].replace('_', ' ')} {values[number]}")
+            ((setting, value),) = apart[number].items()
+            word = setting.rpartition(".")[2].replace("_", " ")
+            shown = value.rpartition("/")[2] if isinstance(value, str) else value  # of a path or a hub name the last
+            names.append(f"{method} without {word}" if value == "" else f"{method} {word} {shown}")
         else:
             names.append(f"{method}-{number + 1}")
     return names

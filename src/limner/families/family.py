@@ -58,6 +58,8 @@ class Family(ABC):
         """Words of prompts that stand for learned vectors, each with the numbers of its vectors; see `tokens`."""
         self.refiner: Family | None = None
         """Another model that finishes the pictures that this one begins: SDXL's refiner."""
+        self.begun_by: Family | None = None
+        """Another model that begins the pictures that this one, a refiner, finishes."""
         scheduler = components["scheduler"]
         self.schedule = Schedule(scheduler.alphas_cumprod.float(), scheduler.config.prediction_type)
         self.scheduler_config: dict[str, Any] = {**scheduler.config, "_class_name": type(scheduler).__name__}

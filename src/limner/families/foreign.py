@@ -52,12 +52,12 @@ def _refuse_folder(name: str, folder: Path) -> NoReturn:
 def _lora(header: Header) -> tuple[str, str] | None:
     if not any(LORA.search(key) for key in header.shapes):
         return None
-    width = _lora_width(header)
+    width = lora_width(header)
     made_for = f" for {WIDTHS[width]} (cross-attention {width})" if width in WIDTHS else ""
     return f"a LoRA{made_for}", "Give the model that it was made for as the base, and the LoRA with --adapter."
 
 
-def _lora_width(header: Header) -> int:
+def lora_width(header: Header) -> int:
     """Return the width of the text that a LoRA was trained on, 0 where it does not say."""
     width = next((shape[1] for key, shape in header.shapes.items() if LORA_TEXT_INPUT.search(key)), 0)
     return width or (2048 if any(SECOND_ENCODER.search(key) for key in header.shapes) else 0)
@@ -69,7 +69,7 @@ def check_lora_family(path: Path, own_width: int) -> None:
     Raises:
         UserError: names both families.
     """
-    width = _lora_width(read_header(path))
+    width = lora_width(read_header(path))
     if width and width != own_width:
         raise UserError(
             f"{path}: is a LoRA for {WIDTHS.get(width, 'another family')} (cross-attention {width}); the base is "

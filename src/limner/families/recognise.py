@@ -45,6 +45,8 @@ BY_CROSS_ATTENTION = {1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
 SKELETONS = tuple(ASSETS / name for name in (*SUPPORTED, "tiny"))
 """Diffusers folders whose configurations a single file can have: it carries none of its own."""
 USE = "Use an SD 1.5 or SDXL model."
+REFINED = (0.0, 0.2)
+"""The part of the noise, from clean 0 to pure noise 1, of SDXL's refiner (arXiv:2307.01952 section 2.5)."""
 MODELSPEC = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
@@ -80,6 +82,11 @@ class Recognised:
         return size_step_px(unet["block_out_channels"], vae["block_out_channels"])
 
     @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """Its scheduler's settings, by its configurations."""
+        return read_json(self.configurations / "scheduler" / "scheduler_config.json")
+
+    @property
     def called(self) -> str:
         """What people call its family; one that is not known by its own name ("Flux")."""
         return FAMILIES[self.family].called if self.family in FAMILIES else self.family
@@ -87,6 +94,18 @@ class Recognised:
     @property
     def inpainting(self) -> bool:
         return self.in_channels == 9
+
+    @property
+    def is_refiner(self) -> bool:
+        """Whether it can only finish pictures that another model has begun."""
+        return self.family == "sdxl-refiner"
+
+    @property
+    def latents(self) -> tuple[Any, ...]:
+        """What its latents are: channels, side in pixels of one, and scale. Only alike ones can be handed over."""
+        vae = read_json(self.configurations / "vae" / "config.json")
+        known = (vae["latent_channels"], 2 ** (len(vae["block_out_channels"]) - 1))
+        return *known, vae.get("scaling_factor", 0.18215), vae.get("shift_factor") or 0.0
 
     @property
     def line(self) -> str:

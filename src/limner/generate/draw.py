@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,10 +35,30 @@ class Sampling(Spec):
     """Classifier-free guidance (arXiv:2207.12598): how strongly the prompt is followed; 1 is off."""
     negative_prompt: str = ""
     """What the pictures should not show."""
+    refiner: str = ""
+    """A refiner that finishes the pictures that an SDXL base begins: a hub name, a folder or a single file, as `base`.
+    It draws for `limner generate` and for both sides of the comparison. Previews and class pictures are the base's own:
+    they are drawn often, and class pictures are to be what the base knows."""
+    begun_by: str = ""
+    """Where the base of a run is a refiner itself: the SDXL base that begins all its pictures, because a refiner cannot
+    begin one."""
     handover: float = Field(default=0.8, gt=0, lt=1)
-    """Share of the noise that the base takes away before the refiner goes on; of no use without `refiner`."""
+    """Share of the noise that the base takes away before the refiner goes on. SDXL's refiner was made for 0.8."""
+    aesthetic_score: float = Field(default=6.0, ge=1, le=10)
+    """How good a picture the refiner is told to make, from 1 to 10."""
+    negative_aesthetic_score: float = Field(default=2.5, ge=1, le=10)
+    """How good a picture the refiner is told to keep away from."""
     batch: int = Field(default=8, ge=1)
     """Pictures drawn at a time; changes memory and speed, not the pictures' seeds."""
+
+    @property
+    def partner(self) -> tuple[str, str]:
+        """Return the setting that names the model which draws together with the base, and that name; "" for none."""
+        return ("begun_by", self.begun_by) if self.begun_by else ("refiner", self.refiner)
+
+    def alone(self) -> Sampling:
+        """Return these settings without a refiner, as previews and class pictures are drawn."""
+        return self.model_copy(update={"refiner": ""})
 
 
 @dataclass(frozen=True)
@@ -88,9 +108,10 @@ def draw(
     The same requests drawn again are not redone, and a broken-off folder is continued. Pictures of other settings in
     `out` are a UserError, or with `replace` are drawn anew. `about` goes into the manifest (arm, base, adapter,
     strength), and so does what is wrong with a picture (`faults`). `progress` gets (denoising steps done, in all).
-    Where the family has a refiner, that takes the latents over at `sampling.handover` and finishes them.
+    Where the family has a refiner, that takes the latents over at `sampling.handover` and finishes them; where another
+    begins its pictures, it is the family that does.
     """
-    settings = {**about, **sampling.model_dump(), "resolution_px": resolution_px,
+    settings = {**about, **sampling.model_dump(), **_partner(family), "resolution_px": resolution_px,
                 "requests": [asdict(r) for r in requests]}  # fmt: skip
     sweep(out)
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
@@ -132,20 +153,22 @@ def _images(
 
     Pictures that a VAE in half precision spoils, not finite or of one colour, are decoded again in float32.
     """
-    side = resolution_px // family.pixels_per_latent
-    shape = (family.unet.config.in_channels, side, side)
+    first, refiner = (family.begun_by, family) if family.begun_by else (family, family.refiner)
+    side = resolution_px // first.pixels_per_latent
+    shape = (first.unet.config.in_channels, side, side)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk]
-    begin = {"latents": torch.stack(noise).to(family.device, family.dtype)}
-    refiner = family.refiner
+    begin = {"latents": torch.stack(noise).to(first.device, first.dtype)}
     if refiner is None:
-        latents = _denoise(family, chunk, sampling, tick, **begin)
+        latents = _denoise(first, chunk, sampling, tick, **begin)
     else:
-        latents = _denoise(family, chunk, sampling, tick, **begin, denoising_end=sampling.handover)
-        begun = round(sampling.handover * sampling.num_inference_steps)
-        image = latents.to(refiner.device, refiner.dtype)
-        latents = _denoise(refiner, chunk, sampling, lambda step: tick(begun + step), image=image,
-                           denoising_start=sampling.handover)  # fmt: skip
-    last = refiner or family
+        latents = _denoise(first, chunk, sampling, tick, **begin, denoising_end=sampling.handover)
+        begun = steps_around_handover(sampling, first.scheduler_config)[0]
+        latents = _denoise(
+            refiner, chunk, sampling, lambda step: tick(min(begun + step, sampling.num_inference_steps)),
+            image=latents.to(refiner.device, refiner.dtype), denoising_start=sampling.handover,
+            aesthetic_score=sampling.aesthetic_score, negative_aesthetic_score=sampling.negative_aesthetic_score,
+        )  # fmt: skip
+    last = refiner or first
     pixels = last.decode(latents)
     if last.vae.dtype != torch.float32 and any(is_spoilt(picture) for picture in pixels):
         with last.precise_vae():
@@ -164,7 +187,7 @@ def _denoise(
         tick(step + 1)
         return kwargs
 
-    pipe = family.pipeline(_scheduler(family, sampling.scheduler))
+    pipe = family.pipeline(_scheduler(family.scheduler_config, sampling.scheduler))
     with family.casting(family.unet):
         return pipe(
             **told, **more, num_inference_steps=sampling.num_inference_steps, output_type="latent",
@@ -172,11 +195,20 @@ def _denoise(
         ).images  # fmt: skip
 
 
-def _scheduler(family: Family, name: str) -> Any:
-    """Return a diffusers scheduler with the base's own betas and prediction type."""
+def _scheduler(config: Mapping[str, Any], name: str) -> Any:
+    """Return a diffusers scheduler with the base's own betas and prediction type, which are in its configuration."""
     import diffusers
 
-    return getattr(diffusers, SCHEDULERS[name]).from_config(family.scheduler_config)
+    return getattr(diffusers, SCHEDULERS[name]).from_config(config)
+
+
+def steps_around_handover(sampling: Sampling, scheduler_config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many of a model's steps are before the handover, and how many after it."""
+    scheduler = _scheduler(scheduler_config, sampling.scheduler)
+    scheduler.set_timesteps(sampling.num_inference_steps)
+    n = scheduler.config.num_train_timesteps
+    before = int((scheduler.timesteps >= round(n - sampling.handover * n)).sum())  # as diffusers has it
+    return before, len(scheduler.timesteps) - before
 
 
 def check_resolution(family: Family, resolution_px: int) -> int:
@@ -193,6 +225,12 @@ def require_multiple(resolution_px: int, step_px: int) -> None:
             f"resolution={resolution_px}: this base needs a multiple of {step_px}.",
             f"Use {f'{below} or ' if below else ''}{below + step_px}; 0 takes the base's own.",
         )
+
+
+def _partner(family: Family) -> dict[str, dict[str, str]]:
+    """Return the identity of the model that draws together with the family."""
+    partners = {"refiner_identity": family.refiner, "begun_by_identity": family.begun_by}
+    return {name: partner.identity for name, partner in partners.items() if partner}
 
 
 def _clear(out: Path) -> None:

@@ -22,7 +22,7 @@ def validation_loss(training: Training, held_out: Source, pictures: int) -> floa
     """
     family, objective = training.family, training.objective
     n = family.schedule.num_train_timesteps
-    low, high = (edge * n for edge in objective.timestep_range)
+    low, high = (edge * n for edge in objective.trained)
     losses: list[torch.Tensor] = []
     with training.evaluating():
         for number in range(pictures):

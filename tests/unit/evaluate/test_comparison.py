@@ -185,6 +185,10 @@ def recipe(kind: str = "lora", *, prior: bool = False, **settings: object) -> di
         ([recipe(), recipe("full"), recipe(prior=True)], ["lora", "dreambooth", "dreambooth-lora"]),
         ([recipe(steps=40), recipe(steps=80), recipe("full")], ["lora steps 40", "lora steps 80", "dreambooth"]),
         ([recipe(learning_rate=1e-4), recipe()], ["lora-1", "lora-2"]),
+        (
+            [recipe(generation={"refiner": ""}), recipe(generation={"refiner": "owner/xl"})],
+            ["lora without refiner", "lora refiner xl"],
+        ),
         ([recipe(steps=40, seed=1), recipe(steps=80, seed=2)], ["lora-1", "lora-2"]),
         ([recipe(), recipe(), recipe()], ["lora-1", "lora-2", "lora-3"]),
         ([recipe(seed=1), recipe(seed=1), recipe(seed=2)], ["lora-1", "lora-2", "lora-3"]),
