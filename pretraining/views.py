@@ -21,12 +21,11 @@ View = Callable[[Tensor], tuple[Tensor, list[float]]]
 
 @dataclass(frozen=True)
 class Views:
-    """What the UNets of the pair train on: latent means, their one posterior deviation, what is told, whose they are."""
+    """What the UNets of the pair train on: latent means, their one posterior deviation, what is told."""
 
     latents: Tensor  # (n, 4, 24, 24)
     deviation: Tensor  # (4,)
     time_ids: Tensor  # (n, 6), of the refiner (n, 5)
-    pictures: Tensor  # (n,), rows of the data set
 
 
 def resized(pixels: Tensor, side_px: int) -> Tensor:
@@ -71,26 +70,25 @@ def scored(large: Tensor) -> tuple[Tensor, list[float]]:
     return picture, [SIDE_PX, SIDE_PX, 0, 0, score]
 
 
-def _batches(pictures: dataset.Pictures, rows: Tensor, view: View) -> Iterator[tuple[Tensor, Tensor]]:
-    for some in rows.split(64):
+def _batches(pictures: dataset.Pictures, view: View) -> Iterator[tuple[Tensor, Tensor]]:
+    for some in torch.arange(len(pictures)).split(64):
         seen = [view(large[None]) for large in pictures.batch(some)]
         yield torch.cat([pixels for pixels, _ in seen]), torch.tensor([told for _, told in seen], dtype=torch.float32)
 
 
 @torch.no_grad()
-def load(file: Path, pictures: dataset.Pictures, vae: AutoencoderKL, view: View, times: int) -> Views:
-    """Return the cached views in `file`, `times` of each picture, making them where it is missing."""
+def load(file: Path, pictures: dataset.Pictures, vae: AutoencoderKL, view: View) -> Views:
+    """Return the cached views in `file`, one of each picture, making them where it is missing."""
     if not file.exists():
         torch.manual_seed(0)
         vae = vae.to(device())
-        rows = torch.arange(len(pictures)).repeat(times)
         means, told = [], []
-        for pixels, time_ids in _batches(pictures, rows, view):
+        for pixels, time_ids in _batches(pictures, view):
             with autocast():
                 posterior = vae.encode(pixels.to(device())).latent_dist
             means.append(posterior.mean.half().cpu())
             told.append(time_ids)
         deviation = posterior.std[0, :, 0, 0].float().cpu()
-        made = {"latents": torch.cat(means), "time_ids": torch.cat(told), "deviation": deviation, "pictures": rows}
+        made = {"latents": torch.cat(means), "time_ids": torch.cat(told), "deviation": deviation}
         write_atomically(file, made)
     return Views(**torch.load(file, weights_only=True))

@@ -18,7 +18,6 @@ from pretraining.text import tokenize
 
 PEAK_RATE, SLOWEST = 5e-4, 0.995
 POOLED, TIME_WIDTH = 256, 32
-VIEWS = 2
 
 
 def build(base: Path, context: int, told: int, **changes: Any) -> UNet2DConditionModel:
@@ -36,7 +35,9 @@ def build(base: Path, context: int, told: int, **changes: Any) -> UNet2DConditio
     return made
 
 
-def starting_weights(made: UNet2DConditionModel, taught: dict[str, Tensor], fit: Tensor) -> dict[str, dict[str, Tensor]]:
+def starting_weights(
+    made: UNet2DConditionModel, taught: dict[str, Tensor], fit: Tensor
+) -> dict[str, dict[str, Tensor]]:
     """Return weights with which a new UNet draws as the taught one does, as far as it can.
 
     `fit` (new, old) brings the states of the new text encoders to those that the taught UNet knows. What is told
@@ -82,7 +83,7 @@ def drawing(seen: views.Views, captions: dict[str, Tensor], silent: Tensor) -> C
         mean = seen.latents[chosen].float()
         x_0 = mean + seen.deviation[:, None, None] * torch.randn_like(mean)
         variant = torch.randint(captions["which"].shape[1], (unet.BATCH,))
-        rows = captions["which"][seen.pictures[chosen], variant]
+        rows = captions["which"][chosen, variant]
         rows[torch.rand(unet.BATCH) < unet.EMPTY_CAPTIONS] = 0
         said = torch.where(rows > 0, 1.0, silent).bfloat16()
         added = {
@@ -99,7 +100,7 @@ def run(work: Path, minutes: float = 12, *, base: Path) -> None:
     set_threads()
     folder = xl_text.folder_of(work)
     vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32)
-    seen = views.load(folder / "views.pt", dataset.load(folder, "train"), vae, views.sized_or_cropped, VIEWS)
+    seen = views.load(folder / "views.pt", dataset.load(folder, "train"), vae, views.sized_or_cropped)
     captions = torch.load(folder / "captions.pt", weights_only=True, mmap=True)
     torch.manual_seed(0)
     network = build(base, captions["hidden"].shape[-1], seen.time_ids.shape[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 
 from pretraining import dataset, unet, views, xl, xl_export, xl_text
 from pretraining.progress import Clock, device, set_threads
@@ -24,7 +24,7 @@ def run(work: Path, minutes: float = 5, *, base: Path) -> None:
     set_threads()
     folder = xl_text.folder_of(work)
     vae = AutoencoderKL.from_pretrained(base / "vae", dtype=torch.float32)
-    seen = views.load(folder / "scored.pt", dataset.load(folder, "train"), vae, views.scored, 1)
+    seen = views.load(folder / "scored.pt", dataset.load(folder, "train"), vae, views.scored)
     captions = torch.load(folder / "captions.pt", weights_only=True, mmap=True)
     known, captions["hidden"] = captions["hidden"], captions["hidden"][..., -xl_text.WIDTH :]
     torch.manual_seed(0)
