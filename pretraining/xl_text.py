@@ -27,7 +27,13 @@ def build_second(first: CLIPTextConfig) -> CLIPTextModelWithProjection:
     """Return the untrained second text encoder: narrower than the first, pooled in the same space."""
     like = first.to_dict()
     torch.manual_seed(0)
-    config = {**like, "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": WIDTH // 64}
+    config = {
+        **like,
+        "dtype": "float32",
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_attention_heads": WIDTH // 64,
+    }
     model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
     model.set_attn_implementation("eager")  # on the CPU its backward pass is twice as fast
     return model

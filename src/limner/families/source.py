@@ -61,8 +61,8 @@ def files_of(name: str, *, weights: bool) -> Path:
     if not is_hub_name(name):
         raise UserError(
             f"base={name!r}: there is no such folder or file, and it is no hub name (owner/name).",
-            f"Use {', '.join([*EMBEDDED, *PRETRAINED])}, the path of a diffusers folder or .safetensors file, or a name "
-            "such as stable-diffusion-v1-5/stable-diffusion-v1-5.",
+            f"Use {', '.join([*EMBEDDED, *PRETRAINED])}, the path of a diffusers folder or .safetensors file, or a "
+            "name such as stable-diffusion-v1-5/stable-diffusion-v1-5.",
         )
     cached = _in_hub_cache(name)
     if cached is not None and not list(missing_files(cached, weights=weights)):
