@@ -95,7 +95,7 @@ def drawing(seen: views.Views, captions: dict[str, Tensor], silent: Tensor) -> C
     return draw
 
 
-def run(work: Path, minutes: float = 12, *, base: Path) -> None:
+def run(work: Path, minutes: float = 10, *, base: Path) -> None:
     """Train for `minutes` in all, beginning with the base's weights; ends with the folder that base=tiny-xl finds."""
     set_threads()
     folder = xl_text.folder_of(work)

@@ -19,7 +19,7 @@ SMALLER = {
 }
 
 
-def run(work: Path, minutes: float = 5, *, base: Path) -> None:
+def run(work: Path, minutes: float = 3, *, base: Path) -> None:
     """Train for `minutes` in all, beginning with the XL UNet's weights; ends with what base=tiny-xl-refiner finds."""
     set_threads()
     folder = xl_text.folder_of(work)

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from limner.export.single_file import write_single_file
+from limner.families.load import load
 from limner.families.recognise import recognise
-from limner.families.source import made_here
+from limner.families.source import PRETRAINED, made_here
 from limner.pictures.cache import prune_cache
 from tests.pipeline.conftest import Result
 
@@ -31,9 +34,17 @@ def made(random_xl: Path, random_refiner: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_they_are_found_by_their_names(made: Path) -> None:
-    found = {name: recognise(name) for name in ("tiny-xl", "tiny-xl-refiner")}
+    found = {name: recognise(name) for name in PRETRAINED}
     assert {name: base.family for name, base in found.items()} == {"tiny-xl": "sdxl", "tiny-xl-refiner": "sdxl-refiner"}
     assert all(made in base.path.parents for base in found.values())
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_checkpoint_file_of_one_is_read_by_its_configuration(name: str, made: Path, tmp_path: Path) -> None:
+    family = load(name, dtype=torch.float32, device="cpu")
+    file = write_single_file(family, tmp_path / "model.safetensors", dtype=torch.float32, about={})
+    read = load(str(file), dtype=torch.float32, device="cpu")
+    assert (read.kind, read.identity) == (family.kind, family.identity)
 
 
 def test_pruning_the_cache_leaves_them(made: Path) -> None:
