@@ -13,11 +13,11 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from limner.families.source import made_here
 from pretraining import dataset, measure, sheets, views, xl_text
-from pretraining.progress import set_threads
+from pretraining.progress import autocast, set_threads
 from pretraining.text import tokenize
 
 COUNT, GUIDANCE_SCALE, STEPS = 48, 3.5, 20
-STRENGTH = 0.2  # the share of the noise that the refiner takes over
+STRENGTH, REFINER_GUIDANCE_SCALE = 0.2, 1.5  # the share of the noise that the refiner takes over
 TOLD: dict[str, dict[str, Any]] = {
     "as Limner asks": {},
     "original size 32": {"original_size": (32, 32)},
@@ -34,16 +34,18 @@ def _seeds(count: int) -> list[torch.Generator]:
 def draw(pipe: StableDiffusionXLPipeline, captions: list[str], **told: Any) -> Tensor:
     """Return one picture per caption (n, 3, 96, 96) in [-1, 1]; seed = index."""
     side = views.SIDE_PX
-    out = pipe(captions, num_inference_steps=STEPS, guidance_scale=GUIDANCE_SCALE, generator=_seeds(len(captions)),
-               height=side, width=side, output_type="pt", **told)  # fmt: skip
+    with autocast():
+        out = pipe(captions, num_inference_steps=STEPS, guidance_scale=GUIDANCE_SCALE, height=side, width=side,
+                   generator=_seeds(len(captions)), output_type="pt", **told)  # fmt: skip
     return out.images.float() * 2 - 1
 
 
 def refine(pipe: StableDiffusionXLImg2ImgPipeline, pixels: Tensor, captions: list[str], score: float) -> Tensor:
     """Return pictures (n, 3, 96, 96) in [-1, 1] that the refiner goes over."""
-    out = pipe(captions, image=(pixels + 1) / 2, strength=STRENGTH, num_inference_steps=2 * STEPS,
-               guidance_scale=1.5, aesthetic_score=score, generator=_seeds(len(captions)),
-               output_type="pt")  # fmt: skip
+    with autocast():
+        out = pipe(captions, image=(pixels + 1) / 2, strength=STRENGTH, num_inference_steps=2 * STEPS,
+                   guidance_scale=REFINER_GUIDANCE_SCALE, aesthetic_score=score, output_type="pt",
+                   generator=_seeds(len(captions)))  # fmt: skip
     return out.images.float() * 2 - 1
 
 
