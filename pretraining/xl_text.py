@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from pretraining import dataset, pictures
+from pretraining import dataset
 from pretraining.progress import Clock, autocast, device, set_rate, set_threads, warm_cosine, write_atomically
 from pretraining.text import tokenize, without_padding
 from pretraining.views import LARGE_PX
@@ -89,6 +89,8 @@ def _train(second: CLIPTextModelWithProjection, clock: Clock, ids: Tensor, wante
 
 def run(work: Path, minutes: float = 1.5, *, base: Path) -> None:
     """Train for `minutes` in all; ends with every caption read by both encoders."""
+    from pretraining import pictures  # DiceBear, which no other stage of the pair needs
+
     set_threads()
     folder = folder_of(work)
     pictures.render(folder, "held_out", HELD_OUT, LARGE_PX)
