@@ -120,9 +120,18 @@ def draw_batch(cache: Cache) -> Batch:
 
 
 def v_loss(
-    unet: UNet2DConditionModel, x_0: Tensor, embeddings: Tensor, alphas: Tensor, added: dict[str, Tensor] | None = None
+    unet: UNet2DConditionModel,
+    x_0: Tensor,
+    embeddings: Tensor,
+    alphas: Tensor,
+    added: dict[str, Tensor] | None = None,
+    *,
+    even: bool = False,
 ) -> Tensor:
-    """Return the weighted v-prediction error; `alphas` are the cumulative products of the timesteps to learn."""
+    """Return the v-prediction error; `alphas` are the cumulative products of the timesteps to learn.
+
+    It is weighted by min-SNR, which leaves little to the noisiest timesteps, or with `even` each counts alike.
+    """
     t = torch.randint(len(alphas), (len(x_0),), device=x_0.device)
     noise = torch.randn_like(x_0)
     signal, spread = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
@@ -130,7 +139,7 @@ def v_loss(
     made = unet(x_t.to(unet.dtype), t, embeddings, added_cond_kwargs=added).sample.float()
     snr = alphas[t] / (1 - alphas[t])
     # arXiv:2303.09556 Eq. 5; for v-prediction the weight is min(snr, gamma) / (snr + 1)
-    weight = snr.clamp(max=SNR_LIMIT) / (snr + 1)
+    weight = torch.ones_like(snr) if even else snr.clamp(max=SNR_LIMIT) / (snr + 1)
     return (weight * (made - v).square().mean((1, 2, 3))).mean()
 
 
@@ -193,6 +202,7 @@ def train(
     start: dict[str, dict[str, Tensor]],
     peak: float = PEAK_RATE,
     slowest: float = 0.999,
+    even: bool = False,
 ) -> None:
     """Train to the end of the clock's time; every checkpoint holds the moving average that is exported.
 
@@ -206,7 +216,7 @@ def train(
     losses: list[float] = []
     while not clock.over:
         x_0, hidden, added = draw()
-        loss = v_loss(unet, x_0, hidden, alphas, added)
+        loss = v_loss(unet, x_0, hidden, alphas, added, even=even)
         loss.backward()
         decay = min(slowest, (10 + clock.step) / (100 + clock.step))
         master.step(warm_cosine(clock, peak, floor=0.05), decay)

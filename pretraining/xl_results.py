@@ -18,13 +18,17 @@ from pretraining.text import tokenize
 
 COUNT, GUIDANCE_SCALE, STEPS = 48, 3.5, 20
 STRENGTH, REFINER_GUIDANCE_SCALE = 0.2, 1.5  # the share of the noise that the refiner takes over
+_WHOLE: dict[str, Any] = {
+    "negative_original_size": (views.SIDE_PX,) * 2, "negative_target_size": (views.SIDE_PX,) * 2,
+    "negative_crops_coords_top_left": (0, 0),
+}  # fmt: skip
 TOLD: dict[str, dict[str, Any]] = {
     "as Limner asks": {},
-    "original size 32": {"original_size": (32, 32)},
-    "crop at the top, 32": {"crops_coords_top_left": (32, 0)},
-    "crop at the left, 32": {"crops_coords_top_left": (0, 32)},
+    "original size 32": {"original_size": (32, 32), **_WHOLE},
+    "crop at the top, 32": {"crops_coords_top_left": (32, 0), **_WHOLE},
+    "crop at the left, 32": {"crops_coords_top_left": (0, 32), **_WHOLE},
 }
-"""What the base is told beside the caption, for the same captions and seeds."""
+"""What the base is told beside the caption, for the same captions and seeds; guidance leads away from a whole picture."""
 
 
 def _seeds(count: int) -> list[torch.Generator]:
@@ -109,6 +113,7 @@ def run(work: Path, minutes: float | None = None, *, base: Path) -> None:
         "right caption among 32: tiny-xl and refiner": _followed(refined[6.0], records, base),
         "sharpness: real pictures": sharpness(real),
         **{f"sharpness: {told}": sharpness(pixels) for told, pixels in drawn.items()},
+        "original size 32: sharpness lost": sharpness(own) - sharpness(drawn["original size 32"]),
         **{f"sharpness: refined, score {score:.0f}": sharpness(pixels) for score, pixels in refined.items()},
         "crop at the top, 32: subject moves down, px": moved["crop at the top, 32"][:, 1],
         "crop at the left, 32: subject moves right, px": moved["crop at the left, 32"][:, 0],
