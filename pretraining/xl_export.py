@@ -20,8 +20,8 @@ _ABOUT = {
     "tiny-xl": """# tiny-xl: the embedded base in SDXL's layout
 
 Two text encoders, pooled text, original size, crop and target size; {side} x {side} pixels.
-A picture that was smaller than {side} pixels was told so, and so was a crop: asking for 32 pixels gives a blurred
-picture, asking for a crop at (32, 0) one whose top is cut off. Limner asks for {side} pixels and no crop.
+A third of its training pictures were smaller than {side} pixels and scaled up, a third were cut out of larger ones, and
+it was told so. Limner asks for {side} pixels and no crop, as the last third was.
 """,
     "tiny-xl-refiner": """# tiny-xl-refiner: the refiner of tiny-xl
 

@@ -28,7 +28,7 @@ TOLD: dict[str, dict[str, Any]] = {
     "crop at the top, 32": {"crops_coords_top_left": (32, 0), **_WHOLE},
     "crop at the left, 32": {"crops_coords_top_left": (0, 32), **_WHOLE},
 }
-"""What the base is told beside the caption, for the same captions and seeds; guidance leads away from a whole picture."""
+"""What the base is told beside the caption, for the same captions and seeds; guidance leads away from what is whole."""
 
 
 def _seeds(count: int) -> list[torch.Generator]:
