@@ -9,10 +9,10 @@ READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs bench pretrain
+.PHONY: help setup demo test lint format docs bench pretrain tiny-xl
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(READY)  ## make .venv with the pinned development install
 
@@ -48,3 +48,7 @@ bench: setup  ## side by side with the peers
 pretrain: setup  ## make the embedded base again, from nothing (many hours)
 	$(PIP) -c constraints.txt -e ".[pretrain]"
 	$(BIN)/python -m pretraining all
+
+tiny-xl: setup  ## make the bases tiny-xl and tiny-xl-refiner from the embedded base (under 30 minutes)
+	$(PIP) -c constraints.txt -e ".[pretrain]"
+	$(BIN)/python -m pretraining tiny-xl

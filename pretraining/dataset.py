@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pictures:
-    """One part of the data set: uint8 pixels (n, 64, 64, 3) and as many attribute records."""
+    """One part of the data set: uint8 pixels (n, px, px, 3) and as many attribute records."""
 
     pixels: np.ndarray
     records: list[dict[str, Any]]
@@ -23,7 +23,7 @@ class Pictures:
         return len(self.records)
 
     def batch(self, indices: Any) -> Tensor:
-        """Return pixels (batch, 3, 64, 64) in [-1, 1]."""
+        """Return pixels (batch, 3, px, px) in [-1, 1]."""
         chosen = torch.from_numpy(self.pixels[np.asarray(indices)])
         return chosen.permute(0, 3, 1, 2).float() / 127.5 - 1
 

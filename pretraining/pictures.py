@@ -125,8 +125,11 @@ def draw_picture(
     return image, describe(identity, background, scale)
 
 
-def draw_example(noun: str, seed: int, held_out: bool) -> tuple[np.ndarray, dict[str, Any]]:
-    """Draw one data set example; `held_out` says which side of the split its identity is on."""
+def draw_example(noun: str, seed: int, held_out: bool, px: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Draw one data set example; `held_out` says which side of the split its identity is on.
+
+    The same picture at any size: `px` changes nothing that is drawn.
+    """
     random = Random(f"limner {noun} {seed} {held_out}")
     spec = spec_of(noun)
     while True:
@@ -134,23 +137,23 @@ def draw_example(noun: str, seed: int, held_out: bool) -> tuple[np.ndarray, dict
         side = identity_is_held_out(noun, identity.variants, identity.main)
         if noun in HELD_OUT_STYLES or side == held_out:
             break
-    image, attributes = draw_picture(identity, random)
+    image, attributes = draw_picture(identity, random, px)
     attributes["captions"] = [caption(attributes, random) for _ in range(CAPTIONS_PER_PICTURE)]
     attributes["full_caption"] = caption(attributes, random, keep=1.0)
     return np.asarray(image), attributes
 
 
-def _draw(job: tuple[str, int, bool]) -> tuple[np.ndarray, dict[str, Any]]:
+def _draw(job: tuple[str, int, bool, int]) -> tuple[np.ndarray, dict[str, Any]]:
     return draw_example(*job)
 
 
-def _render(folder: Path, name: str, jobs: list[tuple[str, int, bool]], processes: int) -> None:
+def _render(folder: Path, name: str, jobs: list[tuple[str, int, bool, int]], processes: int) -> None:
     """Render `jobs` into NAME.npy and NAME.jsonl; the captions come last and mean "complete"."""
     captions = folder / f"{name}.jsonl"
     if captions.exists() and len(captions.read_text().splitlines()) == len(jobs):
         return
-    shape = (len(jobs), RESOLUTION_PX, RESOLUTION_PX, 3)
-    array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
+    px = jobs[0][-1]
+    array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(jobs), px, px, 3))
     lines = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for i, (pixels, attributes) in enumerate(pool.imap(_draw, jobs, chunksize=64)):
@@ -162,15 +165,19 @@ def _render(folder: Path, name: str, jobs: list[tuple[str, int, bool]], processe
     captions.write_text("\n".join(lines) + "\n")
 
 
-def run(work: Path, processes: int = 2, scale: float = 1.0) -> None:
-    """Render held-out pictures first, then the training pictures; `scale` multiplies the counts."""
+def render(work: Path, name: str, count: int, px: int = RESOLUTION_PX, processes: int = 2) -> None:
+    """Render the first `count` pictures of the part `name`, `train` or `held_out`, of every class in turn."""
     folder = work / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     nouns = list(STYLES)
-    held = [(nouns[i % len(nouns)], i, True) for i in range(int(HELD_OUT * scale))]
-    train = [(nouns[i % len(nouns)], i, False) for i in range(int(TRAIN * scale))]
-    _render(folder, "held_out", held, processes)
+    jobs = [(nouns[i % len(nouns)], i, name == "held_out", px) for i in range(count)]
+    _render(folder, name, jobs, processes)
+
+
+def run(work: Path, processes: int = 2, scale: float = 1.0) -> None:
+    """Render held-out pictures first, then the training pictures; `scale` multiplies the counts."""
+    render(work, "held_out", int(HELD_OUT * scale), processes=processes)
     for noun in HELD_OUT_STYLES:
-        jobs = [(noun, i, True) for i in range(int(HELD_OUT_PER_STYLE * scale))]
-        _render(folder, f"style_{noun.replace(' ', '_')}", jobs, processes)
-    _render(folder, "train", train, processes)
+        jobs = [(noun, i, True, RESOLUTION_PX) for i in range(int(HELD_OUT_PER_STYLE * scale))]
+        _render(work / "pictures", f"style_{noun.replace(' ', '_')}", jobs, processes)
+    render(work, "train", int(TRAIN * scale), processes=processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from pretraining.progress import Clock, autocast, device, set_rate, set_threads,
 from pretraining.text import tokenize
 
 BATCH, PEAK_RATE, EMPTY_CAPTIONS, SNR_LIMIT = 16, 8e-4, 0.1, 5.0
+Batch = tuple[Tensor, Tensor, dict[str, Tensor] | None]
+"""x_0 (batch, 4, height, width), hidden states of the captions, and what an XL model is told beside them."""
 
 
 def build() -> UNet2DConditionModel:
@@ -106,26 +109,37 @@ def load_cache(work: Path, pictures: dataset.Pictures) -> Cache:
     return Cache(latents["latents"], latents["deviation"], captions["embeddings"], captions["which"])
 
 
-def draw_batch(cache: Cache) -> tuple[Tensor, Tensor]:
+def draw_batch(cache: Cache) -> Batch:
     """Return x_0 (batch, 4, 16, 16), sampled from the posterior, and caption embeddings."""
     chosen = torch.randint(len(cache.latents), (BATCH,))
     mean = cache.latents[chosen].float()
     x_0 = mean + cache.deviation[:, None, None] * torch.randn_like(mean)
     rows = cache.which[chosen, torch.randint(cache.which.shape[1], (BATCH,))]
     rows[torch.rand(BATCH) < EMPTY_CAPTIONS] = 0
-    return x_0.to(device()), cache.embeddings[rows].to(device())
+    return x_0.to(device()), cache.embeddings[rows].to(device()), None
 
 
-def v_loss(unet: UNet2DConditionModel, x_0: Tensor, embeddings: Tensor, alphas: Tensor) -> Tensor:
-    """Return the weighted v-prediction error; `alphas` are the cumulative products."""
+def v_loss(
+    unet: UNet2DConditionModel,
+    x_0: Tensor,
+    embeddings: Tensor,
+    alphas: Tensor,
+    added: dict[str, Tensor] | None = None,
+    *,
+    even: bool = False,
+) -> Tensor:
+    """Return the v-prediction error; `alphas` are the cumulative products of the timesteps to learn.
+
+    It is weighted by min-SNR, which leaves little to the noisiest timesteps, or with `even` each counts alike.
+    """
     t = torch.randint(len(alphas), (len(x_0),), device=x_0.device)
     noise = torch.randn_like(x_0)
     signal, spread = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
     x_t, v = signal * x_0 + spread * noise, signal * noise - spread * x_0
-    made = unet(x_t.to(unet.dtype), t, embeddings).sample.float()
+    made = unet(x_t.to(unet.dtype), t, embeddings, added_cond_kwargs=added).sample.float()
     snr = alphas[t] / (1 - alphas[t])
     # arXiv:2303.09556 Eq. 5; for v-prediction the weight is min(snr, gamma) / (snr + 1)
-    weight = snr.clamp(max=SNR_LIMIT) / (snr + 1)
+    weight = torch.ones_like(snr) if even else snr.clamp(max=SNR_LIMIT) / (snr + 1)
     return (weight * (made - v).square().mean((1, 2, 3))).mean()
 
 
@@ -179,27 +193,46 @@ def _continue_from_assets(work: Path) -> dict[str, dict[str, Tensor]]:
     return {"weights": weights, "ema": weights}
 
 
-def run(work: Path, minutes: float = 70) -> None:
-    """Train for `minutes` in all; every checkpoint holds the moving average that is exported."""
-    set_threads()
-    cache = load_cache(work, dataset.load(work, "train"))
-    torch.manual_seed(0)
-    unet = build().to(device(), torch.bfloat16).train()
+def train(
+    unet: UNet2DConditionModel,
+    clock: Clock,
+    draw: Callable[[], Batch],
+    alphas: Tensor,
+    *,
+    start: dict[str, dict[str, Tensor]],
+    peak: float = PEAK_RATE,
+    slowest: float = 0.999,
+    even: bool = False,
+) -> None:
+    """Train to the end of the clock's time; every checkpoint holds the moving average that is exported.
+
+    `start` are weights to begin with, where there is no checkpoint; `slowest` is the decay of the average at its end.
+    """
     master = Master(unet)
-    clock = Clock(work / "unet.pt", minutes)
-    start = clock.state or _continue_from_assets(work)
-    if start:
-        master.load(start)
+    begun = clock.state or start
+    if begun:
+        master.load(begun)
     torch.manual_seed(clock.step)
-    alphas = scheduler().alphas_cumprod.to(device())
     losses: list[float] = []
     while not clock.over:
-        loss = v_loss(unet, *draw_batch(cache), alphas)
+        x_0, hidden, added = draw()
+        loss = v_loss(unet, x_0, hidden, alphas, added, even=even)
         loss.backward()
-        decay = min(0.999, (10 + clock.step) / (100 + clock.step))
-        master.step(warm_cosine(clock, PEAK_RATE, floor=0.05), decay)
+        decay = min(slowest, (10 + clock.step) / (100 + clock.step))
+        master.step(warm_cosine(clock, peak, floor=0.05), decay)
         losses.append(loss.item())
         if clock.tick(BATCH):
             clock.save(master.state())
             clock.log(loss=float(np.mean(losses)))
             losses.clear()
+
+
+def run(work: Path, minutes: float = 70) -> None:
+    """Train for `minutes` in all."""
+    set_threads()
+    cache = load_cache(work, dataset.load(work, "train"))
+    torch.manual_seed(0)
+    unet = build().to(device(), torch.bfloat16).train()
+    alphas = scheduler().alphas_cumprod.to(device())
+    clock = Clock(work / "unet.pt", minutes)
+    train(unet, clock, lambda: draw_batch(cache), alphas, start=_continue_from_assets(work))

@@ -209,7 +209,8 @@ app.add_typer(cache_app, name="cache")
 @cache_app.command("ls")
 def cache_ls(as_json: JsonOption = False) -> None:
     """Say what the cache holds, by kind, and where it lies."""
-    from limner.pictures.cache import default_cache, list_cache
+    from limner.files import default_cache
+    from limner.pictures.cache import list_cache
 
     holdings = list_cache(default_cache())
     if not as_json:
@@ -224,7 +225,8 @@ def cache_prune(
     as_json: JsonOption = False,
 ) -> None:
     """Remove what was not used for longest; a run that needs it makes it again."""
-    from limner.pictures.cache import default_cache, prune_cache
+    from limner.files import default_cache
+    from limner.pictures.cache import prune_cache
 
     files, freed = prune_cache(default_cache(), keep_bytes=int(keep * 2**30))
     if not as_json:

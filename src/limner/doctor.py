@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limner import machine
-from limner.pictures.cache import default_cache
+from limner.files import default_cache
 
 GIB = 2**30
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -11,10 +11,9 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import recognise
-from limner.files import replacing
+from limner.files import default_cache, replacing
 from limner.generate.draw import SETTINGS, check_resolution, draw, requests_for
 from limner.generate.faults import tell_faults
-from limner.pictures.cache import default_cache
 from limner.prepare.check import Checked, check_class_pictures
 from limner.recipe import Recipe
 from limner.refining import check_partner, load_partner, require_beginning

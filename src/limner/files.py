@@ -23,6 +23,8 @@ HALF_MADE = re.compile(r"\.(?P<name>.+)\.(?P<host>\w+)-(?P<process>\d+)-[0-9a-f]
 """What a file or folder is called while it is made, and a folder that is about to be replaced: who is at it."""
 HOST = re.sub(r"\W", "_", platform.node())[:32] or "_"
 DAY_S = 24 * 3600
+BASES = "bases"
+"""The folder in the cache for bases that were made on this machine."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Need:
     bytes: int
     what: str
     """What they are, in words."""
+
+
+def default_cache() -> Path:
+    """Return the cache folder: $LIMNER_CACHE, else `limner` in the platform's cache folder."""
+    if chosen := os.environ.get("LIMNER_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
+    except RuntimeError:  # a user that the machine does not know, as in some containers
+        raise UserError("This user has no home folder.", "Name a folder for the cache in LIMNER_CACHE.") from None
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from limner.errors import UserError
+from limner.files import default_cache
 from limner.forecast import GIB, Forecast, Work
-from limner.pictures.cache import default_cache
 from limner.prepare.check import Checked
 from limner.prepare.plan import Plan, batch_notes, plan_length
 from limner.rates import Rates, measure_rates

@@ -17,11 +17,11 @@ from limner.errors import UserError
 from limner.export.tensors import read_tensors
 from limner.families.load import native_resolution
 from limner.families.source import is_hub_name, locate
-from limner.files import remove, require_writable
+from limner.files import default_cache, remove, require_writable
 from limner.fitting import make_fit, plan_memory, telling_memory
 from limner.generate.draw import check_resolution, draw, requests_for
 from limner.lock import locked
-from limner.pictures.cache import ROOM, default_cache
+from limner.pictures.cache import ROOM
 from limner.pictures.folder import find_pictures
 from limner.planning import Told, length_of, plan_run
 from limner.prepare.check import Checked, check_class_pictures, check_pictures

@@ -9,7 +9,7 @@ from limner import machine
 from limner.errors import UserError
 from limner.evaluate.encoders import panel_of, require_panel
 from limner.evaluate.evaluate import evaluate
-from limner.pictures.cache import default_cache
+from limner.files import default_cache
 from limner.prepare.distractors import find_distractors, save_distractors
 from limner.recipe import Recipe
 from limner.rundir import RunDir, read_json

@@ -13,10 +13,9 @@ from limner.drawing import follow_objective, load_base, preview
 from limner.errors import Unwritable
 from limner.families.family import Family
 from limner.families.load import fingerprints
-from limner.files import Need, passing, require_room
+from limner.files import Need, default_cache, passing, require_room
 from limner.generate.draw import check_resolution
 from limner.learning import make_training
-from limner.pictures.cache import default_cache
 from limner.planning import plan_run
 from limner.prepare.ahead import fetched_ahead
 from limner.prepare.check import Checked

@@ -25,8 +25,8 @@ from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.families.family import Family
 from limner.families.load import load
+from limner.files import default_cache
 from limner.objectives import Denoising
-from limner.pictures.cache import default_cache
 from limner.pictures.spec import Pictures, Prior
 from limner.prepare.ahead import fetched_ahead
 from limner.prepare.check import check_class_pictures, check_pictures

@@ -152,6 +152,8 @@ FILES = {
     "held-out pictures that are learned": Row(DEMO + " evaluation.pictures={pictures}", "(?s)5 of 5 held-out pictures were learned from.*Leave each on one side", lines=7),
     "no subjects": Row(DEMO + " pictures.subjects=true prior.enabled=false", "sub-folder"),
     "no such base": Row("train {pictures} --recipe demo base=./nowhere", "base='./nowhere': there is no such folder or file"),
+    "a base that was not made yet": Row("train {pictures} --recipe demo base=tiny-xl", "base='tiny-xl': was not made on this machine yet .there is no .*full.bases.tiny-xl.. Make it .*: make tiny-xl", {"LIMNER_CACHE": "{bad}/full"}),
+    "a refiner that was not made yet": Row("generate tiny-xl-refiner --prompt x", "base='tiny-xl-refiner': was not made .*make tiny-xl"),
     "not a base": Row("train {pictures} --recipe demo base={bad}/empty", "model_index.json is missing"),
     "not a checkpoint": Row("train {pictures} --recipe demo base={bad}/nothing.safetensors", "is not a readable .safetensors file"),
     "a LoRA for a base": Row("train {pictures} --recipe demo base={bad}/lora.safetensors", "(?i)is a lora"),

@@ -11,7 +11,7 @@ from typing import Any
 from limner.errors import UserError
 from limner.families.family import size_step_px
 from limner.families.foreign import refuse_what_is_no_base
-from limner.families.source import ASSETS, files_of
+from limner.families.source import ASSETS, PRETRAINED, files_of, made_here
 from limner.families.weights import Header, read_header, weights_files
 from limner.rundir import read_json
 
@@ -217,7 +217,7 @@ def _prediction_type(header: Header) -> tuple[str | None, str | None]:
 
 
 def _skeleton(name: str, channels: int, width: int) -> Path:
-    for folder in SKELETONS:
+    for folder in (*SKELETONS, *filter(Path.is_dir, map(made_here, PRETRAINED))):
         unet = _read(folder / "unet/config.json")
         if (unet["block_out_channels"][0], unet["cross_attention_dim"]) == (channels, width):
             return folder

@@ -9,9 +9,12 @@ from pathlib import Path
 
 from limner.errors import UserError
 from limner.families.weights import choose_weights, weights_files
+from limner.files import BASES, default_cache
 
 ASSETS = Path(__file__).parent.parent / "assets"
 EMBEDDED = {"tiny": ASSETS / "tiny"}
+PRETRAINED = ("tiny-xl", "tiny-xl-refiner")
+"""Bases that a command makes from the embedded one, on the user's machine."""
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 CONFIGURATIONS = (*(f"{part}/config.json" for part in PARTS), "scheduler/scheduler_config.json")
@@ -20,9 +23,23 @@ SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
 def locate(name: str) -> Path | None:
-    """Return the folder or file of a base that is on this machine, None for a hub name."""
-    path = EMBEDDED.get(name, Path(name).expanduser())
+    """Return the folder or file of a base that is on this machine, None for a hub name.
+
+    Raises:
+        UserError: it is one of `PRETRAINED`, and was not made on this machine.
+    """
+    path = made_here(name) if name in PRETRAINED else EMBEDDED.get(name, Path(name).expanduser())
+    if name in PRETRAINED and not path.exists():
+        raise UserError(
+            f"base={name!r}: was not made on this machine yet (there is no {path}).",
+            "Make it in a checkout of Limner's repository, in less than half an hour: make tiny-xl",
+        )
     return path if path.exists() else None
+
+
+def made_here(name: str) -> Path:
+    """Return where a base of `PRETRAINED` lies once it was made; pruning the cache leaves it."""
+    return default_cache() / BASES / name
 
 
 def is_hub_name(name: str) -> bool:
@@ -44,8 +61,8 @@ def files_of(name: str, *, weights: bool) -> Path:
     if not is_hub_name(name):
         raise UserError(
             f"base={name!r}: there is no such folder or file, and it is no hub name (owner/name).",
-            f"Use {', '.join(EMBEDDED)}, the path of a diffusers folder or .safetensors file, or a name such as "
-            "stable-diffusion-v1-5/stable-diffusion-v1-5.",
+            f"Use {', '.join([*EMBEDDED, *PRETRAINED])}, the path of a diffusers folder or .safetensors file, or a "
+            "name such as stable-diffusion-v1-5/stable-diffusion-v1-5.",
         )
     cached = _in_hub_cache(name)
     if cached is not None and not list(missing_files(cached, weights=weights)):

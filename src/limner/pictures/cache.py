@@ -19,22 +19,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from limner.errors import Unwritable, UserError
-from limner.files import require_writable, sweep
+from limner.files import BASES, require_writable, sweep
 from limner.rundir import write_atomically
 
 FORMAT = 2
 """Part of every key: raise it when the meaning of an entry changes."""
 ROOM = "Make room or name another folder in the environment variable LIMNER_CACHE."
-
-
-def default_cache() -> Path:
-    """Return the cache folder: $LIMNER_CACHE, else `limner` in the platform's cache folder."""
-    if chosen := os.environ.get("LIMNER_CACHE"):
-        return Path(chosen)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limner"
-    except RuntimeError:  # a user that the machine does not know, as in some containers
-        raise UserError("This user has no home folder.", "Name a folder for the cache in LIMNER_CACHE.") from None
 
 
 def key_of(kind: str, **parts: Any) -> str:
@@ -113,9 +103,10 @@ def list_cache(root: Path) -> list[Holding]:
 def prune_cache(root: Path, *, keep_bytes: int) -> tuple[int, int]:
     """Remove what was not used for longest until the cache is no larger; return how many files and bytes went.
 
-    Half-written files that are older than an hour go first. A run that needs what was removed makes it again.
+    Half-written files that are older than an hour go first. A run that needs what was removed makes it again; bases
+    that were made on this machine, which no run makes, stay.
     """
-    files = sorted(_files(root)) if root.is_dir() else []
+    files = sorted(f for f in _files(root) if root / BASES not in f[2].parents) if root.is_dir() else []
     total = sum(size for _, size, _ in files)
     removed = freed = 0
     hour_ago = time.time() - 3600

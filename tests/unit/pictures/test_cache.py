@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limner.errors import UserError
-from limner.pictures.cache import Cache, default_cache, key_of, list_cache, prune_cache
+from limner.files import default_cache
+from limner.pictures.cache import Cache, key_of, list_cache, prune_cache
 
 TENSORS = {"moments": torch.arange(12.0).reshape(2, 1, 2, 3)}
 

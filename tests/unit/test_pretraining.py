@@ -1,0 +1,69 @@
+"""The pretraining of tiny-xl: what a view is told is true of it, and the UNet begins as the base's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from pretraining import views, xl
+
+
+def large() -> Tensor:
+    """Make a picture of 128 pixels with detail at every scale."""
+    return torch.rand(1, 3, views.LARGE_PX, views.LARGE_PX) * 2 - 1
+
+
+def roughness(pixels: Tensor) -> float:
+    return float((pixels[..., 1:] - pixels[..., :-1]).abs().mean())
+
+
+def test_what_a_view_is_told_is_true_of_it() -> None:
+    picture, kinds = large(), set[str]()
+    whole = views.resized(picture, views.SIDE_PX)
+    for _ in range(30):
+        pixels, (height, width, top, left, *target) = views.sized_or_cropped(picture)
+        assert (pixels.shape, height, target) == (whole.shape, width, [views.SIDE_PX] * 2)
+        top, left = int(top), int(left)
+        if height < views.SIDE_PX:
+            kinds.add("was smaller")
+            assert roughness(pixels) < roughness(whole)
+        elif top or left:
+            kinds.add("cropped")
+            assert torch.equal(pixels, picture[..., top : top + views.SIDE_PX, left : left + views.SIDE_PX])
+        else:
+            kinds.add("whole")
+            assert torch.equal(pixels, whole)
+    assert kinds == {"was smaller", "cropped", "whole"}
+
+
+def test_the_score_falls_as_the_picture_gets_worse() -> None:
+    picture = large()
+    whole = views.resized(picture, views.SIDE_PX)
+    seen = [views.scored(picture) for _ in range(30)]
+    errors = [(told[-1], float((pixels - whole).abs().mean())) for pixels, told in seen]
+    assert all(views.WORST_SCORE <= score <= views.BEST_SCORE for score, _ in errors)
+    assert {error == 0 for score, error in errors if score >= views.CLEAN_SCORE} == {True}
+    worse = torch.tensor([pair for pair in errors if pair[1] > 0])
+    assert len(worse) > 5
+    assert torch.corrcoef(worse.T)[0, 1] < -0.9
+
+
+@torch.no_grad()
+def test_the_unet_begins_as_that_of_the_base_whatever_it_is_told(random_sd15: Path) -> None:
+    base = UNet2DConditionModel.from_pretrained(random_sd15 / "unet")
+    new = xl.build(random_sd15, context=2 * 32, told=6)
+    fit = torch.cat([torch.eye(32), torch.zeros(32, 32)])  # the first encoder's states are those that the base knows
+    new.load_state_dict(xl.starting_weights(new, base.state_dict(), fit)["weights"])
+    x_t, t, known = torch.randn(2, 4, 24, 24), torch.tensor([10, 900]), torch.randn(2, 32, 32)
+    hidden = torch.cat([known, torch.randn(2, 32, 32)], -1)
+    told = {"text_embeds": torch.randn(2, xl.POOLED), "time_ids": torch.rand(2, 6) * 96}
+    made = new(x_t, t, hidden, added_cond_kwargs=told).sample
+    torch.testing.assert_close(made, base(x_t, t, known).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_states_of_new_encoders_are_fitted_to_the_known_ones() -> None:
+    new, way = torch.randn(20, 32, 6), torch.randn(6, 4)
+    torch.testing.assert_close(xl.fitted(new @ way, new), way, rtol=1e-4, atol=1e-5)
