@@ -57,8 +57,8 @@ class Method:
 METHODS = (
     Method("SD 1.5, 512 px: LoRA, textual inversion", 2.9, 5.5, "2.0 with gradient checkpointing"),
     Method("SD 1.5, 512 px: full DreamBooth", 14.5, 16.0, "8 with an 8-bit optimizer and checkpointing"),
-    Method("SDXL, 1024 px: LoRA (later version)", 13.0, 25.0, "6.5 with gradient checkpointing"),
-    Method("SDXL, 1024 px: full DreamBooth (later version)", 47.0, 55.0, "10 with Adafactor fused into backward"),
+    Method("SDXL, 1024 px: LoRA", 13.0, 25.0, "6.5 with gradient checkpointing"),
+    Method("SDXL, 1024 px: full DreamBooth", 47.0, 55.0, "10 with Adafactor fused into backward"),
 )
 """Sums of weights, gradients, moments and activations; the 16-bit LoRA and the least figures are published ones."""
 

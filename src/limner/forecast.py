@@ -14,6 +14,7 @@ from limner.adapters.full import Full
 from limner.drawing import follow_objective
 from limner.families.family import Family, rows_together
 from limner.families.load import sketch
+from limner.families.recognise import is_refiner
 from limner.generate.draw import check_resolution, steps_around_handover
 from limner.learning import make_training
 from limner.machine import Place
@@ -165,7 +166,7 @@ class _Run:
                 with self.family.whole():
                     yield self._drawn("preview", min(sampling.batch, preview.images), previews)
             yield self._save(training)
-        if sampling.begun_by or self.family.kind != "sdxl-refiner":  # which draws nothing alone
+        if sampling.begun_by or not is_refiner(self.family.kind):  # which draws nothing alone
             yield draw
 
     def _hold(self, module: nn.Module) -> None:

@@ -8,16 +8,16 @@ from contextlib import contextmanager
 from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load
-from limner.families.recognise import REFINED, Recognised, recognise, refuse_unsupported
+from limner.families.recognise import FAMILIES, REFINED, Recognised, is_refiner, recognise, refuse_unsupported
 from limner.generate.draw import steps_around_handover
 from limner.recipe import Recipe, changed
 from limner.watch import Watch
 
 PUBLISHED = {
-    "refiner": "stabilityai/stable-diffusion-xl-refiner-1.0",
-    "begun_by": "stabilityai/stable-diffusion-xl-base-1.0",
+    "refiner": next(known.published for family, known in FAMILIES.items() if is_refiner(family)),
+    "begun_by": next(known.published for known in FAMILIES.values() if known.refiner),
 }
-"""What Stability AI published for each of the two settings."""
+"""A model that fits, for each of the two settings."""
 
 
 def check_partner(recipe: Recipe) -> None:
@@ -27,7 +27,7 @@ def check_partner(recipe: Recipe) -> None:
     if asked.refiner and asked.begun_by:
         raise UserError("generation.refiner and generation.begun_by are both set.",
                         "Keep one: refiner with an SDXL base, begun_by with a base that is a refiner.")  # fmt: skip
-    if asked.refiner and base.family != "sdxl":
+    if asked.refiner and not base.refiner:
         begun_by = f"Name the base that begins: generation.begun_by={PUBLISHED['begun_by']}"
         raise UserError(
             f"generation.refiner={asked.refiner!r}: {own}, and a refiner finishes what an SDXL base begins.",
@@ -55,7 +55,7 @@ def check_partner(recipe: Recipe) -> None:
 def _check_fits(base: Recognised, partner: Recognised, setting: str) -> None:
     """Refuse a model in the other one's place, and latents that cannot be handed over."""
     where = f"generation.{setting}={partner.name!r}"
-    if partner.is_refiner != (setting == "refiner") or partner.family == "sd15":
+    if partner.family != base.refiner and partner.refiner != base.family:
         wanted = "a refiner" if setting == "refiner" else "an SDXL base"
         found = "the SDXL refiner" if partner.is_refiner else f"a base ({partner.called})"
         raise UserError(f"{where}: is {found}, not {wanted}.", f"Use a model such as {PUBLISHED[setting]}.")

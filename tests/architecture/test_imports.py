@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from limner.families.recognise import FAMILIES
+from tests.architecture.sources import sources
 
 HEAVY = {
     "torch",
@@ -69,3 +73,15 @@ def test_nothing_happens_at_import(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_only_the_families_folder_tells_one_family_from_another() -> None:
+    keys = set(FAMILIES)
+    named = [
+        f"{source.name}:{node.lineno}: {node.value!r}"
+        for source in sources("src")
+        if "/families/" not in source.name
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Constant) and node.value in keys
+    ]
+    assert not named

@@ -22,9 +22,9 @@ from limner.adapters.lora import LoRA, attach_lora
 from limner.errors import Guarded, UserError
 from limner.export.diffusers_folder import write_diffusers_folder
 from limner.export.diffusers_lora import has_effect, read_lora, write_lora
-from limner.export.modelspec import ARCHITECTURES
 from limner.export.single_file import write_single_file
 from limner.families.family import Family
+from limner.families.recognise import FAMILIES
 from limner.families.source import ASSETS
 from limner.recipe import load_recipe
 
@@ -99,7 +99,7 @@ def test_a_lora_says_what_it_is_and_equal_weights_give_equal_bytes(
     said = {k: v for k, v in _header(tmp_path / "a/x.safetensors").items() if k.startswith("modelspec.")}
     assert said == {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{ARCHITECTURES[family.kind]}/lora",
+        "modelspec.architecture": f"{FAMILIES[family.kind].modelspec}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": "sks critter",
         "modelspec.trigger_phrase": "sks",
@@ -231,7 +231,7 @@ def test_a_model_with_layers_of_an_adapter_in_it_is_refused(exporter: Any, famil
 def test_a_single_file_says_what_it_is(family: Family, tmp_path: Path) -> None:
     path = write_single_file(family, tmp_path / "x.safetensors", dtype=torch.float16, about={"token": "sks"})
     said = _header(path)
-    assert said["modelspec.architecture"] == ARCHITECTURES[family.kind]
+    assert said["modelspec.architecture"] == FAMILIES[family.kind].modelspec
     assert said["modelspec.trigger_phrase"] == "sks"
     assert said["modelspec.prediction_type"] == "v"
     assert json.loads(said["limner"]) == {**family.facts, "token": "sks"}

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-ARCHITECTURES = {
-    "sd15": "stable-diffusion-v1",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
-}
-"""ModelSpec's name of each family."""
+from limner.families.recognise import FAMILIES
+
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 """ModelSpec's name of each prediction type."""
 ORIGINAL = "https://github.com/Stability-AI/generative-models"
@@ -23,7 +19,8 @@ def modelspec(about: Mapping[str, Any], *, adapter: str = "", implementation: st
     `adapter` is "" for a whole model, "lora" or "textual-inversion". There is no date: equal weights give equal bytes.
     """
     token, noun, side = about.get("token"), about.get("class_noun"), about.get("resolution_px")
-    architecture = ARCHITECTURES.get(about.get("family", ""))
+    known = FAMILIES.get(about.get("family", ""))
+    architecture = known.modelspec if known else None
     fields = {
         "architecture": f"{architecture}/{adapter}".rstrip("/") if architecture else None,
         "implementation": implementation,

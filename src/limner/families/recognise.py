@@ -26,18 +26,27 @@ class Known:
     called: str
     prefixes: Mapping[str, str] = field(default_factory=dict[str, str])
     """How the names of each part begin in a single file; none for a family that Limner cannot train."""
+    modelspec: str = ""
+    """ModelSpec's name of the architecture."""
+    refiner: str = ""
+    """The family that can finish the pictures which this one begins."""
+    published: str = ""
+    """The hub name of the best known model."""
 
 
 FAMILIES = {
-    "sd15": Known("SD 1.x", {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer."}),
+    "sd15": Known("SD 1.x", {
+        "unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer.",
+    }, modelspec="stable-diffusion-v1", published="stable-diffusion-v1-5/stable-diffusion-v1-5"),
     "sd2": Known("SD 2.x"),
     "sdxl": Known("SDXL", {
         "unet": UNET, "vae": VAE, "text_encoder": "conditioner.embedders.0.transformer.",
         "text_encoder_2": "conditioner.embedders.1.model.",
-    }),
+    }, modelspec="stable-diffusion-xl-v1-base", refiner="sdxl-refiner",
+       published="stabilityai/stable-diffusion-xl-base-1.0"),
     "sdxl-refiner": Known("the SDXL refiner", {
         "unet": UNET, "vae": VAE, "text_encoder_2": "conditioner.embedders.0.model.",
-    }),
+    }, modelspec="stable-diffusion-xl-v1-refiner", published="stabilityai/stable-diffusion-xl-refiner-1.0"),
 }  # fmt: skip
 """Families by the names that they have in files; the class of each that can be trained is in `load.MEMBERS`."""
 SUPPORTED = tuple(family for family, known in FAMILIES.items() if known.prefixes)
@@ -98,7 +107,12 @@ class Recognised:
     @property
     def is_refiner(self) -> bool:
         """Whether it can only finish pictures that another model has begun."""
-        return self.family == "sdxl-refiner"
+        return is_refiner(self.family)
+
+    @property
+    def refiner(self) -> str:
+        """The family that can finish the pictures which it begins; nothing for one that no model refines."""
+        return FAMILIES[self.family].refiner if self.family in FAMILIES else ""
 
     @property
     def latents(self) -> tuple[Any, ...]:
@@ -115,6 +129,11 @@ class Recognised:
         return (
             f"base {self.name}: {self.called}{kind}, {self.prediction_type} ({said_by}), {self.native_resolution_px} px"
         )
+
+
+def is_refiner(family: str) -> bool:
+    """Tell whether a family can only finish pictures that another has begun."""
+    return any(known.refiner == family for known in FAMILIES.values())
 
 
 def recognise(name: str) -> Recognised:
