@@ -15,6 +15,7 @@ from limner.files import passing
 from limner.generate.draw import check_resolution, draw, requests_for
 from limner.metrics.study import ArmBudget, Budget, BudgetKind
 from limner.recipe import LENGTHS, Recipe, changed
+from limner.refining import load_partner
 from limner.run import train
 from limner.watch import Watch
 
@@ -92,12 +93,14 @@ def measure(recipe: Recipe, pictures: list[Path], seconds: float, place: Path, w
 
 def _time_class_pictures(recipe: Recipe, out: Path, watch: Watch) -> float:
     """Draw a batch of class pictures into `out`; return the seconds that one takes."""
-    family = load_base(recipe, Watch())
+    family, sampling = load_base(recipe, Watch()), recipe.generation.alone()
+    if sampling.begun_by:
+        load_partner(family, recipe, Watch())
     prompt = recipe.prior.caption(recipe.pictures)
-    count = min(recipe.generation.batch, recipe.prior.count)
+    count = min(sampling.batch, recipe.prior.count)
     with watch.phase("pace of drawing"):
         started = time.perf_counter()
-        draw(family, requests_for("class", [(prompt, prompt)], range(count)), out, sampling=recipe.generation,
+        draw(family, requests_for("class", [(prompt, prompt)], range(count)), out, sampling=sampling,
              about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress,
              resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
         return (time.perf_counter() - started) / count

@@ -25,6 +25,7 @@ from limner.planning import known_pace, plan_run
 from limner.prepare.check import Checked
 from limner.ranks import Ranks
 from limner.recipe import Recipe, changed, load_recipe, settings_of
+from limner.refining import suited
 from limner.report.numbers import in_time
 from limner.report.report import report
 from limner.report.study import report_study
@@ -190,7 +191,7 @@ def _recipe(arm: Arm, subject: Subject, shared: Mapping[str, Any], seed: int, bu
     own = {**subject.settings(arm, shared), "seed": seed}
     if budget.kind == "time" and arm.name in budget.arms:
         own["steps"] = budget.arms[arm.name].steps
-    return arm.load(own)
+    return suited(arm.load(own), Watch())
 
 
 def _measured(folder: Path, budget: Budget, checked: Looked, shared: Mapping[str, Any], watch: Watch) -> Budget:
