@@ -204,13 +204,11 @@ def compare(
     An arm may have settings of its own: --arms "lora,dreambooth\\[prior.enabled=false]". The others go to all arms;
     budget=steps steps=N, budget=time seconds=N or budget=memory fit=8GB makes them equal. The same command goes on.
     """
-    from limner import comparing
+    from limner.comparing import compare
 
-    paths, settings = _paths_and_settings(pictures or [])
+    paths, own = _paths_and_settings(pictures or [])
     with watch_for(as_json) as watch:
-        page = comparing.compare(
-            paths, arms=arms, subjects=subjects, seeds=_seeds(seeds), run=run, settings=settings, watch=watch
-        )
+        page = compare(paths, arms=arms, subjects=subjects, seeds=_seeds(seeds), run=run, settings=own, watch=watch)
     _done(as_json, study=page.with_suffix(".json"), page=page)
 
 
