@@ -7,16 +7,17 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from limner.comparing import compare
     from limner.run import check, demo, evaluate, generate, report, resume, train
 
-__all__ = ["check", "demo", "evaluate", "generate", "report", "resume", "train"]
+__all__ = ["check", "compare", "demo", "evaluate", "generate", "report", "resume", "train"]
 
 
 def _verb(name: str) -> property:
     def get(_module: types.ModuleType) -> Any:
-        from limner import run
+        import importlib
 
-        return getattr(run, name)
+        return getattr(importlib.import_module("limner.comparing" if name == "compare" else "limner.run"), name)
 
     return property(get, lambda _module, _value: None)
 

@@ -187,6 +187,32 @@ def report(
 
 
 @app.command()
+def compare(
+    pictures: Annotated[list[str] | None, typer.Argument(help=f"Pictures of one subject, and {SETTINGS_HELP}")] = None,
+    arms: Annotated[
+        str, typer.Option(help="Recipes, each NAME, FILE or NAME\\[key=value,...].", metavar="ARM,ARM,...")
+    ] = "base,lora,dreambooth,dreambooth-lora,textual-inversion",
+    subjects: Annotated[
+        Path | None, typer.Option(help="Folder of subjects' folders, each named 'TOKEN CLASS'.", metavar="DIR")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="How many training seeds, or a list.", metavar="N|LIST")] = "1",
+    run: Annotated[Path | None, typer.Option("--run", help="The folder to make or go on with.", metavar="DIR")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train several methods on one subject or many; say which is better for what, with intervals.
+
+    An arm may have settings of its own: --arms "lora,dreambooth\\[prior.enabled=false]". The others go to all arms;
+    budget=steps steps=N, budget=time seconds=N or budget=memory fit=8GB makes them equal. The same command goes on.
+    """
+    from limner.comparing import compare
+
+    paths, own = _paths_and_settings(pictures or [])
+    with watch_for(as_json) as watch:
+        page = compare(paths, arms=arms, subjects=subjects, seeds=_seeds(seeds), run=run, settings=own, watch=watch)
+    _done(as_json, study=page.with_suffix(".json"), page=page)
+
+
+@app.command()
 def caption(
     pictures: PicturesArgument,
     model: Annotated[str, typer.Option(help="Image-to-text model: a hub name or a folder.", metavar="NAME|FOLDER")],
@@ -349,7 +375,7 @@ def _adapter(text: str) -> tuple[Path, float]:
 def _seeds(text: str) -> list[int]:
     numbers = [_number(part, f"--seeds {text}", int) for part in text.split(",")]
     if "," not in text and numbers[0] < 1:
-        raise UserError(f"--seeds {text}: draws nothing.", "Give how many pictures per prompt, or a list such as 7,8.")
+        raise UserError(f"--seeds {text}: draws nothing.", "Give how many, or a list such as 7,8.")
     return numbers if "," in text else list(range(numbers[0]))
 
 

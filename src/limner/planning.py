@@ -26,7 +26,7 @@ def plan_run(recipe: Recipe, checked: Checked, num_prior_examples: int, watch: W
     plan = length_of(recipe, checked, num_prior_examples)
     warmup = recipe.optimizer.warmup(plan.steps)
     every = recipe.checkpoint.every_steps
-    pace = _known_paces().get(_pace_key(recipe))
+    pace = known_pace(recipe)
     checkpoints = -(-plan.steps // every) if every else 1
     parts = [
         f"warm-up {warmup} steps" if warmup else "",
@@ -75,7 +75,7 @@ def rows(found: Forecast, steps: int) -> list[Row]:
     device = found.at.device
     here = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
     rates = {dtype: measure_rates(device, dtype) for dtype in _formats(found)} if here else {}
-    pace = _known_paces().get(_pace_key(found.recipe))
+    pace = known_pace(found.recipe)
     told: list[Row] = []
     for work in found.phases:
         memory, host = (size / GIB for size in work.needs(device.type))
@@ -120,6 +120,11 @@ def table(found: Forecast, told: Sequence[Row]) -> Iterator[str]:
         yield "on a GPU: fused attention, 0.5 GiB for CUDA itself; traced, not measured on this machine"
     if any(row.time_from == "counted" and row.seconds is not None for row in told):
         yield "times with ~ are counted work at the speed that this machine has just now: a rough order"
+
+
+def known_pace(recipe: Recipe) -> float | None:
+    """Return the seconds per step of the last such run on this machine; None where there was none."""
+    return _known_paces().get(_pace_key(recipe))
 
 
 def _known_paces() -> dict[str, float]:

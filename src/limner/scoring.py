@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from limner import machine
@@ -28,12 +28,13 @@ def require_judges(recipe: Recipe) -> None:
         find_distractors(asked.distractors)
 
 
-def score(folders: Sequence[RunDir], recipes: Sequence[Recipe], out: Path, watch: Watch) -> None:
-    """Score runs whose pictures are drawn as their recipes ask, and write the scores.
+def score(runs: Sequence[RunDir] | Mapping[str, RunDir], recipes: Sequence[Recipe], out: Path, watch: Watch) -> None:
+    """Score runs whose pictures are drawn as their recipes ask, and write the scores; a mapping names the arms.
 
     Raises:
         UserError: the recipes ask for different judges.
     """
+    folders = list(runs.values()) if isinstance(runs, Mapping) else runs
     first, *others = (recipe.evaluation for recipe in recipes)
     for folder, asked in zip(folders[1:], others, strict=True):
         for name in ("encoders", "quality", "distractors"):
@@ -47,7 +48,7 @@ def score(folders: Sequence[RunDir], recipes: Sequence[Recipe], out: Path, watch
         _keep_others(folders[0], recipes[0], first.distractors, watch)
     device = machine.place(recipes[0].device, recipes[0].precision).device
     panel = panel_of(recipes[0].base, first.encoders, first.quality, device)
-    evaluate(folders, out, panel=panel, progress=watch.progress)
+    evaluate(runs, out, panel=panel, progress=watch.progress)
 
 
 def _keep_others(folder: RunDir, recipe: Recipe, distractors: Path, watch: Watch) -> None:

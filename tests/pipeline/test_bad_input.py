@@ -193,6 +193,32 @@ RUNS = {
     "a damaged recipe in a run": Row("generate {bad}/damaged --prompt x", "recipe.toml: is not readable TOML"),
 }  # fmt: skip
 
+COMPARISONS = {
+    "comparison of nothing": Row("compare", "compare: no pictures. Give the folder of one subject, or .*--subjects"),
+    "one subject and many": Row("compare {pictures} --subjects {bad}/outer", "pictures of one subject were given"),
+    "subjects that are not there": Row("compare --subjects {bad}/none", "--subjects .*none: there is no such folder"),
+    "subjects without folders": Row("compare --subjects {bad}/empty", "--subjects .*empty: has no sub-folders. .*'sks dog'"),
+    "arm that is no recipe": Row("compare {pictures} --arms base,lorra base={base}", "arm lorra: recipe 'lorra': there is no such recipe or file. Did you mean lora"),
+    "arms that are none": Row("compare {pictures} --arms base", "--arms base: names nothing but the base"),
+    "arm that is named twice": Row("compare {pictures} --arms lora,lora", "lora is named twice"),
+    "arm with half a bracket": Row("compare {pictures} --arms lora[steps=4", "has half a pair of brackets. Write NAME"),
+    "arm with a setting that is none": Row("compare {pictures} --arms lora[adapter.rnk=4] base={base}", r"arm lora.adapter.rnk=4.: .*adapter.rnk is not a setting. Did you mean adapter.rank\?"),
+    "setting that one arm cannot have": Row("compare {pictures} --arms lora,dreambooth adapter.rank=4 pictures.class_noun=dog base={base}", "arm dreambooth: .*adapter.rank has no meaning .*Or give it to the arms that have it"),
+    "setting without effect in any arm": Row("compare {pictures} --arms lora prior.count=4 pictures.class_noun=dog base={base}", "prior.count: has no effect in any arm"),
+    "arms that are no class": Row("compare {pictures} --arms lora base={base}", "arm lora: pictures.class_noun: is not set"),
+    "seed as a setting": Row("compare {pictures} --arms lora seed=4", "seed: is no setting of a comparison. Give the training seeds with --seeds"),
+    "seed twice": Row("compare {pictures} --arms lora --seeds 1,1", "--seeds 1,1: names a seed twice"),
+    "budget that is none": Row("compare {pictures} --arms lora budget=watts", "budget=watts: is not a budget. Use steps, time, memory"),
+    "budget without an amount": Row("compare {pictures} --arms lora budget=time", "budget=time: needs to know how much. .*seconds=600"),
+    "arm beside the budget": Row("compare {pictures} --arms lora[steps=9] budget=steps steps=4", "sets steps, and budget=steps makes it equal for all"),
+    "time that is over at once": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} budget=time seconds=1e-6 --run {bad}/new", "arm lora, budget=time: the time is over before the first step: .*Give more seconds"),
+    "comparison of broken pictures": Row("compare {bad}/broken --arms lora pictures.class_noun=dog base={base}", r"(?s)broken, arm lora: 2 of 3 pictures cannot be used.*torn.png", lines=4),
+    "comparison on no base": Row("compare {pictures} --arms lora pictures.class_noun=dog base=./nowhere", "base='./nowhere': there is no such folder or file"),
+    "comparison that does not fit": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} budget=memory fit=0.1GB", "critter, arm lora: needs about .*fit=0.1GB allows"),
+    "comparison in a folder in use": Row("compare {pictures} --arms lora --run {bad}/full", "full: is not empty, and is no comparison"),
+    "comparison under a file": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} --run {bad}/full/something.txt/x", "cannot be written .Not a directory"),
+}  # fmt: skip
+
 MACHINES = {
     "no GPU": Row(DEMO + " device=cuda", "device='cuda': torch finds no CUDA GPU. Use device=auto or device=cpu"),
     "no eighth GPU": Row(DEMO + " device=cuda:7", "device='cuda:7': torch finds no CUDA GPU|there is no such device"),
@@ -205,7 +231,7 @@ MACHINES = {
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
-ROWS = FLAGS | SETTINGS | REFINERS | RECIPES | FILES | RUNS | MACHINES
+ROWS = FLAGS | SETTINGS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | MACHINES
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,7 +12,9 @@ from limner.evaluate.statistics import finding, holm, interval, interval_p, sign
 from limner.evaluate.words import difference_in_words, not_held
 from limner.metrics.metric import Question
 from limner.metrics.scores import Difference, MetricScore
+from limner.metrics.study import StudyMetric
 
+AnyMetric = TypeVar("AnyMetric", MetricScore, StudyMetric)
 LEVEL = 0.05
 CLAIMS = ("better", "worse", "higher", "lower")
 
@@ -21,14 +24,18 @@ def differences(
 ) -> tuple[Difference, ...]:
     """Return what the paired differences allow to say, each alone: tuned arms to the base, then to one another."""
     base, *tuned = values
-    pairs = [(base, arm) for arm in tuned] + list(combinations(tuned, 2))
     return tuple(
         _difference(question, arm, to, values[arm] - values[to], prompts, seed=seed, is_to_base=to == base)
-        for to, arm in pairs
+        for to, arm in pairs(base, tuned)
     )
 
 
-def corrected(metrics: Sequence[MetricScore]) -> tuple[MetricScore, ...]:
+def pairs(base: str, tuned: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what is compared, each pair with the arm that it is compared to first: the base, then one another."""
+    return [(base, arm) for arm in tuned] + list(combinations(tuned, 2))
+
+
+def corrected(metrics: Sequence[AnyMetric]) -> tuple[AnyMetric, ...]:
     """Return the scores with every claim corrected for all others of its family, and taken back where it falls.
 
     There are two families, because they answer two questions: what each arm changed (differences to the base), and

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Material:
 
 
 def evaluate(
-    runs: Sequence[RunDir],
+    runs: Sequence[RunDir] | Mapping[str, RunDir],
     out: Path,
     *,
     panel: Panel | None = None,
@@ -58,14 +58,16 @@ def evaluate(
 ) -> Scores:
     """Score the tuned arm of each run against the base and against one another; write `out`, return what it holds.
 
-    `panel` says who judges what; without it those judge that fit the base. `encoders` and `metrics` take the place of
-    the panel's.
+    A mapping names the arms; else they are called after their methods. `panel` says who judges what; without it those
+    judge that fit the base. `encoders` and `metrics` take the place of the panel's.
 
     Raises:
         UserError: images are missing, or arms were made in a way that forbids a comparison.
     """
+    names = list(runs) if isinstance(runs, Mapping) else []
+    runs = list(runs.values()) if isinstance(runs, Mapping) else runs
     recipes = [read_recipe(run) for run in runs]
-    material = _gather(runs, arm_names(recipes) if len(runs) > 1 else [TUNED])
+    material = _gather(runs, names or (arm_names(recipes) if len(runs) > 1 else [TUNED]))
     if encoders is not None:
         panel = Panel(tuple(encoders), tuple(standard_metrics(encoders) if metrics is None else metrics))
     panel = panel or panel_of(material.arms[0].base)

@@ -108,11 +108,11 @@ def sign_flip_p(values: Values, prompts: Sequence[str], *, seed: int, draws: int
     return float(np.mean(flipped >= flipped[0] - 1e-12))
 
 
-def finding(difference: Interval, *, better: Better) -> Finding:
+def finding(difference: Interval, *, better: Better, least_units: int = LEAST_UNITS) -> Finding:
     """Return what a paired difference allows to say."""
     if difference.mean == difference.low == difference.high == 0:
         return "no difference"
-    if difference.low is None or difference.high is None or difference.n_units < LEAST_UNITS:
+    if difference.low is None or difference.high is None or difference.n_units < least_units:
         return "not conclusive"
     if difference.low <= 0 <= difference.high:
         return "no difference"

@@ -23,8 +23,9 @@ class Interval(Spec):
     """How many images (or pairs of images) stand behind the mean."""
     n_units: int
     """How many independent draws the interval counts."""
-    unit: Literal["prompt", "image"]
-    """What an independent draw is: a prompt with all its images, or an image where there is but one prompt."""
+    unit: Literal["subject", "prompt", "image", "training"]
+    """What an independent draw is: a prompt with all its images, or an image where there is but one prompt; of several
+    subjects, a subject with all that was made for it; a training, where values belong to no image."""
 
 
 class Level(Spec):

@@ -19,13 +19,7 @@ from limner.prepare.likeness import similar_pairs
 def find_subjects(paths: Path | Sequence[Path]) -> Found:
     """Find the pictures of every subject: each sub-folder is one, named "TOKEN CLASS", such as "sks dog"."""
     places = [paths] if isinstance(paths, Path) else list(paths)
-    folders = [
-        folder
-        for place in places
-        if place.is_dir()
-        for folder in entries_of(place)
-        if folder.is_dir() and not folder.name.startswith((".", "_", "@"))
-    ]
+    folders = [folder for place in places if place.is_dir() for folder in subject_folders(place)]
     if len(folders) < 2:
         raise UserError(
             f"{places[0] if places else 'pictures'}: has {len(folders)} sub-folders, and pictures.subjects=true "
@@ -42,6 +36,11 @@ def find_subjects(paths: Path | Sequence[Path]) -> Found:
         notes += [f"{folder.name}: {note}" for note in found.notes]
     _refuse_colliding_tokens([folder.name for folder in folders])
     return Found(tuple(pictures), tuple(notes))
+
+
+def subject_folders(place: Path) -> list[Path]:
+    """Return the sub-folders that are subjects, by name; what begins with a dot, an underscore or @ is none."""
+    return [f for f in entries_of(place) if f.is_dir() and not f.name.startswith((".", "_", "@"))]
 
 
 def spec_of(subject: str, spec: Pictures) -> Pictures:

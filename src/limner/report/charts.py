@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from limner.metrics.scores import MetricScore
+from limner.metrics.study import StudyMetric
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Dots:
-    """One arm's row: mean, interval, and a faint dot for each prompt."""
+    """One arm's row: mean, interval, and a faint dot for each prompt, or for each subject of a study."""
 
     arm: str
     mean: float
@@ -46,7 +47,7 @@ class Line:
 class DotPlot:
     """A metric's scores on one axis, with the levels to read them against."""
 
-    metric: MetricScore
+    metric: MetricScore | StudyMetric
     rows: tuple[Dots, ...]
     lines: tuple[Line, ...]
     ticks: tuple[Tick, ...]
@@ -76,10 +77,14 @@ class LossPlot:
     y_ticks: tuple[Tick, ...]
 
 
-def dot_plot(metric: MetricScore) -> DotPlot:
-    """Lay out one metric's scores."""
-    means = {arm: prompt_means(metric, arm) for arm in metric.arms}
-    values = [value for arm in means.values() for value in arm.values()]
+def by_prompt(metric: MetricScore) -> dict[str, list[float]]:
+    """Return each arm's mean values of the prompts."""
+    return {arm: list(prompt_means(metric, arm).values()) for arm in metric.arms}
+
+
+def dot_plot(metric: MetricScore | StudyMetric, dots: Mapping[str, Sequence[float]]) -> DotPlot:
+    """Lay out one metric's scores; `dots` are the values that stand small beside each arm's mean."""
+    values = [value for arm in dots.values() for value in arm]
     values += [level.value for level in metric.levels]
     for arm in metric.arms.values():
         values += [v for v in (arm.score.mean, arm.score.low, arm.score.high) if v is not None]
@@ -98,7 +103,7 @@ def dot_plot(metric: MetricScore) -> DotPlot:
             at=at(arm.score.mean),
             from_=None if arm.score.low is None else at(arm.score.low),
             to=None if arm.score.high is None else at(arm.score.high),
-            prompts=tuple(at(value) for value in means[name].values()),
+            prompts=tuple(at(value) for value in dots[name]),
         )
         for name, arm in metric.arms.items()
     )

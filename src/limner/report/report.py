@@ -8,7 +8,7 @@ from typing import Any
 
 from limner.metrics.scores import MetricScore, Scores
 from limner.report.buckets import bucket_rows
-from limner.report.charts import dot_plot, loss_plot
+from limner.report.charts import by_prompt, dot_plot, loss_plot
 from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
 from limner.report.embed import data_uri, is_small
 from limner.report.material import Material, gather
@@ -30,7 +30,7 @@ def report(runs: Sequence[RunDir], scores: Path, out: Path) -> Path:
     `scores` is what evaluate wrote about these runs.
     """
     material = gather(runs, scores)
-    page = _environment(material).get_template("report.html.j2").render(**_content(material))
+    page = environment(material.arms).get_template("report.html.j2").render(**_content(material))
     write_atomically(out, page.encode())
     return out
 
@@ -53,7 +53,7 @@ def _content(material: Material) -> dict[str, Any]:
         "first": {name: [s for s in shots if s.image_index == 0] for name, shots in by_set.items()},
         "further": {name: [s for s in shots if s.image_index > 0] for name, shots in by_set.items()},
         "captions": captions(material),
-        "plots": [dot_plot(metric) for metric in _charted(scores)],
+        "plots": [dot_plot(metric, by_prompt(metric)) for metric in _charted(scores)],
         "losses": loss_plot({one.arm: one.steps + one.validations for one in material.trained}),
         "answers": answers(scores),
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
@@ -82,12 +82,13 @@ def _one_caption(material: Material) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _environment(material: Material) -> Any:
+def environment(arms: Sequence[str]) -> Any:
+    """Return what fills the templates, with a colour for each arm."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     def hue(arm: str) -> str:
         """Return an arm's colours as a style: on the page, and behind white text."""
-        place = material.arms.index(arm)
+        place = arms.index(arm)
         number = 0 if place == 0 else (place - 1) % COLOURS + 1
         return f"--hue:var(--arm-{number});--solid:var(--solid-{number})"
 

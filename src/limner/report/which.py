@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from limner.metrics.scores import Difference, Finding, Interval, MetricScore, Scores
+from limner.metrics.study import Study, StudyMetric
 from limner.report.numbers import listed, with_ends
 
 SAYS = {
@@ -22,7 +23,7 @@ EVERYONE = {1: "It", 2: "Both", 3: "All three", 4: "All four"}
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 
-def headline(scores: Scores) -> str:
+def headline(scores: Scores | Study) -> str:
     """Return the answer in a few words: likeness to the subject, by the first encoder."""
     findings = _learned(scores)
     if not findings:
@@ -37,7 +38,7 @@ def headline(scores: Scores) -> str:
     return text[0].upper() + text[1:]
 
 
-def who_learned(scores: Scores) -> str:
+def who_learned(scores: Scores | Study) -> str:
     """Return which arms learned the subject and of which it is open; nothing where it is the same for all."""
     findings = _learned(scores)
     learned, unclear = ([a for a, found in findings.items() if found == f] for f in ("better", "not conclusive"))
@@ -46,7 +47,7 @@ def who_learned(scores: Scores) -> str:
     return f"Learned by {listed(learned)}" + (f"; of {listed(unclear)} it is open." if unclear else ".")
 
 
-def which_for_what(scores: Scores) -> list[str]:
+def which_for_what(scores: Scores | Study) -> list[str]:
     """Return what sets the tuned arms apart: a sentence for each claim, then what is the same and what is open."""
     claims: list[str] = []
     same: list[str] = []
@@ -67,14 +68,14 @@ def which_for_what(scores: Scores) -> list[str]:
     return claims
 
 
-def _learned(scores: Scores) -> dict[str, Finding]:
+def _learned(scores: Scores | Study) -> dict[str, Finding]:
     """Return what each tuned arm's likeness to the subject allows to say."""
     metric = scores.find("subject_fidelity")
     base, *tuned = scores.design.arms
     return {arm: metric.difference(arm, base).finding for arm in tuned} if metric else {}
 
 
-def _between(metric: MetricScore, scores: Scores) -> list[Difference]:
+def _between(metric: MetricScore | StudyMetric, scores: Scores | Study) -> list[Difference]:
     return [d for d in metric.differences if d.to != scores.design.arms[0]]
 
 
