@@ -120,7 +120,7 @@ def class_pictures(
         prompt = recipe.prior.caption(recipe.pictures)
         sampling, begun_by = recipe.generation.alone(), family.begun_by
         models = (*family.identity.values(), *(begun_by.identity.values() if begun_by else ()))
-        key = f"{seed_of(*models, prompt, resolution_px, sampling.model_dump_json()):016x}"
+        key = f"{seed_of(*models, prompt, recipe.prior.count, resolution_px, sampling.model_dump_json()):016x}"
         given = default_cache() / "class-pictures" / key
         requests = requests_for("class", [(prompt, prompt)], range(recipe.prior.count))
         with watch.phase("class pictures"), folder.timed("class pictures"):
