@@ -158,6 +158,6 @@ def test_ctrl_c_leaves_a_run_that_ends_as_an_undisturbed_one(random_base: Path, 
 def test_ctrl_c_before_training_is_one_line(random_base: Path, tmp_path: Path) -> None:
     """Interrupt while class pictures are drawn: one line, exit code 130, and the run goes on from there."""
     words = [PICTURES, "--recipe", "demo", "--run", tmp_path / "run", f"base={random_base}", "steps=2"]
-    err = interrupted("class pictures", *words, "prior.count=200", "generation.batch=2")
+    err = interrupted("class pictures", *words, "prior.count=20", "generation.batch=1")
     assert err.splitlines()[-1].startswith("Stopped. What is finished stays; a run goes on with: limner train --resume")
     assert limner.resume(tmp_path / "run", settings={"checkpoint.keep": 1}).adapter.is_file()
