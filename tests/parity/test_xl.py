@@ -134,6 +134,21 @@ def test_only_the_vae_of_sdxl_stays_in_float32_where_float16_would_overflow(base
     assert load(str(random_sd15), dtype=torch.float16, device="cpu").vae.dtype == torch.float16
 
 
+def test_a_vae_in_float32_takes_only_pictures_beyond_its_own_size_in_tiles(base: Path) -> None:
+    half, full = (load(str(base), dtype=dtype, device="cpu") for dtype in (torch.float16, torch.float32))
+    assert (half.vae.use_tiling, full.vae.use_tiling) == (True, False)
+    own = full.vae.config.sample_size // full.pixels_per_latent
+    small, large = (
+        torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(1)) for side in (own, 2 * own)
+    )
+    assert torch.equal(half.decode(small), full.decode(small))
+    tiled, whole = half.decode(large), full.decode(large)
+    assert tiled.shape == whole.shape
+    assert not torch.equal(tiled, whole)
+    assert float((tiled - whole).abs().mean()) < 0.1
+    assert half.encode_pixels(whole).isfinite().all()
+
+
 def requests(prompts: list[str]) -> list[Request]:
     return [Request("free", prompt, prompt, i, 0, seed=40 + i) for i, prompt in enumerate(prompts)]
 

@@ -54,6 +54,8 @@ class Family(ABC):
             module.requires_grad_(False).eval()
         self.dtype: torch.dtype = self.unet.dtype
         """Number format in which the base computes."""
+        if self.vae.dtype != self.dtype:  # float32 beside a half: pictures beyond the VAE's own size pass it in tiles
+            self.vae.enable_tiling()
         self.placeholders: dict[str, range] = {}
         """Words of prompts that stand for learned vectors, each with the numbers of its vectors; see `tokens`."""
         self.refiner: Family | None = None
@@ -149,13 +151,18 @@ class Family(ABC):
 
     @contextmanager
     def precise_vae(self) -> Iterator[None]:
-        """Within this block the VAE computes in float32, as some overflow in float16; its weights come back."""
-        held = self.vae.dtype
+        """Within this block the VAE computes in float32, as some overflow in float16; its weights come back.
+
+        Pictures larger than those that it was made for pass it in tiles, whose seams are blended.
+        """
+        held, tiled = self.vae.dtype, self.vae.use_tiling
         self.vae.to(torch.float32)
+        self.vae.enable_tiling()
         try:
             yield
         finally:
             self.vae.to(held)
+            self.vae.use_tiling = tiled
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Pixels) -> Moments:
