@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from limner.arms import Arm
-from limner.drawing import load_base
+from limner.drawing import draw_class, load_base
 from limner.errors import UserError
 from limner.files import passing
-from limner.generate.draw import check_resolution, draw, requests_for
+from limner.generate.draw import check_resolution
 from limner.metrics.study import ArmBudget, Budget, BudgetKind
 from limner.recipe import LENGTHS, Recipe, changed
 from limner.refining import load_partner
@@ -93,16 +93,13 @@ def measure(recipe: Recipe, pictures: list[Path], seconds: float, place: Path, w
 
 def _time_class_pictures(recipe: Recipe, out: Path, watch: Watch) -> float:
     """Draw a batch of class pictures into `out`; return the seconds that one takes."""
-    family, sampling = load_base(recipe, Watch()), recipe.generation.alone()
-    if sampling.begun_by:
+    family = load_base(recipe, Watch())
+    if recipe.generation.begun_by:
         load_partner(family, recipe, Watch())
-    prompt = recipe.prior.caption(recipe.pictures)
-    count = min(sampling.batch, recipe.prior.count)
+    count = min(recipe.generation.batch, recipe.prior.count)
     with watch.phase("pace of drawing"):
         started = time.perf_counter()
-        draw(family, requests_for("class", [(prompt, prompt)], range(count)), out, sampling=sampling,
-             about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress,
-             resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
+        draw_class(family, recipe, out, count, check_resolution(family, recipe.resolution), watch)
         return (time.perf_counter() - started) / count
 
 

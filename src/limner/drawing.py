@@ -122,18 +122,24 @@ def class_pictures(
         models = (*family.identity.values(), *(begun_by.identity.values() if begun_by else ()))
         key = f"{seed_of(*models, prompt, recipe.prior.count, resolution_px, sampling.model_dump_json()):016x}"
         given = default_cache() / "class-pictures" / key
-        requests = requests_for("class", [(prompt, prompt)], range(recipe.prior.count))
         with watch.phase("class pictures"), folder.timed("class pictures"):
-            made = draw(
-                family, requests, given, sampling=sampling, resolution_px=resolution_px, replace=True,
-                about={"arm": "base", "base": recipe.base, "adapter": None}, progress=watch.progress,
-            )  # fmt: skip
+            made = draw_class(family, recipe, given, recipe.prior.count, resolution_px, watch)
         wrong = tell_faults(made, "class pictures", tuned=False)
         if wrong:
             shutil.rmtree(given)
             raise UserError(wrong, "They would be learned from: set precision=float32, or give --class-pictures DIR.")
     instance = [Path(p) for p in read_json(folder.provenance)["pictures"]]
     return check_class_pictures(given, recipe.pictures, recipe.prior, resolution_px=resolution_px, instance=instance)
+
+
+def draw_class(family: Family, recipe: Recipe, out: Path, count: int, resolution_px: int, watch: Watch) -> Path:
+    """Draw so many class pictures of prior preservation with the untouched base; return their manifest."""
+    prompt = recipe.prior.caption(recipe.pictures)
+    return draw(
+        family, requests_for("class", [(prompt, prompt)], range(count)), out, sampling=recipe.generation.alone(),
+        resolution_px=resolution_px, replace=True, progress=watch.progress,
+        about={"arm": "base", "base": recipe.base, "adapter": None},
+    )  # fmt: skip
 
 
 def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[Path, str | None]:

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import ValidationError
 
 from limner.errors import UserError
-from limner.evaluate.claims import corrected, pairs
+from limner.evaluate.claims import CLAIMS, corrected, pairs
 from limner.evaluate.hierarchy import LEAST_SUBJECTS, Cube, flipped_p, pooled, power, unit_of, units_needed
 from limner.evaluate.statistics import DRAWS, LEAST_UNITS, finding, interval_p
 from limner.evaluate.study_words import design_in_words, finding_in_words, limits_in_words, needed_in_words
-from limner.metrics.scores import ArmScore, Interval, Level, MetricScore, Scores
+from limner.metrics.scores import ArmScore, Interval, Level, MetricScore, Scores, read_written
 from limner.metrics.study import Budget, Study, StudyArm, StudyDesign, StudyDifference, StudyMetric, SubjectInfo
-from limner.rundir import read_json, write_atomically, write_json
+from limner.rundir import write_atomically, write_json
 
 COLUMNS = ("subject", "seed", "arm", "metric", "set", "prompt", "image", "value", "file")
 
@@ -54,7 +53,8 @@ def evaluate_study(
     Raises:
         UserError: the scores are not of the same arms, prompts and images, or not of every seed of every subject.
     """
-    cells = [_read(subject, number, path) for (subject, number), path in comparisons.items()]
+    cells = [Cell(subject, number, path, read_written(Scores, path, "Delete it, and compare again."))
+             for (subject, number), path in comparisons.items()]  # fmt: skip
     _check(cells)
     first = cells[0].scores
     keys = [m.key for m in first.metrics if all(m.key in {o.key for o in c.scores.metrics} for c in cells)]
@@ -72,15 +72,6 @@ def evaluate_study(
     write_atomically(out.with_suffix(".csv"), _table(cells, keys, out.parent).encode())
     write_json(out, study.model_dump(mode="json"))
     return study
-
-
-def _read(subject: str, seed: int, path: Path) -> Cell:
-    try:
-        return Cell(subject, seed, path, Scores.model_validate(read_json(path)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}.", "Delete it, and compare again.") from error
 
 
 def _check(cells: Sequence[Cell]) -> None:
@@ -131,7 +122,7 @@ def _difference(
     return StudyDifference(
         arm=arm, to=to, score=score, p=interval_p(score) if is_tested else None, p_holm=None,
         sign_flip_p=flipped_p(values, seed=seed) if is_tested else None,
-        conclusive=found in ("better", "worse", "higher", "lower"), finding=found, words=words,
+        conclusive=found in CLAIMS, finding=found, words=words,
         subjects=_by_subject(values, names), needed="", power=seen,
     )  # fmt: skip
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeVar
 
+from pydantic import ValidationError
+
+from limner.errors import UserError
+from limner.rundir import read_json
 from limner.spec import Spec
+
+Written = TypeVar("Written", bound=Spec)
 
 Better = Literal["higher", "lower", "neither"]
 Finding = Literal["better", "worse", "higher", "lower", "no difference", "not conclusive", "not tested"]
@@ -189,3 +196,13 @@ class Scores(Spec):
     def find(self, kind: str, encoder: str | None = None) -> MetricScore | None:
         """Return the first score of a kind, by a given encoder if one is named."""
         return next((m for m in self.metrics if m.kind == kind and encoder in (None, m.encoder)), None)
+
+
+def read_written(kind: type[Written], path: Path, hint: str) -> Written:
+    """Return what a file of scores holds; one that is not of this schema is a UserError with `hint` as what to do."""
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {where}: {first['msg']}.", hint) from error

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from limner.errors import UserError
-from limner.metrics.scores import MetricScore, Scores
+from limner.metrics.scores import MetricScore, Scores, read_written
 from limner.rundir import RunDir, read_json
 
 BASE, TUNED = "base", "tuned"
@@ -101,12 +99,7 @@ def gather(runs: Sequence[RunDir], path: Path) -> Material:
     again = f"limner evaluate {' '.join(str(run.path) for run in runs)}"
     if not path.is_file():
         raise UserError(f"{path}: is not there yet.", f"Make it with: {again}")
-    try:
-        scores = Scores.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}.", f"Score again: {again}") from error
+    scores = read_written(Scores, path, f"Score again: {again}")
     scored = {(path.parent / info.folder).resolve(): arm for arm, info in scores.design.runs.items()}
     if scored.keys() != {run.path.resolve() for run in runs}:
         names = ", ".join(info.name for info in scores.design.runs.values())

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from limner.errors import UserError
+from limner.metrics.scores import read_written
 from limner.metrics.study import DELTAS, Study
 from limner.report.charts import dot_plot
 from limner.report.costs import cost_rows
@@ -23,11 +21,7 @@ from limner.rundir import RunDir, read_json, write_atomically
 
 def report_study(path: Path) -> Path:
     """Write the page about a study.json beside it, and return its path; pictures are in it, nothing is loaded."""
-    try:
-        study = Study.model_validate(read_json(path))
-    except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise UserError(f"{path}: {where}: {error.errors()[0]['msg']}.", "Delete it, and compare again.") from error
+    study = read_written(Study, path, "Delete it, and compare again.")
     materials = {(s.name, seed): _gather(path.parent / at) for s in study.design.subjects
                  for seed, at in s.comparisons.items()}  # fmt: skip
     page = environment(study.design.arms).get_template("study.html.j2").render(**_content(study, materials, path))
