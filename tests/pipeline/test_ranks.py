@@ -138,7 +138,7 @@ def test_other_verbs_run_in_one_process(monkeypatch: pytest.MonkeyPatch, capsys:
     for name, value in zip(STARTED, ("0", "2", "127.0.0.1", "1"), strict=True):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["limner", "doctor"])
-    monkeypatch.setattr("limner.cli.first_to_say", lambda text: True)
+    monkeypatch.setattr("limner.cli.ending.first_to_say", lambda text: True)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2

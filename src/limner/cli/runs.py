@@ -1,0 +1,188 @@
+"""The verbs on pictures and runs: demo, check, plan, train, generate, evaluate, report, compare, caption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limner.cli.app import JsonOption, PicturesArgument, RecipeOption, RunOption, app
+from limner.cli.words import file_and_strength, paths_and_settings, print_made, read_seeds, read_settings
+from limner.errors import UserError
+from limner.terminal import watch_for
+
+RUNS_HELP = "A run folder, or several of one subject to compare."
+SETTINGS_HELP = "key=value settings laid over the recipe."
+
+
+@app.command()
+def demo(
+    settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
+    run: RunOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Do everything once on the embedded base: train, draw, score, report."""
+    from limner import run as runs
+
+    with watch_for(as_json) as watch:
+        page = runs.demo(run, settings=read_settings(settings or []), watch=watch)
+    print_made(as_json, runs=page.parent, report=page)
+
+
+@app.command()
+def check(
+    pictures: PicturesArgument,
+    recipe: RecipeOption = "lora",
+    as_json: JsonOption = False,
+) -> None:
+    """Say every problem of pictures, captions and settings at once, before anything is loaded."""
+    from limner import run as runs
+
+    paths, settings = paths_and_settings(pictures)
+    with watch_for(as_json) as watch:
+        runs.check(paths, recipe=recipe, settings=settings, watch=watch)
+    print_made(as_json, checked=paths[0])
+
+
+@app.command()
+def plan(
+    pictures: PicturesArgument,
+    recipe: RecipeOption = "lora",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run will need, before it: memory and time of each phase, disk; no GPU and no weights are needed."""
+    from limner import run as runs
+
+    paths, settings = paths_and_settings(pictures)
+    with watch_for(as_json) as watch:
+        told = runs.plan(paths, recipe=recipe, settings=settings, watch=watch)
+    print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
+
+
+@app.command()
+def train(
+    pictures: Annotated[
+        list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")
+    ] = None,
+    recipe: RecipeOption = "lora",
+    run: RunOption = None,
+    class_pictures: Annotated[
+        Path | None, typer.Option(help="Folder of class pictures for prior preservation.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue this run instead of starting one.", metavar="RUN")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach a base the subject or style of some pictures; leaves an adapter file in the run folder."""
+    from limner import run as runs
+    from limner.result import results
+
+    paths, settings = paths_and_settings(pictures or [])
+    own = {"pictures": paths, "--recipe": recipe != "lora", "--run": run, "--class-pictures": class_pictures}
+    for name, given in own.items() if resume else ():
+        if given:
+            raise UserError(f"--resume {resume}: takes no {name}, it goes on with its own.", f"Leave {name} out.")
+    with watch_for(as_json) as watch:
+        if resume:
+            folder = runs.resume(resume, settings=settings, watch=watch)
+        elif paths:
+            folder = runs.train(
+                paths, recipe=recipe, settings=settings, class_pictures=class_pictures, run=run, watch=watch
+            )
+        else:
+            raise UserError("train: no pictures were given.", "Name a folder: limner train PICTURES")
+    print_made(as_json, run=folder.path, adapter=results(folder)[0])
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(help="A run folder, or a base.", metavar="RUN|BASE")],
+    settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="What to draw; without it, the run's comparison.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option(help="A LoRA file to add.", metavar="FILE[:STRENGTH]")] = None,
+    seeds: Annotated[
+        str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")
+    ] = "4",
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw pictures from a run or a base."""
+    from limner import run as runs
+
+    with watch_for(as_json) as watch:
+        folder = runs.generate(
+            source, prompt or [], adapters=[file_and_strength(text) for text in adapter or []],
+            seeds=read_seeds(seeds), out=out, settings=read_settings(settings or []), watch=watch,
+        )  # fmt: skip
+    print_made(as_json, images=folder)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[list[Path], typer.Argument(help=RUNS_HELP, metavar="RUN...")], as_json: JsonOption = False
+) -> None:
+    """Score a run, base against tuned, with intervals; several runs of one subject are scored side by side."""
+    from limner import run as runs
+
+    with watch_for(as_json) as watch:
+        scores = runs.evaluate(run, watch=watch)
+    print_made(as_json, scores=scores)
+
+
+@app.command()
+def report(
+    run: Annotated[list[Path], typer.Argument(help=RUNS_HELP, metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="The page to write.", metavar="FILE")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write one file with pictures, curves, scores and costs of a run, or of several side by side."""
+    from limner import run as runs
+
+    with watch_for(as_json) as watch:
+        page = runs.report(run, out=out, watch=watch)
+    print_made(as_json, report=page)
+
+
+@app.command()
+def compare(
+    pictures: Annotated[list[str] | None, typer.Argument(help=f"Pictures of one subject, and {SETTINGS_HELP}")] = None,
+    arms: Annotated[
+        str, typer.Option(help="Recipes, each NAME, FILE or NAME\\[key=value,...].", metavar="ARM,ARM,...")
+    ] = "base,lora,dreambooth,dreambooth-lora,textual-inversion",
+    subjects: Annotated[
+        Path | None, typer.Option(help="Folder of subjects' folders, each named 'TOKEN CLASS'.", metavar="DIR")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="How many training seeds, or a list.", metavar="N|LIST")] = "1",
+    run: Annotated[Path | None, typer.Option("--run", help="The folder to make or go on with.", metavar="DIR")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train several methods on one subject or many; say which is better for what, with intervals.
+
+    An arm may have settings of its own: --arms "lora,dreambooth\\[prior.enabled=false]". The others go to all arms;
+    budget=steps steps=N, budget=time seconds=N or budget=memory fit=8GB makes them equal. The same command goes on.
+    """
+    from limner.comparing import compare
+
+    paths, own = paths_and_settings(pictures or [])
+    with watch_for(as_json) as watch:
+        page = compare(paths, arms=arms, subjects=subjects, seeds=read_seeds(seeds), run=run, settings=own, watch=watch)
+    print_made(as_json, study=page.with_suffix(".json"), page=page)
+
+
+@app.command()
+def caption(
+    pictures: PicturesArgument,
+    model: Annotated[str, typer.Option(help="Image-to-text model: a hub name or a folder.", metavar="NAME|FOLDER")],
+    out: Annotated[Path, typer.Option(help="The file of captions to write.")] = Path("captions.jsonl"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write captions with an image-to-text model, for pictures.captions_file."""
+    from limner import run as runs
+
+    paths, settings = paths_and_settings(pictures)
+    with watch_for(as_json) as watch:
+        made = runs.caption(paths, model, out, settings=settings, watch=watch)
+    print_made(as_json, captions=made)

@@ -1,0 +1,125 @@
+"""The one tree of settings, and the unions that list every member of each axis."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import BaseModel, Field
+from pydantic.fields import FieldInfo
+
+from limner.adapters.full import Full
+from limner.adapters.lora import LoRA
+from limner.adapters.peft import Peft
+from limner.adapters.pivotal import Pivotal
+from limner.adapters.textual_inversion import TextualInversion
+from limner.generate.draw import Sampling
+from limner.generate.prompts import Evaluation
+from limner.machine import Precision
+from limner.objectives import Denoising
+from limner.pictures.spec import Pictures, Prior
+from limner.spec import Spec
+from limner.train.average import Ema
+from limner.train.optimizer import Adafactor, AdamW, AdamW8bit, Lion, Prodigy, ScheduleFree
+from limner.train.trackers import Tracker
+
+# Every member of each axis; a second member makes the alias a union discriminated by `kind`.
+Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal | Peft, Field(discriminator="kind")]
+Objective = Denoising
+Optimizer = Annotated[AdamW | AdamW8bit | Adafactor | Prodigy | ScheduleFree | Lion, Field(discriminator="kind")]
+
+LENGTHS = {"steps", "epochs", "exposures"}
+
+
+class Checkpoint(Spec):
+    """When the state of the run is kept, so that it can be continued."""
+
+    every_steps: int = Field(default=100, ge=0)
+    """Steps between checkpoints; 0 keeps only the one at the end or at Ctrl-C."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints stay on disk."""
+    keep_best: bool = False
+    """At each checkpoint, measure the loss on the held-out pictures (`evaluation.pictures`), always with the same noise
+    at the same timesteps, and keep the checkpoint where it is lowest too. It changes nothing in the training."""
+    use: Literal["last", "best"] = "last"
+    """Which weights the result is made of: those of the last step, or those of the best checkpoint (`keep_best`)."""
+
+
+class Preview(Spec):
+    """Pictures drawn during training, to watch the subject appear."""
+
+    every_steps: int = Field(default=0, ge=0)
+    """Steps between previews; 0 draws none."""
+    prompt: str = "a photo of {subject}"
+    """What to draw; "{subject}" becomes the token and the class noun."""
+    images: int = Field(default=4, ge=1)
+    """Pictures per preview."""
+
+
+class Recipe(Spec):
+    """Everything that decides a run. What most people set stands at the top, the rest in sections."""
+
+    base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    """The frozen model: "tiny" (embedded), a hub name, a diffusers folder, or a .safetensors file."""
+    steps: int | None = Field(default=None, ge=1)
+    """Length of the run in updates of the adapter. Give one of `steps`, `epochs`, `exposures`; the rest follows."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Length of the run in passes over the subject's pictures, repeats counted."""
+    exposures: float | None = Field(default=None, gt=0)
+    """Length of the run in times that each picture of the subject is seen, on average."""
+    batch: int = Field(default=1, ge=1)
+    """Subject pictures per step; with prior preservation as many class pictures come on top."""
+    accumulate: int = Field(default=1, ge=1)
+    """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
+    gradient_checkpointing: bool = False
+    """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
+    unload: bool = False
+    """While training, give back the memory of the VAE and of text encoders that do not learn; changes no result."""
+    fit: bool | str = False
+    """Make the run fit: true for the memory that is free on the device, or an amount such as "8GB". What it takes is
+    said and written into the run's recipe; see `limner plan`. "off" runs without asking whether it fits."""
+    resolution: int = Field(default=0, ge=0)
+    """Side of the training pictures in pixels; 0 takes the base's own."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """How far each step goes. 1e-4 for LoRA on SD 1.5; the embedded base likes 2e-3."""
+    seed: int = 0
+    """Every random draw of the run follows from it."""
+    precision: Precision = "auto"
+    """Number format of the frozen base; what learns is always float32."""
+    device: str = "auto"
+    """Where to compute: "auto", "cuda", "cuda:1", "mps", "cpu"."""
+    deterministic: bool = False
+    """Take only kernels that give the same bits every time. On a CPU they all do; on a GPU training gets slower."""
+    init_from: str | None = None
+    """Begin with the weights of this run, or of this LoRA or embedding file, instead of new ones."""
+    tracking: tuple[Tracker, ...] = ()
+    """Programs that are told each step and shown the previews: ["tensorboard"] (in the run folder), ["wandb"] ..."""
+    adapter: Adapter = LoRA()
+    """Which parameters learn."""
+    objective: Objective = Denoising()
+    """What is minimised."""
+    pictures: Pictures = Pictures()
+    """The subject's pictures and their captions."""
+    prior: Prior = Prior()
+    """Prior preservation: class pictures that keep the class what it was (arXiv:2208.12242)."""
+    optimizer: Optimizer = AdamW()
+    """How weights follow gradients."""
+    ema: Ema = Ema()
+    """A moving average of what learns, in the place of its last values."""
+    generation: Sampling = Sampling()
+    """How pictures are drawn: class pictures, previews, both sides of the comparison."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When the run's state is kept."""
+    preview: Preview = Preview()
+    """Pictures during training."""
+    evaluation: Evaluation = Evaluation()
+    """What is drawn for the comparison."""
+
+
+def members_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """Return the members of an axis by their kind; nothing where a field is no union."""
+    members = get_args(field.annotation) if field.discriminator else ()
+    return {member.model_fields["kind"].default: member for member in members}
+
+
+UNIONS = {name: members for name, field in Recipe.model_fields.items() if (members := members_of(field))}
+"""The axes that have several members, by their section of the recipe: kind -> member."""
