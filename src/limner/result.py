@@ -9,22 +9,21 @@ from typing import Any
 
 import torch
 
+from limner.adapter_file import read_adapter, read_run
 from limner.adapters.adapter import Attached
 from limner.adapters.full import Full, FullWeights
-from limner.adapters.lora import LoRA, StackedLoRA, attach_lora
-from limner.adapters.peft import Peft, PeftLayers, attach_peft
+from limner.adapters.lora import LoRA, StackedLoRA
+from limner.adapters.peft import Peft, PeftLayers
 from limner.adapters.pivotal import Pivotal, Together
-from limner.adapters.textual_inversion import LearnedWords, attach_words, table_of
+from limner.adapters.textual_inversion import LearnedWords
 from limner.errors import UserError
 from limner.export.diffusers_folder import write_diffusers_folder
-from limner.export.diffusers_lora import read_lora, write_lora
-from limner.export.embedding import read_embedding, write_embedding
-from limner.export.peft_adapter import SPEC, read_peft, write_peft
+from limner.export.diffusers_lora import write_lora
+from limner.export.embedding import write_embedding
+from limner.export.peft_adapter import write_peft
 from limner.export.single_file import write_single_file
 from limner.export.tensors import read_tensors
 from limner.families.family import Family
-from limner.families.foreign import check_lora_family, lora_width
-from limner.families.weights import read_header
 from limner.files import bytes_of, passing, sha256_of
 from limner.recipe import Recipe
 from limner.rundir import RunDir
@@ -110,21 +109,7 @@ def result_hash(folder: RunDir) -> str:
 
 def attach_result(family: Family, folder: RunDir) -> list[Attached]:
     """Attach a run's LoRA and learned words to its base. A whole model is loaded as a base instead."""
-    attached: list[Attached] = []
-    if folder.adapter.is_file():
-        attached.append(attach_file(family, folder.adapter, 1.0))
-    words = dict(read_embedding(file) for file in folder.embeddings())
-    if words:
-        attached.append(attach_words(family, words))
-        if family.refiner and _reads_alike(family, family.refiner):
-            attached.append(attach_words(family.refiner, words))
-    return attached
-
-
-def _reads_alike(family: Family, refiner: Family) -> bool:
-    """Tell whether the refiner's text encoder is the base's second one, so that a learned word means the same to it."""
-    own, other = (table_of(one.encoders["text_encoder_2"].model).weight for one in (family, refiner))
-    return torch.equal(own, other)
+    return [adapter for file in read_run(folder) for adapter in file.attach(family)]
 
 
 def attach_file(family: Family, path: Path, strength: float) -> Attached:
@@ -132,15 +117,7 @@ def attach_file(family: Family, path: Path, strength: float) -> Attached:
 
     One that was trained on the model which draws together with the family (the refiner) is attached to that.
     """
-    partner = family.refiner or family.begun_by
-    if SPEC in read_tensors(path)[1]:
-        spec, tensors, about = read_peft(path)
-        family = partner if partner and about.get("family") == partner.kind else family
-        adapter = attach_peft(family, spec, tensors)
-    else:
-        width = lora_width(read_header(path))
-        family = partner if partner and width == partner.unet.config.cross_attention_dim else family
-        check_lora_family(path, family.unet.config.cross_attention_dim)
-        adapter = attach_lora(family.modules, read_lora(path)[0])
+    (file,) = read_adapter(path)
+    (adapter,) = file.attach(family)
     adapter.set_strength(strength)
     return adapter

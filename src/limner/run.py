@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from limner import machine
+from limner.adapter_file import read_adapter
+from limner.adapter_set import AdapterSet
+from limner.adapters.strength import Strength, as_strength
 from limner.conflicts import check_base, check_settings, refuse_idle, require_use, without_effect
 from limner.drawing import draw_comparison, follow_objective, load_base, say_faults
 from limner.errors import UserError
-from limner.export.tensors import read_tensors
 from limner.families.load import native_resolution
 from limner.families.source import is_hub_name, locate
 from limner.files import default_cache, remove, require_writable
@@ -31,7 +33,7 @@ from limner.prepare.words import word_notes
 from limner.ranks import Ranks, joined
 from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
 from limner.refining import check_partner, load_partner, require_beginning, suited
-from limner.result import attach_file, attach_result, require_result
+from limner.result import require_result
 from limner.resuming import check_recipe, computed, refuse_finished
 from limner.rundir import RunDir, read_json, unused
 from limner.scoring import require_judges, score
@@ -220,7 +222,7 @@ def generate(
     source: str | Path,
     prompts: Sequence[str] = (),
     *,
-    adapters: Sequence[tuple[str | Path, float]] = (),
+    adapters: Sequence[tuple[str | Path, Strength | float]] = (),
     seeds: Sequence[int] = (0, 1, 2, 3),
     out: str | Path | None = None,
     settings: Settings | None = None,
@@ -228,7 +230,8 @@ def generate(
 ) -> Path:
     """Draw pictures from a run or a base; return the folder.
 
-    With prompts: one picture per prompt and seed, with the run's adapter and any further `adapters` (file, strength).
+    With prompts: one picture per prompt and seed, with the run's adapter and any further `adapters` (file or run,
+    strength).
     Without: the run's comparison pictures, `images/base` and `images/tuned`, for the same prompts and seeds.
     """
     watch = watch or Watch()
@@ -239,7 +242,7 @@ def generate(
     recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, on_base)
     require_use(settings or {}, DRAWING if folder else DRAWING[:-1], "drawing")
     for path, _ in adapters:
-        read_tensors(Path(path))  # says what is wrong with it before a base is loaded
+        read_adapter(Path(path))  # says what is wrong with it before a base is loaded
     _require_place(Path(out) if out else None)
     refuse_idle(settings or {}, dict(without_effect(recipe)))
     if not prompts:
@@ -254,20 +257,23 @@ def generate(
     require_beginning(drawing, str(source))
     family = load_base(recipe, watch, model=folder.model if folder and whole else None)
     load_partner(family, recipe, watch)
-    attached = attach_result(family, folder) if folder and not whole else []
-    if attached:
+    acting, strengths = AdapterSet(family), dict[str, Strength | float]()
+    if folder and not whole:
+        strengths[acting.load(folder.path)] = 1.0
         follow_objective(family, recipe)
-    attached += [attach_file(family, Path(path), strength) for path, strength in adapters]
+    strengths |= {acting.load(path): strength for path, strength in adapters}
+    acting.set(strengths)
+    for line in acting.clashes():
+        watch.say(line)
     out = Path(out) if out else unused(folder.path if folder else Path(), "drawn")
     requests = requests_for("free", [(prompt, prompt) for prompt in prompts], seeds)
     used = [*((path, 1.0) for path in own), *adapters]
-    about = {"base": recipe.base, "adapters": [[str(path), strength] for path, strength in used]}
+    about = {"base": recipe.base, "adapters": [[str(path), as_strength(strength).said] for path, strength in used]}
     with watch.phase("draw"):
         made = draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
                     resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
     say_faults(made, str(out), watch, tuned=bool(used))
-    for one in attached:
-        one.detach()
+    acting.set({})
     return out
 
 

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from limner.adapters.strength import Strength
 from limner.errors import UserError
 
 
@@ -94,8 +95,8 @@ class Attached(ABC):
         """Return what each group of the slot holds and how far it has moved the base."""
 
     @abstractmethod
-    def set_strength(self, strength: float) -> None:
-        """Scale what the adapter adds: 0 is the base, 1 the adapter as trained."""
+    def set_strength(self, strength: Strength | float) -> None:
+        """Scale what the adapter adds, everywhere or in parts of the model: 0 is the base, 1 the adapter as trained."""
 
     @abstractmethod
     def enable(self, enabled: bool) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit, sum_by_group
+from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 from limner.spec import Spec
 
@@ -71,7 +72,7 @@ class FullWeights(Attached):
         self._everything = everything
         self._learning = {name: p for name, p in everything.items() if name in learning}
         self._tuned: dict[str, Tensor] = {}
-        self._enabled, self._strength = True, 1.0
+        self._enabled, self._strength = True, Strength()
         for name, parameter in everything.items():
             parameter.data = parameter.data.to(torch.float32, copy=True)
             parameter.requires_grad_(name in learning)
@@ -101,8 +102,8 @@ class FullWeights(Attached):
     def route(self, slot_of_row: Sequence[int] | None) -> None:
         """Do nothing: there is one slot, and every row is its."""
 
-    def set_strength(self, strength: float) -> None:
-        self._strength = strength
+    def set_strength(self, strength: Strength | float) -> None:
+        self._strength = as_strength(strength)
         self._show()
 
     def enable(self, enabled: bool) -> None:
@@ -128,10 +129,11 @@ class FullWeights(Attached):
 
     def _show(self) -> None:
         """Put into the modules what strength and switch ask for; trained weights that are not shown are kept aside."""
-        shown = self._strength if self._enabled else 0.0
-        if shown != 1.0 and not self._tuned:
+        strength = self._strength if self._enabled else Strength(0.0)
+        if strength != Strength() and not self._tuned:
             self._tuned = {name: p.data for name, p in self._everything.items()}
         for name, tuned in self._tuned.items():
+            shown = strength.of(name)
             parameter = self._everything[name]
             pristine = self._pristine[name].to(tuned.device)
             if shown == 0.0:
@@ -140,5 +142,5 @@ class FullWeights(Attached):
                 parameter.data = tuned
             else:
                 parameter.data = torch.lerp(pristine.float(), tuned, shown)
-        if shown == 1.0:
+        if strength == Strength():
             self._tuned = {}

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit, sum_by_group
+from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -237,18 +238,19 @@ class StackedLoRA(Attached):
         self.layers, self._targets = dict(layers), dict(targets)
         self.slots = len(next(iter(self.layers.values())).ranks)
         self.learns_text = any(name.startswith("text_encoder") for name in self.layers)
-        self._enabled, self._strength = True, 1.0
+        self._enabled, self._strengths = True, dict.fromkeys(self.layers, 1.0)
         self._slot_of_row: Tensor | None = None
         self._pristine: dict[str, Tensor] = {}
-        self._handles = [self._hook(self._targets[name], layer) for name, layer in self.layers.items()]
+        self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
 
-    def _hook(self, target: nn.Module, layer: LoRALayer):
+    def _hook(self, name: str, layer: LoRALayer):
         def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not self._enabled or self._strength == 0:
+            strength = self._strengths[name]
+            if not self._enabled or strength == 0:
                 return output
-            return output + layer(inputs[0], self._strength, self._slot_of_row)
+            return output + layer(inputs[0], strength, self._slot_of_row)
 
-        return target.register_forward_hook(add)
+        return self._targets[name].register_forward_hook(add)
 
     def slot_parameters(self, slot: int) -> dict[str, Tensor]:
         return {f"{name}.{k}": v for name, layer in self.layers.items() for k, v in layer.views(slot).items()}
@@ -292,8 +294,8 @@ class StackedLoRA(Attached):
             for name, layer in self.layers.items()
         )  # fmt: skip
 
-    def set_strength(self, strength: float) -> None:
-        self._strength = strength
+    def set_strength(self, strength: Strength | float) -> None:
+        self._strengths = {name: as_strength(strength).of(name) for name in self.layers}
 
     def enable(self, enabled: bool) -> None:
         self._enabled = enabled
@@ -310,7 +312,7 @@ class StackedLoRA(Attached):
             weight = self._targets[name].weight
             self._pristine[name] = weight.detach().clone()
             with torch.no_grad():
-                weight.copy_(weight.float() + self._strength * layer.delta_weight(slot))
+                weight.copy_(weight.float() + self._strengths[name] * layer.delta_weight(slot))
         self.enable(False)
 
     def unmerge(self) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
 from limner.adapters.lora import LoRA
+from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 from limner.seeds import seed_of
 from limner.spec import Spec
@@ -242,20 +244,20 @@ class PeftLayers(Attached):
         self.layers, self._tensors = dict(layers), dict(tensors)
         self._learning = {name: t for name, t in tensors.items() if t.requires_grad}
         self.learns_text = any(name.startswith("text_encoder") for name in self.layers)
-        self._enabled, self._strength = True, 1.0
+        self._enabled, self._strengths = True, dict.fromkeys(self.layers, 1.0)
         self._pristine: dict[Tensor, Tensor] = {}
-        for layer in self.layers.values():
-            vars(layer.target)["forward"] = partial(self._forward, layer)  # found before the class's own
+        for name, layer in self.layers.items():
+            vars(layer.target)["forward"] = partial(self._forward, name, layer)  # found before the class's own
 
-    def _forward(self, layer: Layer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        base = partial(layer.tuner.base_layer, x, *args, **kwargs)
-        if not self._enabled or self._strength == 0:
+    def _forward(self, name: str, layer: Layer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base, strength = partial(layer.tuner.base_layer, x, *args, **kwargs), self._strengths[name]
+        if not self._enabled or strength == 0:
             return base()
         tuned = layer.tuner(x, *args, **kwargs)
         if layer.start:
             B, A = layer.start
             tuned = tuned - F.linear(F.linear(x.to(A.dtype), A), B).to(tuned.dtype)
-        return tuned if self._strength == 1 else torch.lerp(base(), tuned, self._strength)
+        return tuned if strength == 1 else torch.lerp(base(), tuned, strength)
 
     def slot_parameters(self, slot: int) -> dict[str, Tensor]:
         return dict(self._learning)
@@ -292,8 +294,8 @@ class PeftLayers(Attached):
             for group, square in squares.items()
         }
 
-    def set_strength(self, strength: float) -> None:
-        self._strength = strength
+    def set_strength(self, strength: Strength | float) -> None:
+        self._strengths = {name: as_strength(strength).of(name) for name in self.layers}
 
     def enable(self, enabled: bool) -> None:
         self._enabled = enabled
@@ -306,12 +308,12 @@ class PeftLayers(Attached):
 
     def merge(self, slot: int = 0) -> None:
         self.unmerge()
-        for layer in self.layers.values():
+        for name, layer in self.layers.items():
             tuned = layer.tuned()
             for key, parameter in layer.target.named_parameters():
                 self._pristine[parameter] = parameter.detach().clone()
                 with torch.no_grad():
-                    parameter.copy_(torch.lerp(parameter.float(), tuned[key], self._strength))
+                    parameter.copy_(torch.lerp(parameter.float(), tuned[key], self._strengths[name]))
         self.enable(False)
 
     def unmerge(self) -> None:
@@ -357,6 +359,7 @@ def _build(
     for path, layer in built.items():
         layer.eval()
         layer.base_layer = copy.copy(targets[path])
+        layer.base_layer._forward_hooks = OrderedDict()  # what other adapters add is added once, around it
         start = None
         if moves_base:
             A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight

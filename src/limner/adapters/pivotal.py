@@ -9,6 +9,7 @@ from torch import Tensor
 
 from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
 from limner.adapters.lora import LoRA, StackedLoRA
+from limner.adapters.strength import Strength
 from limner.adapters.textual_inversion import LearnedWords, TextualInversion
 from limner.spec import Spec
 
@@ -63,10 +64,10 @@ class Together(Attached):
         for part in self.parts:
             part.route(slot_of_row)
 
-    def set_strength(self, strength: float) -> None:
+    def set_strength(self, strength: Strength | float) -> None:
         """Scale the LoRA; the words, which have no strength, are there unless it is 0."""
         self.lora.set_strength(strength)
-        self.words.enable(strength != 0)
+        self.words.enable(strength not in (0, Strength(0.0)))
 
     def enable(self, enabled: bool) -> None:
         for part in self.parts:

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
+from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -103,7 +104,10 @@ def attach_words(base: Attachable, words: Mapping[str, Mapping[str, Tensor]]) ->
 
 
 class LearnedWords(Attached):
-    """Vectors beside the token tables: a token id below zero, -(k + 1), is looked up as vector k of the row's slot."""
+    """Vectors beside the token tables: a token id below zero, -(k + 1), is looked up as vector k of the row's slot.
+
+    Words of several adapters may be there at once: each counts its vectors on from those before it.
+    """
 
     learns_text = True
 
@@ -115,7 +119,11 @@ class LearnedWords(Attached):
         placeholders: Mapping[str, range],
         owned: Sequence[Mapping[str, range]],
     ) -> None:
-        self._base, self._placeholders, self._owned = base, dict(placeholders), list(owned)
+        self._first = max((where.stop for where in base.placeholders.values()), default=0)
+        self._base, self._owned = base, list(owned)
+        self._placeholders = {
+            word: range(self._first + where.start, self._first + where.stop) for word, where in placeholders.items()
+        }
         self._stacks = {root: nn.Parameter(stack) for root, stack in stacks.items()}
         self._start = {root: stack.clone() for root, stack in stacks.items()}
         self.slots = len(owned)
@@ -127,20 +135,22 @@ class LearnedWords(Attached):
         asked: list[Int[Tensor, "rows tokens"]] = []
 
         def note(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-            asked[:] = [inputs[0]]
-            return (inputs[0].clamp(min=0),)
+            numbers = -inputs[0] - 1 - self._first
+            numbers = torch.where((numbers >= 0) & (numbers < stack.shape[1]), numbers, -1)
+            asked[:] = [numbers]
+            return (inputs[0].masked_fill(numbers >= 0, 0),)
 
         def look_up(_module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> Tensor:
-            ids = asked.pop()
-            if not bool((ids < 0).any()):
+            numbers = asked.pop()
+            if not bool((numbers >= 0).any()):
                 return output
-            rows = torch.arange(len(ids), device=ids.device)
+            rows = torch.arange(len(numbers), device=numbers.device)
             if self._slot_of_row is None:
-                slot = rows // (len(ids) // self.slots) if self.slots > 1 else torch.zeros_like(rows)
+                slot = rows // (len(numbers) // self.slots) if self.slots > 1 else torch.zeros_like(rows)
             else:
-                slot = self._slot_of_row.to(ids.device)
-            learned = stack[slot[:, None], (-ids - 1).clamp(min=0)]
-            return torch.where((ids < 0)[..., None], learned.to(output.dtype), output)
+                slot = self._slot_of_row.to(numbers.device)
+            learned = stack[slot[:, None], numbers.clamp(min=0)]
+            return torch.where((numbers >= 0)[..., None], learned.to(output.dtype), output)
 
         return table.register_forward_pre_hook(note), table.register_forward_hook(look_up)
 
@@ -182,15 +192,15 @@ class LearnedWords(Attached):
     def route(self, slot_of_row: Sequence[int] | None) -> None:
         self._slot_of_row = None if slot_of_row is None else torch.tensor(slot_of_row)
 
-    def set_strength(self, strength: float) -> None:
+    def set_strength(self, strength: Strength | float) -> None:
         """Scale nothing: a word is there or not.
 
         Raises:
             UserError: the strength is neither 0 nor 1.
         """
-        if strength not in (0, 1):
-            raise UserError(f"strength {strength:g}: a learned word has no strength.", "Use 1, or 0 to switch it off.")
-        self.enable(strength == 1)
+        if as_strength(strength) not in (Strength(0.0), Strength(1.0)):
+            raise UserError(f"strength {strength}: a learned word has no strength.", "Use 1, or 0 to switch it off.")
+        self.enable(as_strength(strength) == Strength(1.0))
 
     def enable(self, enabled: bool) -> None:
         if enabled:

@@ -102,7 +102,13 @@ def generate(
     source: Annotated[str, typer.Argument(help="A run folder, or a base.", metavar="RUN|BASE")],
     settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; without it, the run's comparison.")] = None,
-    adapter: Annotated[list[str] | None, typer.Option(help="A LoRA file to add.", metavar="FILE[:STRENGTH]")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA, a learned word or a run to add, at a strength such as 0.8 or 0.8,text=0.5,up.1=0.",
+            metavar="FILE[:STRENGTH]",
+        ),
+    ] = None,
     seeds: Annotated[
         str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")
     ] = "4",

@@ -8,10 +8,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limner.errors import UserError
 from limner.ranks import started
+
+if TYPE_CHECKING:
+    from limner.adapters.strength import Strength
 
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
@@ -35,12 +38,14 @@ def read_settings(words: list[str]) -> dict[str, Any]:
     return parse_settings(words)
 
 
-def file_and_strength(text: str) -> tuple[Path, float]:
-    """Read FILE:STRENGTH, or FILE at strength 1."""
+def file_and_strength(text: str, what: str = "--adapter ") -> tuple[Path, Strength]:
+    """Read FILE, FILE:0.8 or FILE:0.8,text=0.5,up.1=0; `what` names the words in messages."""
+    from limner.adapters.strength import Strength, parse_strength
+
     path, colon, strength = text.rpartition(":")
     if not colon or Path(text).exists():
-        return Path(text), 1.0
-    return Path(path), _number(strength, f"--adapter {text}", float)
+        return Path(text), Strength()
+    return Path(path), parse_strength(strength, f"{what}{text}")
 
 
 def read_seeds(text: str) -> list[int]:

@@ -49,8 +49,13 @@ def _refuse_folder(name: str, folder: Path) -> NoReturn:
     )
 
 
+def is_lora(header: Header) -> bool:
+    """Tell whether a file holds changes of layers, of whatever method and layout."""
+    return any(LORA.search(key) for key in header.shapes)
+
+
 def _lora(header: Header) -> tuple[str, str] | None:
-    if not any(LORA.search(key) for key in header.shapes):
+    if not is_lora(header):
         return None
     width = lora_width(header)
     made_for = f" for {WIDTHS[width]} (cross-attention {width})" if width in WIDTHS else ""

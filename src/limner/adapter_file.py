@@ -1,0 +1,133 @@
+"""An adapter's file of whatever kind, or a run's files: read once, and attached to a base as often as need be."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limner.adapters.adapter import Attached
+from limner.adapters.lora import attach_lora
+from limner.adapters.peft import Peft, attach_peft
+from limner.adapters.textual_inversion import attach_words, table_of
+from limner.errors import UserError
+from limner.export.diffusers_lora import read_lora
+from limner.export.embedding import Vectors, read_embedding
+from limner.export.peft_adapter import SPEC, read_peft
+from limner.families.family import Family
+from limner.families.foreign import check_lora_family, is_lora, lora_width
+from limner.families.weights import read_header
+from limner.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class AdapterFile(ABC):
+    """What one file, or the words of one run, adds to a base; its tensors are on the CPU."""
+
+    path: Path
+    about: Mapping[str, Any]
+    """What the file's header says of it: family, base, token ..."""
+
+    @property
+    def tokens(self) -> list[str]:
+        """Return the words that it was trained for, where the file says them."""
+        token = self.about.get("token")
+        return [str(token)] if token else []
+
+    @abstractmethod
+    def attach(self, family: Family) -> list[Attached]:
+        """Attach it to a base, or to the model that draws together with it if it was trained on that."""
+
+
+@dataclass(frozen=True)
+class LoRAFile(AdapterFile):
+    """A LoRA."""
+
+    state: Mapping[str, Tensor]
+
+    def attach(self, family: Family) -> list[Attached]:
+        partner, width = family.refiner or family.begun_by, lora_width(read_header(self.path))
+        family = partner if partner and width == partner.unet.config.cross_attention_dim else family
+        check_lora_family(self.path, family.unet.config.cross_attention_dim)
+        return [attach_lora(family.modules, self.state)]
+
+
+@dataclass(frozen=True)
+class PeftFile(AdapterFile):
+    """An adapter of one of peft's methods that is no plain LoRA."""
+
+    spec: Peft
+    state: Mapping[str, Tensor]
+
+    def attach(self, family: Family) -> list[Attached]:
+        partner = family.refiner or family.begun_by
+        family = partner if partner and self.about.get("family") == partner.kind else family
+        return [attach_peft(family, self.spec, self.state)]
+
+
+@dataclass(frozen=True)
+class WordsFile(AdapterFile):
+    """Learned words, each with its vectors."""
+
+    words: Mapping[str, Vectors]
+
+    @property
+    def tokens(self) -> list[str]:
+        return list(self.words)
+
+    def attach(self, family: Family) -> list[Attached]:
+        attached: list[Attached] = [attach_words(family, self.words)]
+        if family.refiner and _reads_alike(family, family.refiner):
+            attached.append(attach_words(family.refiner, self.words))
+        return attached
+
+
+def read_adapter(path: Path) -> list[AdapterFile]:
+    """Return what a LoRA's file, an embedding's, one of peft's methods, or a run with its words holds.
+
+    Raises:
+        UserError: there is no such file or run, it has no adapter, or its file is damaged.
+    """
+    if path.is_dir():
+        return read_run(RunDir.open(path))
+    if path.suffix == ".safetensors" and path.exists():
+        header = read_header(path)
+        if SPEC in header.metadata:
+            spec, state, about = read_peft(path)
+            return [PeftFile(path, about, spec, state)]
+        if is_lora(header):
+            state, about = read_lora(path)
+            return [LoRAFile(path, about, state)]
+    token, vectors = read_embedding(path)
+    return [WordsFile(path, {"token": token}, {token: vectors})]
+
+
+def read_run(run: RunDir) -> list[AdapterFile]:
+    """Return a run's LoRA, or adapter of another kind, and its learned words.
+
+    Raises:
+        UserError: it has none: it is not trained yet, or its result is a whole model.
+    """
+    found = read_adapter(run.adapter) if run.adapter.is_file() else []
+    words = dict(read_embedding(file) for file in run.embeddings())
+    if words:
+        found.append(WordsFile(run.path / "embeddings", {}, words))
+    if not found:
+        raise UserError(
+            f"{run.path}: has no adapter.",
+            f"Take one out of its model: limner extract {run.path} BASE --out FILE rank=16"
+            if run.model.is_dir()
+            else f"Train it first: limner train --resume {run.path}",
+        )
+    return found
+
+
+def _reads_alike(family: Family, refiner: Family) -> bool:
+    """Tell whether the refiner's text encoder is the base's second one, so that a learned word means the same to it."""
+    own, other = (table_of(one.encoders["text_encoder_2"].model).weight for one in (family, refiner))
+    return torch.equal(own, other)
