@@ -37,7 +37,7 @@ class AdapterFile(ABC):
     def tokens(self) -> list[str]:
         """Return the words that it was trained for, where the file says them."""
         token = self.about.get("token")
-        return [str(token)] if token else []
+        return str(token).split(", ") if token else []
 
     @abstractmethod
     def attach(self, family: Family) -> list[Attached]:

@@ -33,6 +33,7 @@ class AdapterSet:
         self._loaded: dict[str, list[AdapterFile]] = {}
         self._attached: dict[str, list[tuple[AdapterFile, list[Attached]]]] = {}
         self._strengths: dict[str, Strength] = {}
+        self._merged: list[Attached] = []
 
     @property
     def names(self) -> list[str]:
@@ -80,7 +81,7 @@ class AdapterSet:
         for name, strength in wanted.items():
             self._require(name)
             check_parts(strength, self.family.modules, name)
-        if list(wanted) != list(self._attached):  # in the order given, so that sums round the same every time
+        if self._merged or list(wanted) != list(self._attached):  # in the order given, so that sums round the same every time
             self._check_together(list(wanted))
             self._detach()
         try:
@@ -96,6 +97,16 @@ class AdapterSet:
         self._require(name)
         self.set({other: strength for other, strength in self._strengths.items() if other != name})
         del self._loaded[name]
+
+    def merge(self) -> None:
+        """Fold what acts into the base's weights, in float32 where they are; `set` restores them bit for bit.
+
+        What depends on the weights that it finds comes first, so that it finds the base's.
+        """
+        files = [(file, adapters) for parts in self._attached.values() for file, adapters in parts]
+        self._merged = [a for file, own in sorted(files, key=lambda one: not isinstance(one[0], PeftFile)) for a in own]
+        for adapter in self._merged:
+            adapter.merge()
 
     def clashes(self) -> list[str]:
         """Return a line for every two adapters that act and were trained for the same word."""
@@ -139,10 +150,11 @@ class AdapterSet:
             )
 
     def _detach(self) -> None:
-        for parts in self._attached.values():
-            for _, adapters in parts:
-                for adapter in adapters:
-                    adapter.detach()
+        for adapter in reversed(self._merged):
+            adapter.unmerge()
+        for adapter in (adapter for parts in self._attached.values() for _, own in parts for adapter in own):
+            adapter.detach()
+        self._merged.clear()
         self._attached, self._strengths = {}, {}
 
     @contextmanager

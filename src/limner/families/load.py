@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
     def read(part: str) -> dict[str, Tensor]:
         if _files(base) != files:
             raise UserError(f"base={name!r}: its files have changed since it was loaded.", "Put them back.")
-        return _state(base, part, modules[part], dtype=_held(base, part, dtype), device=device)
+        return weights_of(base.path, base.family, part, modules[part], dtype=_held(base, part, dtype), device=device)
 
     family = _family(base, modules, read, device)
     family.identity |= fingerprints(family)
@@ -68,6 +68,25 @@ def sketch(name: str, *, dtype: torch.dtype) -> Family:
         return {key: torch.empty(shape, dtype=held, device="meta") for key, shape in shapes[part].items()}
 
     return _family(base, modules, read, "meta")
+
+
+def parts_of(name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each part of the base called `name` ("vae", "text_encoder", "unet" ...) with its weights in float32.
+
+    They are on the CPU, and one part is read at a time.
+
+    Raises:
+        UserError: there is no such base, it is not complete, or it is of a family that is not supported.
+    """
+    base = recognise(name)
+    refuse_unsupported(base)
+    base = base if base.path.is_file() else _with_weights(base)
+    modules = _modules(base)
+    for part in list(modules):
+        module = modules.pop(part)
+        fill(module, weights_of(base.path, base.family, part, module, dtype=torch.float32, device="cpu"),
+             where=f"base={base.name!r}: {part}")  # fmt: skip
+        yield part, module
 
 
 def native_resolution(name: str) -> int:
@@ -156,15 +175,15 @@ def _held(base: Recognised, part: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if _json(base.configurations / "vae/config.json").get("force_upcast", True) else dtype
 
 
-def _state(
-    base: Recognised, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str
+def weights_of(
+    path: Path, family: str, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str
 ) -> dict[str, Tensor]:
-    """Return the weights of one part by the names that today's classes have for them."""
-    if base.path.is_file():
-        state = read_part(base.path, base.family, part, module, dtype=dtype, device=device)
+    """Return the weights of one part of a folder or single file by the names that today's classes have for them."""
+    if path.is_file():
+        state = read_part(path, family, part, module, dtype=dtype, device=device)
     else:
         state = {}
-        for file in weights_files(base.path / part):
+        for file in weights_files(path / part):
             state |= read_tensors(file, read_header(file).shapes, dtype=dtype, device=device)
     if part == "vae":
         return {_renamed(name): tensor for name, tensor in state.items()}
