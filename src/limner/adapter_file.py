@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from limner.adapters.adapter import Attached
-from limner.adapters.lora import attach_lora
 from limner.adapters.peft import Peft, attach_peft
 from limner.adapters.textual_inversion import attach_words, table_of
 from limner.errors import UserError
-from limner.export.diffusers_lora import read_lora
 from limner.export.embedding import Vectors, read_embedding
-from limner.export.peft_adapter import SPEC, read_peft
+from limner.export.lora_files import AnyLora, read_any_lora
+from limner.export.peft_adapter import SPEC, layers_of, read_peft
 from limner.families.family import Family
 from limner.families.foreign import check_lora_family, is_lora, lora_width
 from limner.families.weights import read_header
@@ -46,15 +45,15 @@ class AdapterFile(ABC):
 
 @dataclass(frozen=True)
 class LoRAFile(AdapterFile):
-    """A LoRA."""
+    """A LoRA, or changes of weights of another kind, of whatever layout."""
 
-    state: Mapping[str, Tensor]
+    lora: AnyLora
 
     def attach(self, family: Family) -> list[Attached]:
         partner, width = family.refiner or family.begun_by, lora_width(read_header(self.path))
         family = partner if partner and width == partner.unet.config.cross_attention_dim else family
         check_lora_family(self.path, family.unet.config.cross_attention_dim)
-        return [attach_lora(family.modules, self.state)]
+        return [self.lora.attach(family.modules)]
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,11 @@ class PeftFile(AdapterFile):
 
     spec: Peft
     state: Mapping[str, Tensor]
+
+    @property
+    def layers(self) -> set[str]:
+        """Return the paths of the layers that it changes."""
+        return {f"{part}.{path}" for part, paths in layers_of(self.spec, self.state).items() for path in paths}
 
     def attach(self, family: Family) -> list[Attached]:
         partner = family.refiner or family.begun_by
@@ -101,8 +105,11 @@ def read_adapter(path: Path) -> list[AdapterFile]:
             spec, state, about = read_peft(path)
             return [PeftFile(path, about, spec, state)]
         if is_lora(header):
-            state, about = read_lora(path)
-            return [LoRAFile(path, about, state)]
+            lora = read_any_lora(path)
+            words = {word: {part: torch.from_numpy(one) for part, one in parts.items()}
+                     for word, parts in lora.words.items()}  # fmt: skip
+            found: list[AdapterFile] = [LoRAFile(path, lora.about, lora)]
+            return [*found, WordsFile(path, {}, words)] if words else found
     token, vectors = read_embedding(path)
     return [WordsFile(path, {"token": token}, {token: vectors})]
 

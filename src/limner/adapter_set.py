@@ -78,9 +78,10 @@ class AdapterSet:
             UserError: a name is not loaded, a part of the model is not there, or two adapters cannot act together.
         """
         wanted = {name: as_strength(strength) for name, strength in strengths.items()}
+        layers = [f"{root}.{name}" for root, m in self.family.modules.items() for name, _ in m.named_parameters()]
         for name, strength in wanted.items():
             self._require(name)
-            check_parts(strength, self.family.modules, name)
+            check_parts(strength, layers, name)
         if self._merged or list(wanted) != list(self._attached):  # in the order given, so that sums round the same every time
             self._check_together(list(wanted))
             self._detach()

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from limner.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 BLOCK = re.compile(r"unet\.((?:down|up)_blocks\.(\d+)|mid_block)\.")
 
@@ -75,18 +71,16 @@ def parse_strength(text: str, where: str) -> Strength:
     return Strength(whole, parts)
 
 
-def check_parts(strength: Strength, modules: Mapping[str, nn.Module], where: str) -> None:
-    """Refuse a part of the model that the base, given by its `modules`, does not have.
+def check_parts(strength: Strength, layers: Iterable[str], where: str) -> None:
+    """Refuse a part of the model that none of these layers lies in, given by their paths from the base's root.
 
     Raises:
         UserError: lists the parts that there are.
     """
-    layers = (f"{root}.{name}" for root, module in modules.items() for name, _ in module.named_parameters())
     known = {name for layer in layers for name in names_of(layer)} if strength.parts else set[str]()
     for part in strength.parts:
         if part not in known:
-            hint = f"Its parts are {', '.join(sorted(known))}."
-            raise UserError(f"{where}: {part!r} is no part of this base.", hint)
+            raise UserError(f"{where}: there is no part {part!r}.", f"The parts are {', '.join(sorted(known))}.")
 
 
 def _number(text: str, where: str) -> float:

@@ -24,8 +24,12 @@ NOT_OURS = ("_name_or_path", "is_local", "local_files_only")
 """Where this machine found a part: nobody else's business, and other bytes for equal weights."""
 
 
-def write_diffusers_folder(family: Family, out: Path, *, dtype: torch.dtype, about: Mapping[str, object]) -> Path:
+def write_diffusers_folder(
+    family: Family, out: Path, *, dtype: torch.dtype, about: Mapping[str, object], shard_gb: float | None = None
+) -> Path:
     """Write the family's weights as they stand (merge an adapter first) as a complete model folder; return its path.
+
+    A part larger than `shard_gb` (in 10^9 bytes) is split into files, with an index.
 
     Raises:
         UserError: `out` holds something that is not a model of ours.
@@ -37,7 +41,7 @@ def write_diffusers_folder(family: Family, out: Path, *, dtype: torch.dtype, abo
     with replacing(out) as new:
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module):
-                _write_model(part, new / name, dtype)
+                _write_model(part, new / name, dtype, shard_gb)
             elif name.startswith("tokenizer"):
                 _write_tokenizer(part, new / name)
         _write_config(scheduler, new / "scheduler" / "scheduler_config.json")
@@ -60,7 +64,7 @@ def _write_config(part: Any, path: Path, **changes: str) -> None:
     write_json(path, {**{key: value for key, value in config.items() if key not in NOT_OURS}, **changes})
 
 
-def _write_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
+def _write_model(model: nn.Module, folder: Path, dtype: torch.dtype, shard_gb: float | None) -> None:
     from diffusers import ModelMixin
     from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
     from transformers.utils import SAFE_WEIGHTS_NAME
@@ -71,7 +75,21 @@ def _write_model(model: nn.Module, folder: Path, dtype: torch.dtype) -> None:
     else:
         _write_config(model.config, folder / "config.json", dtype=str(dtype).removeprefix("torch."))
         file = folder / SAFE_WEIGHTS_NAME
-    write_tensors(file, published_weights(model, dtype), {"format": "pt"})
+    _write_shards(file, published_weights(model, dtype), shard_gb)
+
+
+def _write_shards(file: Path, weights: dict[str, torch.Tensor], shard_gb: float | None) -> None:
+    """Write one file, or several of a largest size with an index as diffusers and transformers read it."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    pattern = f"{file.stem}{{suffix}}{file.suffix}"
+    size = int(shard_gb * 1e9) if shard_gb else sum(tensor.nbytes for tensor in weights.values()) + 1
+    split = split_torch_state_dict_into_shards(weights, filename_pattern=pattern, max_shard_size=size)
+    for name, inside in split.filename_to_tensors.items():
+        write_tensors(file.with_name(name), {one: weights[one] for one in inside}, {"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(file.with_name(f"{file.name}.index.json"), index)
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -42,7 +42,7 @@ def write_peft(spec: Peft, state: Mapping[str, Tensor], path: Path, about: Mappi
         return
     if is_lora:
         spec, state = _folded(spec, state)
-    configs = {part: _plain(spec.config(layers)) for part, layers in _layers(spec, state).items()}
+    configs = {part: _plain(spec.config(layers)) for part, layers in layers_of(spec, state).items()}
     metadata = header(about, modelspec(about, adapter="lora" if is_lora else spec.method, implementation="peft"))
     metadata |= {SPEC: spec.model_dump_json(), CONFIGS: json.dumps(configs, sort_keys=True)}
     if is_lora:
@@ -96,7 +96,7 @@ def _folded(spec: Peft, state: Mapping[str, Tensor]) -> tuple[Peft, dict[str, Te
     return spec.model_copy(update={"rank": config.r, "alpha": float(config.r), "options": {}}), folded
 
 
-def _layers(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
+def layers_of(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Return the paths of the layers that a `state_dict` is for, by part."""
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PeftType
 
