@@ -82,7 +82,9 @@ class AdapterSet:
         for name, strength in wanted.items():
             self._require(name)
             check_parts(strength, layers, name)
-        if self._merged or list(wanted) != list(self._attached):  # in the order given, so that sums round the same every time
+        if self._merged or list(wanted) != list(
+            self._attached
+        ):  # in the order given, so that sums round the same every time
             self._check_together(list(wanted))
             self._detach()
         try:

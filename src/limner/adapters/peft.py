@@ -359,7 +359,7 @@ def _build(
     for path, layer in built.items():
         layer.eval()
         layer.base_layer = copy.copy(targets[path])
-        layer.base_layer._forward_hooks = OrderedDict()  # what other adapters add is added once, around it
+        vars(layer.base_layer)["_forward_hooks"] = OrderedDict()  # what other adapters add is added once, around it
         start = None
         if moves_base:
             A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
