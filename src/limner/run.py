@@ -230,8 +230,7 @@ def generate(
 ) -> Path:
     """Draw pictures from a run or a base; return the folder.
 
-    With prompts: one picture per prompt and seed, with the run's adapter and any further `adapters` (file or run,
-    strength).
+    With prompts: one picture per prompt and seed, with the run's adapter and `adapters` (file or run, strength).
     Without: the run's comparison pictures, `images/base` and `images/tuned`, for the same prompts and seeds.
     """
     watch = watch or Watch()
@@ -251,14 +250,14 @@ def generate(
         draw_comparison(folder, recipe, watch)
         return folder.images
     own = require_result(folder) if folder else []
-    whole = folder is not None and folder.model.is_dir()
-    drawing = recipe.model_copy(update={"base": str(folder.model)}) if folder and whole else recipe
+    model = folder.model if folder and folder.model.is_dir() else None
+    drawing = recipe.model_copy(update={"base": str(model)}) if model else recipe
     check_partner(drawing)
     require_beginning(drawing, str(source))
-    family = load_base(recipe, watch, model=folder.model if folder and whole else None)
+    family = load_base(recipe, watch, model=model)
     load_partner(family, recipe, watch)
     acting, strengths = AdapterSet(family), dict[str, Strength | float]()
-    if folder and not whole:
+    if folder and not model:
         strengths[acting.load(folder.path)] = 1.0
         follow_objective(family, recipe)
     strengths |= {acting.load(path): strength for path, strength in adapters}
