@@ -74,7 +74,7 @@ def merge_adapters(
     about = {**files[0].about, **words_of(files), "merged": names_in(adapters), "how": spec.how}
     write_lora(state, out, about, dtype=getattr(torch, spec.precision))
     if kept:
-        watch.say(tell_kept(kept.values()))
+        watch.say(tell_kept(kept.values(), spec.cut([state for state, _ in pairs])))
     elif spec.how == "sum":
         watch.say(f"the sum of A and of B is {percent(_missed(pairs, state))} away from the sum of the changes")
     return out, kept
@@ -111,7 +111,7 @@ def extract(
                         "Name the tuned model first, then the base that it was made from.")  # fmt: skip
     about = {**family.facts, **_about_model(Path(tuned)), "extracted_from": tuned}
     write_lora(found.state, out, about, dtype=getattr(torch, spec.precision))
-    for line in _tell_extracted(found, vae_differs=vae_differs):
+    for line in _tell_extracted(found, spec, vae_differs=vae_differs):
         watch.say(line)
     with watch.phase("compare"):
         apart = _against_tuned(family, tuned, out, watch)
@@ -139,7 +139,7 @@ def resize(
     with watch.phase("resize"):
         new, kept = resized(state, spec)
     write_lora(new, out, {**file.about, "resized_from": largest}, dtype=getattr(torch, spec.precision))
-    watch.say(f"from rank {largest}: {tell_kept(kept.values())}")
+    watch.say(f"from rank {largest}: {tell_kept(kept.values(), spec)}")
     return out, kept
 
 
@@ -158,9 +158,9 @@ def _against_tuned(family: Family, tuned: str, lora: Path, watch: Watch) -> tupl
     return None if apart is None or base_apart is None else (apart, base_apart)
 
 
-def _tell_extracted(found: Extracted, *, vae_differs: bool) -> Iterator[str]:
+def _tell_extracted(found: Extracted, spec: Cut, *, vae_differs: bool) -> Iterator[str]:
     """Yield lines about what a LoRA holds of a change, and what it does not."""
-    yield f"{len(found.kept)} modules differ; {tell_kept(found.kept.values())}"
+    yield f"{len(found.kept)} modules differ; {tell_kept(found.kept.values(), spec)}"
     groups: dict[str, list[Kept]] = {}
     for layer, kept in found.kept.items():
         groups.setdefault(names_of(layer)[0], []).append(kept)

@@ -106,19 +106,23 @@ def cut(change: Spectrum, to: Cut) -> tuple[Tensor, Tensor, Kept]:
     return *change.factors(rank), kept
 
 
-def tell_kept(layers: Iterable[Kept]) -> str:
+def tell_kept(layers: Iterable[Kept], to: Cut) -> str:
     """Return how much of a change all layers together keep: "rank 16 keeps 71 % of the change (rank 64: 93 %)"."""
     layers = list(layers)
-    total = sum(one.total for one in layers)
-    share, more = (sum(getattr(one, name) for one in layers) / (total or 1.0) for name in ("energy", "at_four_times"))
-    low, high = min(one.rank for one in layers), max(one.rank for one in layers)
-    ranks = f"rank {high}" if low == high else f"ranks {low} to {high}"
-    more_ranks = f"rank {4 * high}" if low == high else "four times that"
-    told = f"{ranks} {'keeps' if low == high else 'keep'} {percent(share)} of the change"
-    return told + (f" ({more_ranks}: {percent(more)})" if percent(more) != percent(share) else "")
+    total = sum(one.total for one in layers) or 1.0
+    share, more = (percent(sum(getattr(one, name) for one in layers) / total) for name in ("energy", "at_four_times"))
+    if to.energy is None:
+        ranks, further = f"rank {to.rank} keeps", f"rank {4 * (to.rank or 1)}"
+    else:
+        ranks = f"ranks {min(one.rank for one in layers)} to {max(one.rank for one in layers)} keep"
+        further = "four times as much"
+    return f"{ranks} {share} of the change" + (f" ({further}: {more})" if share != more else "")
 
 
 def percent(share: float) -> str:
-    """Return a share in words; 100 % only where nothing is lost."""
-    floor = math.floor(share * 1000 + 1e-6) / 10
-    return "all" if share > 1 - 1e-6 else f"{floor:.1f} %" if floor > 99 else f"{share:.0%}".replace("%", " %")
+    """Return a share in words; "all" only where nothing is lost, and never "0 %" for something."""
+    if share > 1 - 1e-6:
+        return "all"
+    if 0 < share < 0.005:
+        return "under 1 %"
+    return f"{math.floor(share * 1000) / 10:.1f} %" if share > 0.99 else f"{share * 100:.0f} %"

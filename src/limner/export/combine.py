@@ -38,6 +38,12 @@ class Combining(Spec):
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     """Number format of the file; it is computed in float32 and cast once."""
 
+    def cut(self, states: Sequence[State]) -> Cut:
+        """Return how much of the merged change is kept."""
+        if self.rank is not None or self.energy is not None:
+            return Cut(rank=self.rank, energy=self.energy)
+        return Cut(rank=max(A.shape[0] for state in states for name, A in state.items() if name.endswith(".lora_A")))
+
 
 def layers_of(state: State) -> list[str]:
     """Return the paths of a LoRA's layers."""
@@ -62,7 +68,7 @@ def combine(loras: Sequence[tuple[State, Strength]], spec: Combining) -> tuple[d
     Raises:
         UserError: their layers have other shapes, or for "sum" other ranks.
     """
-    merged: dict[str, Tensor] = {}
+    cut, merged = spec.cut([state for state, _ in loras]), dict[str, Tensor]()
     kept: dict[str, Kept] = {}
     for layer in sorted({layer for state, _ in loras for layer in layers_of(state)}):
         having = [(state, s.of(layer)) for state, s in loras if f"{layer}.lora_A" in state]
@@ -73,7 +79,7 @@ def combine(loras: Sequence[tuple[State, Strength]], spec: Combining) -> tuple[d
         elif spec.how == "sum":
             A, B = _sum(layer, having)
         else:
-            A, B, kept[layer] = _cut(layer, parts, spec)
+            A, B, kept[layer] = _cut(layer, parts, spec, cut)
         merged |= _as_lora(layer, A, B)
     return merged, kept
 
@@ -89,16 +95,17 @@ def resize(state: State, cut: Cut) -> tuple[dict[str, Tensor], dict[str, Kept]]:
     return resized, kept
 
 
-def _cut(layer: str, parts: Sequence[tuple[Tensor, Tensor]], spec: Combining) -> tuple[Tensor, Tensor, Kept]:
+def _cut(
+    layer: str, parts: Sequence[tuple[Tensor, Tensor]], spec: Combining, cut: Cut
+) -> tuple[Tensor, Tensor, Kept]:
     """Return the A and B nearest to a layer's merged change."""
     inputs = parts[0][0].shape[1:]
-    rank = max(A.shape[0] for A, _ in parts) if spec.rank is None and spec.energy is None else spec.rank
     if spec.how == "svd":
         A, B = torch.cat([A for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)
         change = low_rank.of_product(A.flatten(1), B)
     else:
         change = low_rank.of_change(_agreed(layer, [B @ A.flatten(1) for A, B in parts], spec))
-    A, B, kept = low_rank.cut(change, Cut(rank=rank, energy=spec.energy))
+    A, B, kept = low_rank.cut(change, cut)
     return A.view(-1, *inputs), B, kept
 
 

@@ -84,7 +84,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
     with path.open("rb") as file:
         fields = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         start = file.tell()
-    held = np.memmap(path, np.uint8, "r", offset=start) if path.stat().st_size > start else np.zeros(0, np.uint8)
+    held = np.memmap(path, np.uint8, "c", offset=start) if path.stat().st_size > start else np.zeros(0, np.uint8)
     arrays: dict[str, NDArray[np.float32]] = {}
     for name, about in fields.items():
         if name != "__metadata__":
@@ -92,7 +92,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
             numbers = held[first:end].view(NUMPY[about["dtype"]])
             if about["dtype"] == "BF16":  # the upper half of a float32
                 numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
-            arrays[name] = np.asarray(numbers, np.float32).reshape(about["shape"])
+            arrays[name] = np.array(numbers, np.float32).reshape(about["shape"])
     return arrays
 
 
