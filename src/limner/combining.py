@@ -1,4 +1,4 @@
-"""Adapters merged into a base or with one another, taken out of a whole model, and brought to another rank."""
+"""Adapters merged with one another, taken out of a whole model, and brought to another rank."""
 
 from __future__ import annotations
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from limner.errors import UserError
+
+Own = TypeVar("Own", bound="Spec")
 
 
 class Spec(BaseModel):
@@ -20,7 +22,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], verb: str) -> Self:
+    def of(cls: type[Own], settings: Mapping[str, Any], verb: str) -> Own:
         """Return the settings of a verb that has a few of its own.
 
         Raises:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from limner.recipe import tree
 from limner.adapters.adapter import Attached, SlotSettings
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
@@ -17,6 +16,7 @@ from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
 from limner.families.family import Family
+from limner.recipe import tree
 from limner.types import Conditioning
 
 ADAPTERS = get_args(get_args(tree.Adapter)[0])

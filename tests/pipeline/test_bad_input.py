@@ -161,7 +161,7 @@ FILES = {
     "base that is not downloaded": Row("train {pictures} pictures.class_noun=dog base=somebody/something", "somebody/something.*(offline|not on this machine)"),
     "adapter that is not there": Row("generate {base} --prompt x --adapter {bad}/a.safetensors:0.5", "a.safetensors: there is no such file"),
     "adapter that is none": Row("generate {base} --prompt x --adapter {bad}/nothing.safetensors", "nothing.safetensors: is not a readable"),
-    "folder for an adapter": Row("generate {base} --prompt x --adapter {bad}/empty", "empty: is a folder. Name the file: X.safetensors"),
+    "folder for an adapter": Row("generate {base} --prompt x --adapter {bad}/empty", "empty: is not a run folder .it holds no recipe.toml"),
     "nothing to draw from": Row("generate {bad}/none --prompt x", "there is no such run folder or base"),
     "nothing to draw": Row("generate {base}", "is a base, and no prompt was given"),
     "captions by no model": Row("caption {pictures} --model {bad}/empty --out {bad}/c.jsonl", "empty"),
@@ -219,6 +219,34 @@ COMPARISONS = {
     "comparison under a file": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} --run {bad}/full/something.txt/x", "cannot be written .Not a directory"),
 }  # fmt: skip
 
+LORA = "{bad}/lora.safetensors"
+COMBINING = {
+    "strength with a part twice": Row(f"generate {{base}} --prompt x --adapter {LORA}:up=1,up=0", "'up=0' is one too many. Write FILE:0.8,up.1=0"),
+    "merge of nothing": Row("merge {base} --out {bad}/new", "nothing to merge .* with. Name a base and an adapter"),
+    "merge of one LoRA": Row(f"merge {LORA} --out {{bad}}/new", "nothing to merge .*lora.safetensors with"),
+    "merge without a place": Row(f"merge {{base}} {LORA}", "Missing option '--out'"),
+    "merge into what is there": Row(f"merge {{base}} {LORA} --out {{bad}}/full", "--out: .*full is there already. Name another"),
+    "merge into no base": Row(f"merge ./nowhere {LORA} --out {{bad}}/new", "base='./nowhere': there is no such folder or file"),
+    "merge of a file that is not there": Row("merge {base} {bad}/a.safetensors --out {bad}/new", "a.safetensors: there is no such file"),
+    "merge of a LoRA that does not fit": Row(f"merge {{base}} {LORA} --out {{bad}}/new", "the LoRA does not fit this base"),
+    "merge at a setting that is none": Row(f"merge {{base}} {LORA} --out {{bad}}/new precison=float32", r"merge: precison is not a setting. Did you mean precision\?"),
+    "merge at a precision that is none": Row(f"merge {{base}} {LORA} --out {{bad}}/new precision=fp16", "merge: precision = 'fp16' is not allowed .*'float16'"),
+    "merge to a layout that is none": Row(f"merge {{base}} {LORA} --to onnx --out {{bad}}/new", "--to onnx: is no layout of a model. Use diffusers or single-file"),
+    "a single file in shards": Row(f"merge {{base}} {LORA} --to single-file --out {{bad}}/new shard=1", "shard: a single file is never split"),
+    "LoRAs merged in a way that is none": Row(f"merge {LORA} {LORA} --out {{bad}}/new how=slerp", "how = 'slerp' is not allowed .*'concat'"),
+    "rank without effect": Row(f"merge {LORA} {LORA} --out {{bad}}/new rank=4", "rank: has no effect with how=concat"),
+    "LoRAs as a single file": Row(f"merge {LORA} {LORA} --out {{bad}}/new --to single-file", "--to: has no meaning for adapters alone"),
+    "extract without a rank": Row("extract {base} {base} --out {bad}/new precision=float32", "extract: give rank=N or energy=0.95"),
+    "extract of nothing": Row("extract {base} {base} --out {bad}/new rank=4", "extract: 0 modules differ between base and tuned; nothing to extract"),
+    "extract against another family": Row("extract {xl} {base} --out {bad}/new rank=4", "extract: .* is SDXL, and .* is SD 1.x"),
+    "extract of a LoRA": Row(f"extract {LORA} {{base}} --out {{bad}}/new rank=4", "lora.safetensors': is a LoRA"),
+    "resize to more": Row(f"resize {LORA} rank=9 --out {{bad}}/new", "has rank 2; rank=9 would add nothing"),
+    "resize to nothing": Row(f"resize {LORA} rank=0 --out {{bad}}/new", "resize: rank = 0 is not allowed"),
+    "bleed of one run": Row("bleed {bad}/untrained", "one run bleeds into nothing"),
+    "bleed of no runs": Row("bleed {bad}/empty {bad}/none", "empty: is not a run folder"),
+    "bleed before the training": Row("bleed {bad}/untrained {bad}/untrained", "has no adapter yet. Train it first"),
+}  # fmt: skip
+
 MACHINES = {
     "no GPU": Row(DEMO + " device=cuda", "device='cuda': torch finds no CUDA GPU. Use device=auto or device=cpu"),
     "no eighth GPU": Row(DEMO + " device=cuda:7", "device='cuda:7': torch finds no CUDA GPU|there is no such device"),
@@ -231,7 +259,7 @@ MACHINES = {
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
-ROWS = FLAGS | SETTINGS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | MACHINES
+ROWS = FLAGS | SETTINGS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | COMBINING | MACHINES
 
 
 @pytest.fixture

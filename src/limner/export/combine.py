@@ -12,7 +12,7 @@ from torch import Tensor
 from limner import low_rank
 from limner.adapters.strength import Strength
 from limner.errors import UserError
-from limner.low_rank import Cut, Kept
+from limner.low_rank import Cut, Kept, Spectrum
 from limner.seeds import seed_of
 from limner.spec import Spec
 
@@ -31,7 +31,7 @@ class Combining(Spec):
     """Rank of the result for svd, ties and dare; left out, the largest of the ranks that are merged."""
     energy: float | None = Field(default=None, gt=0, le=1)
     """Instead of a rank: the share of each layer's change to keep, such as 0.95."""
-    density: float = Field(default=0.5, gt=0, le=1)
+    density: float = Field(default=0.5, gt=0, lt=1)
     """Share of each change's numbers that ties (the largest) and dare (any, scaled up) keep."""
     seed: int = 0
     """Seed of what dare keeps."""
@@ -79,7 +79,9 @@ def combine(loras: Sequence[tuple[State, Strength]], spec: Combining) -> tuple[d
         elif spec.how == "sum":
             A, B = _sum(layer, having)
         else:
-            A, B, kept[layer] = _cut(layer, parts, spec, cut)
+            change = _svd(parts) if spec.how == "svd" else low_rank.of_change(_agreed(layer, having, spec))
+            A, B, kept[layer] = low_rank.cut(change, cut)
+            A = A.view(-1, *parts[0][0].shape[1:])
         merged |= _as_lora(layer, A, B)
     return merged, kept
 
@@ -95,25 +97,18 @@ def resize(state: State, cut: Cut) -> tuple[dict[str, Tensor], dict[str, Kept]]:
     return resized, kept
 
 
-def _cut(
-    layer: str, parts: Sequence[tuple[Tensor, Tensor]], spec: Combining, cut: Cut
-) -> tuple[Tensor, Tensor, Kept]:
-    """Return the A and B nearest to a layer's merged change."""
-    inputs = parts[0][0].shape[1:]
-    if spec.how == "svd":
-        A, B = torch.cat([A for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)
-        change = low_rank.of_product(A.flatten(1), B)
-    else:
-        change = low_rank.of_change(_agreed(layer, [B @ A.flatten(1) for A, B in parts], spec))
-    A, B, kept = low_rank.cut(change, cut)
-    return A.view(-1, *inputs), B, kept
+def _svd(parts: Sequence[tuple[Tensor, Tensor]]) -> Spectrum:
+    """Return the sum of several products B A, taken apart."""
+    A, B = torch.cat([A.flatten(1) for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)
+    return low_rank.of_product(A, B)
 
 
-def _agreed(layer: str, changes: list[Tensor], spec: Combining) -> Tensor:
-    """Return what TIES or DARE make of several changes, whose strengths are in them already."""
+def _agreed(layer: str, having: Sequence[tuple[State, float]], spec: Combining) -> Tensor:
+    """Return what TIES or DARE make of several changes and their strengths."""
     from peft.utils.merge_utils import dare_linear, ties
 
-    weights = torch.ones(len(changes))
+    changes = [change_of(state, layer) for state, _ in having]
+    weights = torch.tensor([strength for _, strength in having])
     if spec.how == "ties":
         return ties(changes, weights, spec.density)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global generator

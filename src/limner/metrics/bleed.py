@@ -5,6 +5,9 @@ from __future__ import annotations
 from limner.metrics.scores import Interval
 from limner.spec import Spec
 
+LEAST_PROMPTS = 6
+"""With fewer prompts nothing is claimed, as everywhere."""
+
 
 class Cell(Spec):
     """The pictures of one trigger against the pictures of one subject, as mean cosines."""
@@ -50,16 +53,30 @@ class Bleed(Spec):
         return max((c for c in self.cells if c.trigger != c.subject), key=lambda cell: cell.change.mean)
 
     @property
+    def headline(self) -> str:
+        """Return the answer in a few words: who gets into whom by being drawn together."""
+        moved = self.most_changed
+        if moved.change.low is None or moved.change.n_units < LEAST_PROMPTS:
+            return "Too few prompts to tell who bleeds into whom"
+        if moved.change.low > 0:
+            return f"{moved.trigger} bleeds into {moved.subject}"
+        return "No bleed that these pictures show"
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """Return what it says in words, the largest bleed first."""
         worst, moved = self.worst, self.most_changed
         own = self.cell(worst.trigger, worst.trigger)
-        change = moved.change
-        ends = "" if change.low is None else f" (95 % interval {change.low:+.2f} to {change.high:+.2f})"
         lost = min((self.cell(name, name) for name in self.names), key=lambda cell: cell.change.mean)
         return (
             f"max bleed: {worst.trigger!r} -> {worst.subject!r} {worst.together.mean:.2f} "
             f"(own {own.together.mean:.2f}; drawn alone {worst.alone.mean:.2f})",
-            f"by being drawn together: {moved.trigger!r} comes nearer to {moved.subject!r} by {change.mean:+.2f}{ends}",
-            f"what each keeps of itself: least {lost.trigger!r}, {lost.change.mean:+.2f} against alone",
+            f"drawn together, {moved.trigger!r} comes nearer to {moved.subject!r} by {_signed(moved.change)}",
+            f"its own subject {lost.trigger!r} keeps least, by {_signed(lost.change)} against alone",
         )
+
+
+def _signed(change: Interval) -> str:
+    """Return a difference with its interval."""
+    ends = "" if change.low is None else f" (95 % interval {change.low:+.3f} to {change.high:+.3f})"
+    return f"{change.mean:+.3f}{ends}"
