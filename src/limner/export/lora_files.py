@@ -14,8 +14,9 @@ import numpy as np
 
 from limner.adapters.deltas import Array, Delta, Difference, DoRA, LoHa, LoKr, LowRank, collapsed
 from limner.errors import UserError
-from limner.export.header_alphas import HeaderAlphas
+from limner.export.header_alphas import SPEC, HeaderAlphas, method_of
 from limner.export.lora_names import LAYERS_PER_BLOCK, layout_of, split_name
+from limner.export.modelspec import HEADER
 from limner.export.old_loras import cloneofsimo_name
 from limner.families.recognise import FAMILIES, family_of_layers
 from limner.families.weights import read_arrays, read_header
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from limner.adapters.adapter import Attached
 
 
-HEADER = "limner"
 OTHERS = {
     "joint_blocks": "SD3", "joint_transformer": "SD3", "double_blocks": "Flux", "single_blocks": "Flux",
     "single_transformer": "Flux", "blocks_0_cross_attn": "Wan", "transformer_blocks.0.attn.add": "SD3 or Flux",
@@ -122,6 +122,11 @@ def read_any_lora(path: Path, *, alpha: float | None = None) -> AnyLora:
     header = read_header(path)
     about = _about(header.metadata.get(HEADER, ""))
     by_layer, words, strange = _sort(header.shapes, header.metadata, about)
+    if strange and SPEC in header.metadata:
+        raise UserError(
+            f"{path}: is an adapter of peft's method {method_of(header.metadata)}, and no LoRA.",
+            "Limner draws with it as it is: generate --adapter.",
+        )
     if strange or not by_layer:
         raise _not_read(path, strange, list(header.shapes))
     arrays = read_arrays(path)
@@ -139,11 +144,12 @@ def read_any_lora(path: Path, *, alpha: float | None = None) -> AnyLora:
                 biases[layer] = parts.pop(role)
         rank = _rank(parts)
         found = float(parts.pop("alpha").reshape(-1)[0]) if "alpha" in parts and parts["alpha"].size else None
-        chosen = alpha or said.choose(layer, rank, found)
+        chosen = alpha or said.choose(layer, rank, found)  # kohya's tools take an alpha of 0 for the rank
         assumed = assumed or (chosen is None and rank > 0)
         layers[layer] = _build(path, layer, parts, chosen or float(rank or 1), peft=said.is_peft)
     formats = Counter(dtype for name, dtype in header.dtypes.items() if header.shapes[name])
-    precision = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(formats.most_common(1)[0][0], "float32")
+    most = next((dtype for dtype, _ in formats.most_common(1)), "F32")
+    precision = {"F16": "float16", "BF16": "bfloat16"}.get(most, "float32")
     if alpha is None:
         said.refuse_conflict({n: c.alpha for n, c in layers.items() if isinstance(c, LowRank)}, layers)
     learned = {word: {part: arrays[key] for part, key in keys.items()} for word, keys in words.items()}
@@ -237,7 +243,7 @@ def _plain(path: Path, layer: str, parts: Mapping[str, Array], alpha: float, *, 
         # LyCORIS and ComfyUI heed no alpha where both factors are whole; peft does.
         return LoKr(dict(parts), alpha / rank if rank else alpha if peft else 1.0)
     (role,) = names
-    _require(role in ("diff", "w_norm"))
+    _require(role in ("diff", "w_norm") and parts[role].ndim > 0)
     return Difference(parts[role], role)
 
 
