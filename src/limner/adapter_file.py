@@ -48,11 +48,13 @@ class LoRAFile(AdapterFile):
     """A LoRA, or changes of weights of another kind, of whatever layout."""
 
     lora: AnyLora
+    width: int
+    """Width of the text that it was trained on, 0 where it does not say."""
 
     def attach(self, family: Family) -> list[Attached]:
-        partner, width = family.refiner or family.begun_by, lora_width(read_header(self.path))
-        family = partner if partner and width == partner.unet.config.cross_attention_dim else family
-        check_lora_family(self.path, family.unet.config.cross_attention_dim)
+        partner = family.refiner or family.begun_by
+        family = partner if partner and self.width == partner.unet.config.cross_attention_dim else family
+        check_lora_family(self.path, self.width, family.unet.config.cross_attention_dim)
         return [self.lora.attach(family.modules)]
 
 
@@ -108,7 +110,7 @@ def read_adapter(path: Path) -> list[AdapterFile]:
             lora = read_any_lora(path)
             words = {word: {part: torch.from_numpy(one) for part, one in parts.items()}
                      for word, parts in lora.words.items()}  # fmt: skip
-            found: list[AdapterFile] = [LoRAFile(path, lora.about, lora)]
+            found: list[AdapterFile] = [LoRAFile(path, lora.about, lora, lora_width(header))]
             return [*found, WordsFile(path, {}, words)] if words else found
     token, vectors = read_embedding(path)
     return [WordsFile(path, {"token": token}, {token: vectors})]

@@ -30,6 +30,7 @@ class AdapterSet:
 
     def __init__(self, family: Family) -> None:
         self.family = family
+        self._layers = [f"{root}.{name}" for root, m in family.modules.items() for name, _ in m.named_parameters()]
         self._loaded: dict[str, list[AdapterFile]] = {}
         self._attached: dict[str, list[tuple[AdapterFile, list[Attached]]]] = {}
         self._strengths: dict[str, Strength] = {}
@@ -78,10 +79,9 @@ class AdapterSet:
             UserError: a name is not loaded, a part of the model is not there, or two adapters cannot act together.
         """
         wanted = {name: as_strength(strength) for name, strength in strengths.items()}
-        layers = [f"{root}.{name}" for root, m in self.family.modules.items() for name, _ in m.named_parameters()]
         for name, strength in wanted.items():
             self._require(name)
-            check_parts(strength, layers, name)
+            check_parts(strength, self._layers, name)
         if self._merged or list(wanted) != list(
             self._attached
         ):  # in the order given, so that sums round the same every time

@@ -110,15 +110,14 @@ def attach_lora(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -
     for name, target in find_layers(modules, shapes).items():
         assert isinstance(target, nn.Linear | nn.Conv2d), f"{name} is {type(target).__name__}"
         targets[name] = target
-    state = dict(state)
     layers = {}
     for name, target in targets.items():
-        A = state[f"{name}.lora_A"]  # a 1 x 1 convolution may be a linear layer in the file, and the other way round
-        state[f"{name}.lora_A"] = A.reshape(A.shape[0], *target.weight.shape[1:])
+        A, B = state[f"{name}.lora_A"], state[f"{name}.lora_B"]
         layers[name] = LoRALayer(target, [A.shape[0]], [float(state[f"{name}.alpha"])])
-    attached = StackedLoRA(layers, targets)
-    attached.load_state_dict(state)
-    return attached
+        with torch.no_grad():  # a 1 x 1 convolution may be a linear layer in the file, and the other way round
+            layers[name].A[0] = A.reshape(A.shape[0], *target.weight.shape[1:])
+            layers[name].B[0] = B
+    return StackedLoRA(layers, targets)
 
 
 def find_layers(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[int]]) -> dict[str, nn.Module]:

@@ -72,13 +72,12 @@ def lora_width(header: Header) -> int:
     return width or (2048 if any(SECOND_ENCODER.search(key) for key in header.shapes) else 0)
 
 
-def check_lora_family(path: Path, own_width: int) -> None:
-    """Refuse a LoRA's file that was trained for a family whose text is not `own_width` wide.
+def check_lora_family(path: Path, width: int, own_width: int) -> None:
+    """Refuse a LoRA's file that was trained on text `width` wide (0: it does not say) for one `own_width` wide.
 
     Raises:
         UserError: names both families.
     """
-    width = lora_width(read_header(path))
     if width and width != own_width:
         raise UserError(
             f"{path}: is a LoRA for {WIDTHS.get(width, 'another family')} (cross-attention {width}); the base is "
