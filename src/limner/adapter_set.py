@@ -76,15 +76,15 @@ class AdapterSet:
         """Let these adapters act, each at its strength, and no others.
 
         Raises:
-            UserError: a name is not loaded, a part of the model is not there, or two adapters cannot act together.
+            UserError: a name is not loaded, a part of the model is not there, two adapters cannot act together, or an
+                adapter cannot act so (then none does).
         """
         wanted = {name: as_strength(strength) for name, strength in strengths.items()}
         for name, strength in wanted.items():
             self._require(name)
             check_parts(strength, self._layers, name)
-        if self._merged or list(wanted) != list(
-            self._attached
-        ):  # in the order given, so that sums round the same every time
+        # in the order given, so that sums round the same every time
+        if self._merged or list(wanted) != list(self._attached):
             self._check_together(list(wanted))
             self._detach()
         try:
@@ -106,8 +106,9 @@ class AdapterSet:
 
         What depends on the weights that it finds comes first, so that it finds the base's.
         """
-        files = [(file, adapters) for parts in self._attached.values() for file, adapters in parts]
-        self._merged = [a for file, own in sorted(files, key=lambda one: not isinstance(one[0], PeftFile)) for a in own]
+        parts = [part for own in self._attached.values() for part in own]
+        first = sorted(parts, key=lambda part: not isinstance(part[0], PeftFile))
+        self._merged = [adapter for _, adapters in first for adapter in adapters]
         for adapter in self._merged:
             adapter.merge()
 

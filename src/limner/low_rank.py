@@ -63,7 +63,8 @@ class Spectrum:
 def of_change(delta: Float[Tensor, "out ..."]) -> Spectrum:
     """Take a change of weight apart; that of a convolution as the matrix of its output and all of its input.
 
-    By the eigenvectors of its Gram matrix in float64, as exact as singular values in float32, and several times faster.
+    By the eigenvectors of its Gram matrix in float64: as exact as singular values in float32, and of a convolution,
+    whose input is much wider than its output, several times faster.
     """
     matrix = delta.flatten(1).double()
     wide = matrix.shape[1] >= matrix.shape[0]
