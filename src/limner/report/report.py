@@ -11,8 +11,10 @@ from limner.report.buckets import bucket_rows
 from limner.report.charts import by_prompt, dot_plot, loss_plot
 from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
 from limner.report.embed import data_uri, is_small
+from limner.report.ladder import ladder_part
 from limner.report.material import Material, gather
 from limner.report.numbers import number, with_ends
+from limner.report.plane import planes
 from limner.report.tables import answers, captions, command, facts, least_alike, rows_by_prompt, setting
 from limner.report.verdict import verdict
 from limner.report.which import headline, which_for_what, who_learned
@@ -54,6 +56,8 @@ def _content(material: Material) -> dict[str, Any]:
         "further": {name: [s for s in shots if s.image_index > 0] for name, shots in by_set.items()},
         "captions": captions(material),
         "plots": [dot_plot(metric, by_prompt(metric)) for metric in _charted(scores)],
+        "planes": planes(scores, _with_same_prompts(scores)) if several else [],
+        "ladders": list(filter(None, map(ladder_part, material.trained))),
         "losses": loss_plot({one.arm: one.steps + one.validations for one in material.trained}),
         "answers": answers(scores),
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
@@ -74,6 +78,11 @@ def _charted(scores: Scores) -> list[MetricScore]:
     first = {metric.kind: metric.key for metric in reversed(scores.metrics)}
     shown = [m for m in scores.metrics if m.kind in IN_CHARTS]
     return [m for m in shown if m.kind == IN_CHARTS[0] or m.key == first[m.kind]]
+
+
+def _with_same_prompts(scores: Scores) -> dict[str, dict[str, list[float]]]:
+    """Return the prompts' means of the metrics that are taken from the subject's prompts."""
+    return {m.key: by_prompt(m) for m in scores.metrics if m.sets == ("subject",)}
 
 
 def _one_caption(material: Material) -> str:

@@ -12,8 +12,9 @@ from limner.report.charts import dot_plot
 from limner.report.costs import cost_rows
 from limner.report.embed import is_small
 from limner.report.material import Material, gather
+from limner.report.plane import planes
 from limner.report.report import environment
-from limner.report.study_parts import claimed, grid, matrix, mean_figures, power_rows, subject_plot
+from limner.report.study_parts import by_subject, claimed, grid, matrix, mean_figures, power_rows, subject_plot
 from limner.report.tables import FINDINGS
 from limner.report.which import HEADLINES, headline, which_for_what, who_learned
 from limner.rundir import RunDir, read_json, write_atomically
@@ -54,7 +55,8 @@ def _content(study: Study, materials: dict[tuple[str, str], Material], path: Pat
         "to_base": {arm: [(m, m.difference(arm, base)) for m in metrics] for arm in tuned},
         "between": [(m, [d for d in m.differences if d.to != base]) for m in metrics] if len(tuned) > 1 else [],
         "findings": FINDINGS,
-        "plots": [dot_plot(m, {arm: list(one.subjects.values()) for arm, one in m.arms.items()}) for m in metrics],
+        "planes": planes(study, {m.key: by_subject(m) for m in study.metrics}),
+        "plots": [dot_plot(m, by_subject(m)) for m in metrics],
         "by_subject": [subject_plot(m) for m in metrics] if len(study.design.subjects) > 1 else [],
         "grids": [grid(s, m) for s, m in zip(study.design.subjects, first, strict=True)],
         "small": bool(first[0].shots) and is_small(first[0].shots[0].files[base]),
