@@ -106,7 +106,7 @@ def _cell(rung: Rung | None, trained: Trained, ladder: Ladder) -> GridCell | Non
 def _plots(ladder: Ladder, metric: LadderMetric, arm: str) -> list[LadderPlot]:
     """Return a metric over strengths at the most steps, and over steps for the base and for strength 1."""
     found: list[LadderPlot] = []
-    most = ladder.steps[-1]
+    most = max(ladder.steps)
     if len(ladder.strengths) > 2:  # noqa: PLR2004 - the base and one strength make no curve
         rungs = [(f"{s:g}", ladder.at(s, most)) for s in ladder.strengths]
         found.append(_plot(metric, f"strength, {most} steps", {(arm, False): rungs}))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.metrics.scores import MetricScore, Scores
+from limner.report.axes import axes
 from limner.report.buckets import bucket_rows
 from limner.report.charts import by_prompt, dot_plot, loss_plot
 from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
@@ -43,6 +44,7 @@ def _content(material: Material) -> dict[str, Any]:
     by_set = {name: [s for s in material.shots if s.set == name] for name in ("subject", "class", "other")}
     several = len(material.trained) > 1
     own = figures(material.trained)
+    ladders = list(filter(None, map(ladder_part, material.trained)))
     return {
         "m": material,
         "scores": scores,
@@ -57,7 +59,8 @@ def _content(material: Material) -> dict[str, Any]:
         "captions": captions(material),
         "plots": [dot_plot(metric, by_prompt(metric)) for metric in _charted(scores)],
         "planes": planes(scores, _with_same_prompts(scores)) if several else [],
-        "ladders": list(filter(None, map(ladder_part, material.trained))),
+        "ladders": ladders,
+        "axes": axes(scores, own, {part.arm: part.ladder for part in ladders}),
         "losses": loss_plot({one.arm: one.steps + one.validations for one in material.trained}),
         "answers": answers(scores),
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
