@@ -129,7 +129,7 @@ def _cost(
     most: bool = False,
 ) -> Measure:
     """Return a cost, the arm that is clearly the best marked: times and memory are measured once."""
-    known = {arm: v for arm, f in arms.items() if (v := value(f))}
+    known = {arm: float(v) for arm, f in arms.items() if (v := value(f))}
     ordered = sorted(known, key=lambda arm: -known[arm] if most else known[arm])
     clearly = len(ordered) == len(arms) > 1 and _ratio(known[ordered[0]], known[ordered[1]]) >= CLEARLY
     cells = {arm: AxisCell(text(v), detail(arms[arm])) for arm, v in known.items()}

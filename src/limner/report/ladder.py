@@ -111,7 +111,7 @@ def _plots(ladder: Ladder, metric: LadderMetric, arm: str) -> list[LadderPlot]:
         rungs = [(f"{s:g}", ladder.at(s, most)) for s in ladder.strengths]
         found.append(_plot(metric, f"strength, {most} steps", {(arm, False): rungs}))
     if len(ladder.steps) > 1:
-        full = 1.0 if 1.0 in ladder.strengths else ladder.strengths[-1]
+        full = 1.0 if 1.0 in ladder.strengths else max(ladder.strengths)
         name = arm if full == 1.0 else f"{arm} at {full:g}"
         over = {key: [(str(n), ladder.at(s, n)) for n in ladder.steps]
                 for key, s in {("base", True): 0.0, (name, False): full}.items()}  # fmt: skip

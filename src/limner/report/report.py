@@ -14,6 +14,7 @@ from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line
 from limner.report.embed import data_uri, is_small
 from limner.report.ladder import ladder_part
 from limner.report.material import Material, gather
+from limner.report.model_card import model_card
 from limner.report.numbers import number, with_ends
 from limner.report.plane import planes
 from limner.report.tables import answers, captions, command, facts, least_alike, rows_by_prompt, setting
@@ -30,11 +31,15 @@ COLOURS = 4
 def report(runs: Sequence[RunDir], scores: Path, out: Path) -> Path:
     """Write the page about one run, or about several side by side, and return its path; nothing in it points outside.
 
+    A run alone gets its model card too: README.md in its folder.
+
     `scores` is what evaluate wrote about these runs.
     """
     material = gather(runs, scores)
     page = environment(material.arms).get_template("report.html.j2").render(**_content(material))
     write_atomically(out, page.encode())
+    if len(runs) == 1:
+        model_card(material)
     return out
 
 

@@ -60,6 +60,7 @@ def _content(study: Study, materials: dict[tuple[str, str], Material], path: Pat
         "between": [(m, [d for d in m.differences if d.to != base]) for m in metrics] if len(tuned) > 1 else [],
         "findings": FINDINGS,
         "axes": axes(study, costs, {part.arm: part.ladder for part in ladders}, study=True),
+        "ladders": ladders,
         "planes": planes(study, {m.key: by_subject(m) for m in study.metrics}),
         "plots": [dot_plot(m, by_subject(m)) for m in metrics],
         "by_subject": [subject_plot(m) for m in metrics] if len(study.design.subjects) > 1 else [],
