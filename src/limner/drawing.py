@@ -14,10 +14,11 @@ from limner.families.recognise import recognise
 from limner.files import default_cache, replacing
 from limner.generate.draw import SETTINGS, check_resolution, draw, requests_for
 from limner.generate.faults import tell_faults
+from limner.ladder import draw_places, drop_others, places_of
 from limner.prepare.check import Checked, check_class_pictures
 from limner.recipe import Recipe
 from limner.refining import check_partner, load_partner, require_beginning
-from limner.result import attach_result, require_result, result_hash
+from limner.result import attach_result, has_strength, require_result, result_hash
 from limner.rundir import RunDir, read_json
 from limner.seeds import seed_of
 from limner.watch import Watch
@@ -63,24 +64,24 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
     requests = recipe.evaluation.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
     named: dict[str, Any] = {
         "sampling": recipe.generation, "resolution_px": check_resolution(family, recipe.resolution),
-        "progress": watch.progress, "replace": True,
+        "replace": True,
     }  # fmt: skip
     refiner, begun_by = family.refiner, family.begun_by
-    identity, others = dict(family.identity), dict[str, str]()
-    if partner := refiner or begun_by:
-        (setting, name), others = recipe.generation.partner, partner.identity
-        folder.update_provenance(**{setting: {"name": name, "identity": others}})
-    if begun_by:  # part of what runs must have in common to be compared
-        identity |= {f"begun_by {part}": digest for part, digest in others.items()}
+    identity, others = _identities(folder, recipe, family)
     about = {"base": recipe.base, "identity": identity, "strength": 1.0}
     untouched = {**about, "arm": "base", "adapter": None, "adapter_sha256": None}
+    at_base, beyond = places_of(recipe, has_strength=has_strength(folder))
+    drop_others(folder, (*at_base, *beyond))
     key = seed_of("comparison", *family.identity.values(), *others.values(), recipe.base,
                   recipe.generation.model_dump_json(), str(family.scheduler_config), named["resolution_px"],
                   str(requests))  # fmt: skip
     kept = default_cache() / "base-pictures" / f"{key:016x}"
     with watch.phase("draw base"), folder.timed("draw base"):
-        say_faults(draw(family, requests, kept, about=untouched, **named), "base", watch)
+        say_faults(draw(family, requests, kept, about=untouched, progress=watch.progress, **named), "base", watch)
         _copy(kept, folder.images / "base")
+    steps = kept.with_name(f"{kept.name}-steps")
+    for place, there in draw_places(family, (), at_base, requests, steps, watch, about=untouched, **named).items():
+        _copy(there, folder.ladder / place.name)
     attached = []
     if folder.model.is_dir():
         del family
@@ -91,10 +92,22 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
-        made = draw(family, requests, folder.images / "tuned", about=tuned, **named)
+        made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress, **named)
         say_faults(made, "tuned", watch, tuned=True)
+    draw_places(family, attached, beyond, requests, folder.ladder, watch, about=tuned, **named)
     for adapter in attached:
         adapter.detach()
+
+
+def _identities(folder: RunDir, recipe: Recipe, family: Family) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what runs must have in common to be compared, and the hashes of the model that draws with the base."""
+    identity, others = dict(family.identity), dict[str, str]()
+    if partner := family.refiner or family.begun_by:
+        (setting, name), others = recipe.generation.partner, partner.identity
+        folder.update_provenance(**{setting: {"name": name, "identity": others}})
+    if family.begun_by:
+        identity |= {f"begun_by {part}": digest for part, digest in others.items()}
+    return identity, others
 
 
 def say_faults(manifest: Path, what: str, watch: Watch, *, tuned: bool = False) -> None:

@@ -44,7 +44,9 @@ class RunDir:
     distractors = property(lambda self: self.path / "distractors")
     images = property(lambda self: self.path / "images")
     previews = property(lambda self: self.path / "previews")
+    ladder = property(lambda self: self.images / "ladder")
     scores = property(lambda self: self.path / "scores.json")
+    ladder_scores = property(lambda self: self.path / "ladder.json")
     report = property(lambda self: self.path / "report.html")
 
     def embedding(self, word: str) -> Path:

@@ -9,6 +9,7 @@ from limner import machine
 from limner.errors import UserError
 from limner.evaluate.encoders import panel_of, require_panel
 from limner.evaluate.evaluate import evaluate
+from limner.evaluate.ladder import evaluate_ladder
 from limner.files import default_cache
 from limner.prepare.distractors import find_distractors, save_distractors
 from limner.recipe import Recipe
@@ -49,6 +50,9 @@ def score(runs: Sequence[RunDir] | Mapping[str, RunDir], recipes: Sequence[Recip
     device = machine.place(recipes[0].device, recipes[0].precision).device
     panel = panel_of(recipes[0].base, first.encoders, first.quality, device)
     evaluate(runs, out, panel=panel, progress=watch.progress)
+    for folder in folders:
+        if any(folder.ladder.glob("*/manifest.json")):
+            evaluate_ladder(folder, panel, has_strength=folder.adapter.is_file(), progress=watch.progress)
 
 
 def _keep_others(folder: RunDir, recipe: Recipe, distractors: Path, watch: Watch) -> None:

@@ -15,13 +15,14 @@ from limner.evaluate.images import TUNED, Arm, ArmImage, check_runs, read_arms, 
 from limner.evaluate.look import Progress, Seen, look, look_apart
 from limner.evaluate.names import Setting, arm_names, read_recipe, settings_apart
 from limner.evaluate.statistics import DRAWS, interval, rate_interval
+from limner.evaluate.table import COLUMNS, as_csv, value_rows
 from limner.metrics.encoder import ImageEncoder, PatchEncoder, TextImageEncoder
 from limner.metrics.metric import Metric, Question, View
 from limner.metrics.perceptual import Lpips
 from limner.metrics.questions import PERCEIVED_DIVERSITY
 from limner.metrics.scores import ArmScore, Design, EncoderInfo, ImageValue, MetricScore, RunInfo, Scores
 from limner.metrics.standard import standard_metrics
-from limner.rundir import RunDir, write_json
+from limner.rundir import RunDir, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def evaluate(
     batch: int = 32,
     progress: Progress = lambda done, total, what: None,
 ) -> Scores:
-    """Score the tuned arm of each run against the base and against one another; write `out`, return what it holds.
+    """Score the tuned arm of each run against the base and against one another; write `out` and a .csv, return it.
 
     A mapping names the arms; else they are called after their methods. `panel` says who judges what; without it those
     judge that fit the base. `encoders` and `metrics` take the place of the panel's.
@@ -89,6 +90,8 @@ def evaluate(
         metrics=corrected(taken),
         skipped=skipped,
     )
+    rows = value_rows(scores, out.parent, out.parent)
+    write_atomically(out.with_suffix(".csv"), as_csv(COLUMNS, rows).encode())
     write_json(out, scores.model_dump(mode="json"))
     return scores
 

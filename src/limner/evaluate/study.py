@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +15,10 @@ from limner.evaluate.claims import CLAIMS, corrected, pairs
 from limner.evaluate.hierarchy import LEAST_SUBJECTS, Cube, flipped_p, pooled, power, unit_of, units_needed
 from limner.evaluate.statistics import DRAWS, LEAST_UNITS, finding, interval_p
 from limner.evaluate.study_words import design_in_words, finding_in_words, limits_in_words, needed_in_words
-from limner.metrics.scores import ArmScore, Interval, Level, MetricScore, Scores, read_written
+from limner.evaluate.table import COLUMNS, as_csv, place_of, value_rows
+from limner.metrics.scores import Interval, Level, MetricScore, Scores, read_written
 from limner.metrics.study import Budget, Study, StudyArm, StudyDesign, StudyDifference, StudyMetric, SubjectInfo
 from limner.rundir import write_atomically, write_json
-
-COLUMNS = ("subject", "seed", "arm", "metric", "set", "prompt", "image", "value", "file")
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,6 @@ class Cell:
     path: Path
     """Its comparison.json."""
     scores: Scores
-
-    def rows(self, metric: str, arm: str) -> tuple[ArmScore, str]:
-        """Return an arm's score in a metric, and the folder of the run that its files lie in."""
-        design = self.scores.design
-        run = design.runs.get(arm) or next(iter(design.runs.values()))  # the base's images are the first run's
-        return self.metric(metric).arms[arm], os.path.join(self.path.parent, run.folder)
 
     def metric(self, key: str) -> MetricScore:
         """Return the score of a metric."""
@@ -169,18 +160,13 @@ def _cube(cells: Sequence[Cell], key: str, arm: str) -> Cube:
 
 def _grid(cell: Cell, key: str, arm: str) -> list[list[float]]:
     """Return one training's values, prompt by prompt."""
-    score, _ = cell.rows(key, arm)
+    score = cell.metric(key).arms[arm]
     if not score.images:
         return [[score.score.mean]]
     by_prompt: dict[str, list[float]] = {}
     for image in sorted(score.images, key=lambda image: image.file):
         by_prompt.setdefault(image.prompt, []).append(image.value)
-    return [by_prompt[prompt] for prompt in sorted(by_prompt, key=_place)]
-
-
-def _place(prompt: str) -> tuple[str, int]:
-    name, _, index = prompt.partition("/")
-    return name, int(index)
+    return [by_prompt[prompt] for prompt in sorted(by_prompt, key=place_of)]
 
 
 def _by_subject(values: Cube, names: Sequence[str]) -> dict[str, float]:
@@ -216,19 +202,6 @@ def _skipped(cells: Sequence[Cell], keys: Sequence[str]) -> dict[str, str]:
 
 def _table(cells: Sequence[Cell], keys: Sequence[str], folder: Path) -> str:
     """Return every value as a line of CSV; `file` is a path from the folder of the table."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
-    for cell in cells:
-        for key in keys:
-            for arm in cell.scores.design.arms:
-                score, run = cell.rows(key, arm)
-                counts: dict[str, int] = {}
-                for image in sorted(score.images, key=lambda image: image.file):
-                    number = counts[image.prompt] = counts.get(image.prompt, -1) + 1
-                    file = os.path.relpath(os.path.join(run, image.file), folder)
-                    where, index = _place(image.prompt)
-                    rows.writerow([cell.subject, cell.seed, arm, key, where, index, number, image.value, file])
-                if not score.images:
-                    rows.writerow([cell.subject, cell.seed, arm, key, "", "", "", score.score.mean, ""])
-    return text.getvalue()
+    rows = ([cell.subject, cell.seed, *row] for cell in cells
+            for row in value_rows(cell.scores, cell.path.parent, folder, keys))  # fmt: skip
+    return as_csv(("subject", "seed", *COLUMNS), rows)

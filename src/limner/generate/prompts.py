@@ -16,6 +16,8 @@ SCENES = (
 )  # fmt: skip
 """The ten scenes that DreamBooth's protocol asks of living subjects and of objects alike (arXiv:2208.12242)."""
 
+LARGEST_STRENGTH = 4.0
+
 
 class Evaluation(Spec):
     """What is drawn for the comparison of base and tuned, and how many pictures of each."""
@@ -47,6 +49,11 @@ class Evaluation(Spec):
     """Pictures for each of `prompts`, per side."""
     images_per_class_prompt: int = Field(default=4, ge=1)
     """Pictures for each of `class_prompts` and `other_prompts`, per side."""
+    strengths: tuple[float, ...] = ()
+    """Draw the first picture of each of `prompts` at these strengths of the adapter too, such as [0.25, 0.5, 0.75, 1]:
+    the report shows how likeness and prompt following change with it."""
+    inference_steps: tuple[int, ...] = ()
+    """Draw them with these numbers of denoising steps too, such as [4, 8, 25], by the base as well."""
     pictures: Path | None = None
     """Folder of held-out pictures of the subject: likeness is measured against them, not against what was learned."""
 
@@ -63,6 +70,20 @@ class Evaluation(Spec):
     quality: str = ""
     """A model of image quality, by hub name or folder: "yuvalkirstain/PickScore_v1", or a CLIP vision tower with a
     linear head such as "shunk031/aesthetics-predictor-v1-vit-large-patch14". Empty: none is asked."""
+
+    @field_validator("strengths")
+    @classmethod
+    def _real(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < one <= LARGEST_STRENGTH for one in value):
+            raise ValueError(f"a strength must be above 0 and at most {LARGEST_STRENGTH:g}; the base is always drawn")
+        return tuple(sorted(set(value)))
+
+    @field_validator("inference_steps")
+    @classmethod
+    def _countable(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(1 <= one <= 1000 for one in value):
+            raise ValueError("a number of steps must be from 1 to 1000")
+        return tuple(sorted(set(value)))
 
     @field_validator("pictures", "distractors")
     @classmethod

@@ -2,12 +2,15 @@
 
 from limner.recipe.explaining import did_you_mean, explain, outline, setting_names, settings_of
 from limner.recipe.reading import changed, load_recipe, parse_settings, save_recipe, shipped_recipes
-from limner.recipe.tree import LENGTHS, UNIONS, Checkpoint, Preview, Recipe, members_of
+from limner.recipe.tree import LENGTHS, UNIONS, Adapter, Checkpoint, Objective, Optimizer, Preview, Recipe, members_of
 
 __all__ = [
     "LENGTHS",
     "UNIONS",
+    "Adapter",
     "Checkpoint",
+    "Objective",
+    "Optimizer",
     "Preview",
     "Recipe",
     "changed",

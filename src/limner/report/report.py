@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from limner.metrics.scores import MetricScore, Scores
+from limner.report.axes import axes
 from limner.report.buckets import bucket_rows
 from limner.report.charts import by_prompt, dot_plot, loss_plot
 from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
 from limner.report.embed import data_uri, is_small
+from limner.report.ladder import ladder_part
 from limner.report.material import Material, gather
+from limner.report.model_card import model_card
 from limner.report.numbers import number, with_ends
+from limner.report.plane import planes
 from limner.report.tables import answers, captions, command, facts, least_alike, rows_by_prompt, setting
 from limner.report.verdict import verdict
 from limner.report.which import headline, which_for_what, who_learned
@@ -27,11 +31,15 @@ COLOURS = 4
 def report(runs: Sequence[RunDir], scores: Path, out: Path) -> Path:
     """Write the page about one run, or about several side by side, and return its path; nothing in it points outside.
 
+    A run alone gets its model card too: README.md in its folder.
+
     `scores` is what evaluate wrote about these runs.
     """
     material = gather(runs, scores)
     page = environment(material.arms).get_template("report.html.j2").render(**_content(material))
     write_atomically(out, page.encode())
+    if len(runs) == 1:
+        model_card(material)
     return out
 
 
@@ -41,6 +49,7 @@ def _content(material: Material) -> dict[str, Any]:
     by_set = {name: [s for s in material.shots if s.set == name] for name in ("subject", "class", "other")}
     several = len(material.trained) > 1
     own = figures(material.trained)
+    ladders = list(filter(None, map(ladder_part, material.trained)))
     return {
         "m": material,
         "scores": scores,
@@ -54,6 +63,9 @@ def _content(material: Material) -> dict[str, Any]:
         "further": {name: [s for s in shots if s.image_index > 0] for name, shots in by_set.items()},
         "captions": captions(material),
         "plots": [dot_plot(metric, by_prompt(metric)) for metric in _charted(scores)],
+        "planes": planes(scores, _with_same_prompts(scores)) if several else [],
+        "ladders": ladders,
+        "axes": axes(scores, own, {part.arm: part.ladder for part in ladders}),
         "losses": loss_plot({one.arm: one.steps + one.validations for one in material.trained}),
         "answers": answers(scores),
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
@@ -74,6 +86,11 @@ def _charted(scores: Scores) -> list[MetricScore]:
     first = {metric.kind: metric.key for metric in reversed(scores.metrics)}
     shown = [m for m in scores.metrics if m.kind in IN_CHARTS]
     return [m for m in shown if m.kind == IN_CHARTS[0] or m.key == first[m.kind]]
+
+
+def _with_same_prompts(scores: Scores) -> dict[str, dict[str, list[float]]]:
+    """Return the prompts' means of the metrics that are taken from the subject's prompts."""
+    return {m.key: by_prompt(m) for m in scores.metrics if m.sets == ("subject",)}
 
 
 def _one_caption(material: Material) -> str:

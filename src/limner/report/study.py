@@ -8,12 +8,15 @@ from typing import Any
 
 from limner.metrics.scores import read_written
 from limner.metrics.study import DELTAS, Study
+from limner.report.axes import axes
 from limner.report.charts import dot_plot
 from limner.report.costs import cost_rows
 from limner.report.embed import is_small
+from limner.report.ladder import ladder_part
 from limner.report.material import Material, gather
+from limner.report.plane import planes
 from limner.report.report import environment
-from limner.report.study_parts import claimed, grid, matrix, mean_figures, power_rows, subject_plot
+from limner.report.study_parts import by_subject, claimed, grid, matrix, mean_figures, power_rows, subject_plot
 from limner.report.tables import FINDINGS
 from limner.report.which import HEADLINES, headline, which_for_what, who_learned
 from limner.rundir import RunDir, read_json, write_atomically
@@ -41,6 +44,8 @@ def _content(study: Study, materials: dict[tuple[str, str], Material], path: Pat
     metrics, base = claimed(study), study.design.arms[0]
     first = [materials[s.name, next(iter(s.comparisons))] for s in study.design.subjects]
     tuned = study.design.arms[1:]
+    costs = mean_figures(_trained(materials.values()))
+    ladders = list(filter(None, map(ladder_part, first[0].trained)))
     return {
         "study": study,
         "design": study.design,
@@ -54,11 +59,14 @@ def _content(study: Study, materials: dict[tuple[str, str], Material], path: Pat
         "to_base": {arm: [(m, m.difference(arm, base)) for m in metrics] for arm in tuned},
         "between": [(m, [d for d in m.differences if d.to != base]) for m in metrics] if len(tuned) > 1 else [],
         "findings": FINDINGS,
-        "plots": [dot_plot(m, {arm: list(one.subjects.values()) for arm, one in m.arms.items()}) for m in metrics],
+        "axes": axes(study, costs, {part.arm: part.ladder for part in ladders}, study=True),
+        "ladders": ladders,
+        "planes": planes(study, {m.key: by_subject(m) for m in study.metrics}),
+        "plots": [dot_plot(m, by_subject(m)) for m in metrics],
         "by_subject": [subject_plot(m) for m in metrics] if len(study.design.subjects) > 1 else [],
         "grids": [grid(s, m) for s, m in zip(study.design.subjects, first, strict=True)],
         "small": bool(first[0].shots) and is_small(first[0].shots[0].files[base]),
-        "cost_rows": cost_rows(mean_figures(_trained(materials.values()))),
+        "cost_rows": cost_rows(costs),
         "power": power_rows(study),
         "deltas": [str(delta) for delta in DELTAS],
         "apart": {arm: run.settings for arm, run in first[0].scores.design.runs.items()},

@@ -83,6 +83,11 @@ def claimed(study: Study) -> list[StudyMetric]:
     return [metric for metric in study.metrics if metric.is_claimed]
 
 
+def by_subject(metric: StudyMetric) -> dict[str, list[float]]:
+    """Return each arm's mean values of the subjects."""
+    return {arm: list(one.subjects.values()) for arm, one in metric.arms.items()}
+
+
 def matrix(study: Study, metrics: Sequence[StudyMetric]) -> dict[str, list[Cell]]:
     """Return the arms' scores, each a row with a cell for each metric."""
     return {arm: [_cell(metric, arm) for metric in metrics] for arm in study.design.arms}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from limner.errors import UserError
-from limner.evaluate.study import COLUMNS, evaluate_study
+from limner.evaluate.study import evaluate_study
+from limner.evaluate.table import COLUMNS
 from limner.metrics.scores import ArmScore, Design, ImageValue, Interval, Level, MetricScore, RunInfo, Scores
 from limner.metrics.study import Study
 from limner.rundir import read_json, write_json
@@ -103,7 +104,7 @@ def test_the_file_holds_what_was_returned_and_the_table_every_value(five: tuple[
     folder, study = five
     assert Study.model_validate(read_json(folder / "study.json")) == study
     rows = list(csv.DictReader((folder / "study.csv").read_text(encoding="utf-8").splitlines()))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == ("subject", "seed", *COLUMNS)
     assert len(rows) == 5 * 2 * 2 * len(ARMS) * PROMPTS * IMAGES
     lora = [float(r["value"]) for r in rows if (r["arm"], r["metric"]) == ("lora", "likeness.eye")]
     assert np.mean(lora) == pytest.approx(study.metrics[0].arms["lora"].score.mean)

@@ -1,0 +1,170 @@
+"""Strength and steps: a grid of pictures with their scores, and curves of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from limner.metrics.ladder import Ladder, LadderMetric, Rung
+from limner.metrics.scores import Interval, read_written
+from limner.report.charts import Tick, nice_ticks
+from limner.report.material import Trained
+from limner.report.numbers import number
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """One place: the picture of the first prompt, and what all prompts score there."""
+
+    file: Path
+    values: tuple[tuple[str, str], ...]
+    """Title and mean of each metric."""
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One strength, at each number of steps."""
+
+    strength: float
+    cells: tuple[GridCell | None, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One mean with its interval, in per cent of the plot."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """What was trained, or the base, over one axis."""
+
+    name: str
+    is_base: bool
+    points: tuple[Point, ...]
+
+    @property
+    def line(self) -> str:
+        """Return the points of an SVG line on a scale of 100 x 100."""
+        return " ".join(f"{p.x:.2f},{100 - p.y:.2f}" for p in self.points)
+
+
+@dataclass(frozen=True)
+class LadderPlot:
+    """One metric over strengths, or over numbers of steps; the values stand at equal distances."""
+
+    metric: LadderMetric
+    over: str
+    series: tuple[Series, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+
+
+@dataclass(frozen=True)
+class LadderPart:
+    """The section of one arm."""
+
+    arm: str
+    ladder: Ladder
+    prompt: str
+    grid: tuple[GridRow, ...]
+    plots: tuple[LadderPlot, ...]
+    words: str
+
+
+def ladder_part(trained: Trained) -> LadderPart | None:
+    """Return the section of a run whose evaluation asked for strengths or steps; None of any other."""
+    if not trained.run.ladder_scores.is_file():
+        return None
+    ladder = read_written(Ladder, trained.run.ladder_scores, f"Score again: limner evaluate {trained.run.path}")
+    return LadderPart(
+        arm=trained.arm,
+        ladder=ladder,
+        prompt=ladder.prompts[0],
+        grid=tuple(
+            GridRow(s, tuple(_cell(ladder.at(s, n), trained, ladder) for n in ladder.steps)) for s in ladder.strengths
+        ),
+        plots=tuple(plot for metric in ladder.metrics for plot in _plots(ladder, metric, trained.arm)),
+        words=_words(ladder),
+    )
+
+
+def _cell(rung: Rung | None, trained: Trained, ladder: Ladder) -> GridCell | None:
+    if rung is None:
+        return None
+    first = next(iter(rung.scores.values())).images[0]
+    values = tuple((m.title, number(rung.scores[m.key].score.mean)) for m in ladder.metrics)
+    return GridCell(trained.run.path / first.file, values)
+
+
+def _plots(ladder: Ladder, metric: LadderMetric, arm: str) -> list[LadderPlot]:
+    """Return a metric over strengths at the most steps, and over steps for the base and for strength 1."""
+    found: list[LadderPlot] = []
+    most = max(ladder.steps)
+    if len(ladder.strengths) > 2:  # noqa: PLR2004 - the base and one strength make no curve
+        rungs = [(f"{s:g}", ladder.at(s, most)) for s in ladder.strengths]
+        found.append(_plot(metric, f"strength, {most} steps", {(arm, False): rungs}))
+    if len(ladder.steps) > 1:
+        full = 1.0 if 1.0 in ladder.strengths else max(ladder.strengths)
+        name = arm if full == 1.0 else f"{arm} at {full:g}"
+        over = {key: [(str(n), ladder.at(s, n)) for n in ladder.steps]
+                for key, s in {("base", True): 0.0, (name, False): full}.items()}  # fmt: skip
+        found.append(_plot(metric, "denoising steps", over))
+    return found
+
+
+def _plot(metric: LadderMetric, over: str, rungs: dict[tuple[str, bool], list[tuple[str, Rung | None]]]) -> LadderPlot:
+    scores = {
+        key: [(label, rung.scores[metric.key].score) for label, rung in rows if rung] for key, rows in rungs.items()
+    }
+    values = [v for rows in scores.values() for _, score in rows for v in _ends(score)]
+    ticks = nice_ticks(min(values), max(values))
+    labels = [label for label, _ in next(iter(rungs.values()))]
+
+    def x_at(label: str) -> float:
+        return round(100 * (labels.index(label) + 0.5) / len(labels), 2)
+
+    def y_at(value: float) -> float:
+        return round(100 * (value - ticks[0]) / (ticks[-1] - ticks[0]), 2)
+
+    series = tuple(
+        Series(name, is_base, tuple(_point(x_at(label), score, y_at, label) for label, score in rows))
+        for (name, is_base), rows in scores.items()
+    )
+    y_ticks = tuple(Tick(f"{t:.10g}", y_at(t)) for t in ticks)
+    return LadderPlot(metric, over, series, tuple(Tick(label, x_at(label)) for label in labels), y_ticks)
+
+
+def _point(x: float, score: Interval, y_at: Callable[[float], float], label: str) -> Point:
+    mean, low, high = _ends(score)
+    return Point(x, y_at(mean), y_at(low), y_at(high), f"{label}: {number(mean)}")
+
+
+def _ends(score: Interval) -> tuple[float, float, float]:
+    low, high = (score.mean if end is None else end for end in (score.low, score.high))
+    return score.mean, low, high
+
+
+def _words(ladder: Ladder) -> str:
+    """Return whether likeness rises with every strength up to 1, by its means."""
+    if not ladder.has_strength:
+        return "What was trained has no strength: it is there (1) or not (0, the base)."
+    rising = [s for s in ladder.strengths if s <= 1]
+    if len(rising) < 3 or not ladder.metrics:  # noqa: PLR2004 - two points always rise or fall
+        return ""
+    key, most = ladder.metrics[0].key, ladder.steps[-1]
+    means = _means(ladder, key, rising, most)
+    if all(a <= b for a, b in zip(means, means[1:], strict=False)):
+        return "The strength is a slider: by its means likeness rises with every step from 0 to 1."
+    return "The strength is no even slider here: by its means likeness does not rise with every step from 0 to 1."
+
+
+def _means(ladder: Ladder, key: str, strengths: Sequence[float], steps: int) -> list[float]:
+    rungs = (ladder.at(strength, steps) for strength in strengths)
+    return [rung.scores[key].score.mean for rung in rungs if rung]
