@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
@@ -126,12 +127,12 @@ def find_layers(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[
     Raises:
         UserError: a layer is not in the base, or its weight is of another shape there.
     """
-    known = {f"{root}.{path}": layer for root, m in modules.items() for path, layer in m.named_modules()}
-    known |= {name.replace(".text_model.", ".", 1): layer for name, layer in known.items()}  # before transformers 5.6
-    unknown = [name for name in shapes if not isinstance(getattr(known.get(name), "weight", None), Tensor)]
+    found = {name: _layer(modules, name) for name in shapes}
+    known = {name: one for name, one in found.items() if one and isinstance(getattr(one, "weight", None), Tensor)}
+    unknown = [name for name in shapes if name not in known]
     if unknown or not shapes:
         raise UserError(
-            f"the LoRA does not fit this base: {len(shapes) - len(unknown)} of {len(shapes)} layers are in it"
+            f"the LoRA does not fit this base: {len(known)} of {len(shapes)} layers are in it"
             + (f" (first that is not: {unknown[0]})." if unknown else "."),
             "Use the base that it was trained on.",
         )
@@ -142,7 +143,16 @@ def find_layers(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[
                 f"the LoRA does not fit this base: {name} is {own} there, and {tuple(shape)} in the LoRA.",
                 "Use the base that it was trained on.",
             )
-    return {name: known[name] for name in shapes}
+    return known
+
+
+def _layer(modules: Mapping[str, nn.Module], name: str) -> nn.Module | None:
+    """Return a layer by its path from the base's root, with or without the `text_model` of before transformers 5.6."""
+    root, _, path = name.partition(".")
+    for place in (path, f"text_model.{path}", path.removeprefix("text_model.")):
+        with suppress(KeyError, AttributeError):
+            return modules[root].get_submodule(place)
+    return None
 
 
 class LoRALayer(nn.Module):
