@@ -78,8 +78,8 @@ def write_checkpoint(
     """Write a state under `folder`, delete what is not among the newest `keep`, and return its path.
 
     With `keep_best` the one of the lowest validation loss stays too, and so does that of `keep_step`. `made_with` is
-    kept beside the state, for whoever goes on from it: see `read_made_with`. The folder appears under its name only when
-    it is complete and on the disk.
+    kept beside the state, for whoever goes on from it: see `read_made_with`. The folder appears under its name only
+    when it is complete and on the disk.
     """
     path = checkpoint_of(folder, state.step)
     with replacing(path) as new:
