@@ -237,16 +237,19 @@ def _check_validation(recipe: Recipe) -> None:
             f"validation.prompts: {len(set(own.prompts))} are too few to tell one step from another.",
             f"Give {LEAST_UNITS} or more.",
         )
-    for name, asked, shown in (
-        ("prompts", own.prompts, reported.prompts),
-        ("class_prompts", own.class_prompts, reported.class_prompts),
-    ):
-        if both := [prompt for prompt in asked if prompt in shown]:
+    shown = {_plain(prompt) for prompt in (*reported.prompts, *reported.class_prompts, *reported.other_prompts)}
+    for name in ("prompts", "class_prompts"):
+        if both := [prompt for prompt in getattr(own, name) if _plain(prompt) in shown]:
             raise UserError(
-                f"validation.{name}: {both[0]!r} is one of evaluation.{name}, and what is chosen on a prompt cannot be "
-                "reported on it.",
+                f"validation.{name}: {both[0]!r} is one of the comparison's (evaluation), and what is chosen on a "
+                "prompt cannot be reported on it.",
                 "Write another in one of the two.",
             )
+
+
+def _plain(prompt: str) -> str:
+    """Return a prompt with the token dropped: from it follows the noise that a picture begins with."""
+    return prompt.replace("{subject}", "{class_noun}")
 
 
 def check_base(recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from limner.evaluate.images import ArmImage, read_images, read_pictures
@@ -52,17 +53,17 @@ class Judges:
         question, own = metric.question, self._seen[metric.encoder]
         rows, base = ([image for image in some if image.set in question.sets] for some in (images, self._base))
         prompts = tuple(f"{row.set}/{row.prompt_index}" for row in rows)
+        untouched = own.rows([row.path for row in base])
         at_base = View(
-            images=own.rows([row.path for row in base]),
-            base=own.rows([row.path for row in base]),
+            images=untouched,
+            base=untouched,
             prompt=prompts,
             subject=own.rows(self._subject),
             class_pictures=own.rows([]),
             text=seen.text_rows([row.plain_prompt for row in rows]),
             held_out=own.rows(self._held_out) if self._held_out else None,
         )
-        view = View(**{**vars(at_base), "images": seen.rows([row.path for row in rows])})
-        values = question.per_image(view).double()
+        values = question.per_image(replace(at_base, images=seen.rows([row.path for row in rows]))).double()
         score = interval(values.numpy(), prompts, seed=0)
         return Curve(
             kind=question.kind, encoder=metric.encoder, title=question.title, says=question.says,

@@ -107,7 +107,7 @@ class Validation(Spec):
     """Steps between validations; 0 makes none. The base is judged too, and the last step. It changes nothing in the
     training."""
     prompts: tuple[str, ...] = (
-        "a photo of a {subject}",
+        "a picture of a {subject}",
         "a {subject} on top of a white rug",
         "a {subject} with a wheat field in the background",
         "a {subject} with a tree and autumn leaves in the background",
@@ -116,18 +116,17 @@ class Validation(Spec):
         "a {subject} on a sofa",
         "a painting of a {subject}",
     )
-    """Prompts with "{subject}": likeness, prompt following, copying. None may be one of `evaluation.prompts`: those are
-    reported, and what was chosen on them would look better than it is."""
+    """Prompts with "{subject}": likeness, prompt following, copying. None may be one of the comparison's, with
+    the token or without: those are reported, and what was chosen on them would look better than it is."""
     class_prompts: tuple[str, ...] = (
         "a {class_noun}",
         "a photo of a {class_noun} indoors",
         "a {class_noun} in a park",
         "a {class_noun} by the sea",
         "a portrait of a {class_noun}",
-        "a painting of a {class_noun}",
+        "a sketch of a {class_noun}",
     )
-    """Prompts with "{class_noun}" alone: how far have others of the class moved from the base's own pictures? None may
-    be one of `evaluation.class_prompts`."""
+    """Prompts with "{class_noun}" alone: how far have others of the class moved from the base's own pictures?"""
     images_per_prompt: int = Field(default=2, ge=1)
     """Pictures for each prompt, at each validation."""
     patience: int = Field(default=0, ge=0)

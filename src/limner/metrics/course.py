@@ -35,16 +35,16 @@ class Knee(Spec):
     step: int
     """Which one; where no choice can be made the last that was judged."""
     is_conclusive: bool
-    """False where in no step likeness is above the base's by more than its interval."""
+    """False where at no step likeness is above the base's by more than its interval, of 99 %."""
     is_growing: bool
     """Whether it is the last step that was judged, so that more steps may give more."""
     waited: int
     """How many later steps were judged without a gain."""
     later_gain: Interval | None
-    """Likeness of the best later step, minus that of this one; null where there is no later one."""
+    """Likeness of the best later step, minus that of this one, with its 99 % interval; null where there is none."""
     forgetting: Interval | None
-    """Drift of the class at the last step that was judged, minus that of this one; null where it is the last, or
-    nothing was drawn of the class."""
+    """Drift of the class at the last step that was judged, minus that of this one, with its 95 % interval; null where
+    it is the last, or nothing was drawn of the class."""
     is_forgetting: bool
     """Whether that interval lies above 0."""
     words: str
