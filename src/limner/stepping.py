@@ -160,7 +160,7 @@ def take_steps(
             raise _last_good(guarded, folder, recipe, family, training) from None
         if stopped:  # at the last step: its checkpoint is written, and the run goes on from there
             raise KeyboardInterrupt
-    if training.ranks.count == 1:
+    if seconds and training.ranks.count == 1:
         with suppress(Unwritable):  # a pace that cannot be kept is not known the next time
             keep_pace(recipe, seconds)
 

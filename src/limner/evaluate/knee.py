@@ -11,8 +11,8 @@ from limner.metrics.course import Knee
 from limner.metrics.scores import Interval
 
 LEVEL = 0.99
-"""Of the intervals of likeness: a run is looked at some ten times, and ten looks at 95 % find something in 15 of 100 courses that
-are nothing but noise; at 99 % in 4 (simulated: 8 prompts of 2 images)."""
+"""Of the intervals of likeness. A run is looked at some ten times: at 95 %, ten looks find something in 15 of 100
+courses that are nothing but noise, at 99 % in 4 (simulated, 8 prompts of 2 images)."""
 PerStep = Mapping[int, Sequence[float]]
 
 
@@ -25,9 +25,9 @@ def find_knee(
     others say which prompt each image was drawn from.
 
     Beginning with the base, a step is taken when its likeness is above that of the step taken before by more than the
-    interval (`LEVEL`) of their paired difference: k becomes t when low(f(t) - f(k)) > 0. So more steps than the knee's give
-    nothing that these pictures can show. It is the rule to take the least of those that cannot be told from the best
-    (the "one standard error rule", Breiman et al. 1984, section 3.4.3; Hastie et al. 2009, section 7.10), with the
+    interval (`LEVEL`) of their paired difference: k becomes t when low(f(t) - f(k)) > 0. So more steps than the knee's
+    give nothing that these pictures can show. It is the rule to take the least of those that cannot be told from the
+    best (the "one standard error rule", Breiman et al. 1984, section 3.4.3; Hastie et al. 2009, section 7.10), with the
     interval of the paired difference in the place of one standard error, because pictures of one prompt and seed
     differ far less between two steps than between prompts. Each step is compared with the one taken, never with its
     neighbour: slow growth adds up until it shows. Later steps never change an earlier decision, so a run needs to keep
@@ -78,14 +78,11 @@ def _words(
     """Return why a step is the knee."""
     if best is None or gain is None:
         return f"Likeness was still growing at step {taken}, the last that was judged: more steps may give more."
-    found = (
-        f"From step {taken} on likeness grows no more: the best later step, {best}, differs by {_told(gain, LEVEL)}."
-    )
+    found = f"From step {taken} on likeness grows no more: step {best}, the best later one, adds {_told(gain, LEVEL)}."
     if moved is None:
         return found
-    if is_forgetting:
-        return f"{found} Forgetting goes on: by step {last} the class has moved {_told(moved, 0.95)} further from the base."
-    return f"{found} Forgetting does not go on either: by step {last} the class has moved by {_told(moved, 0.95)}."
+    goes_on = "Forgetting goes on" if is_forgetting else "Forgetting does not go on either"
+    return f"{found} {goes_on}: by step {last} the class has moved on by {_told(moved, 0.95)}."
 
 
 def _told(one: Interval, level: float) -> str:

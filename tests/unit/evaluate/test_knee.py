@@ -42,7 +42,7 @@ def test_the_knee_is_where_likeness_stops_growing(mean: Callable[[int], float], 
         assert found.waited == 5
         assert found.is_forgetting
         assert "From step 50 on likeness grows no more" in found.words
-        assert "Forgetting goes on: by step 100 the class has moved +0." in found.words
+        assert "Forgetting goes on: by step 100 the class has moved on by +0." in found.words
     else:
         assert "more steps may give more" in found.words
 
@@ -68,7 +68,7 @@ def test_forgetting_that_has_stopped_is_not_said_to_go_on() -> None:
 
 def test_slow_growth_adds_up_until_it_shows() -> None:
     """No step is above its neighbour by more than its interval, and yet the last ones are above the first."""
-    slow = course(lambda step: 0.0006 * step, seed=4, spread=0.02)
+    slow = course(lambda step: 0.0006 * step, seed=0, spread=0.02)
     found = find_knee(slow, None, PROMPTS, seed=0)
     assert found
     assert found.is_conclusive
