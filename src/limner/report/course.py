@@ -37,7 +37,7 @@ class CoursePlot:
     """One question over the steps; the SVG's own scale is 1000 x 400."""
 
     curve: Curve
-    """The first arm's."""
+    """The first arm's; its levels are all in the legend, and those that are near enough drawn as lines."""
     lines: tuple[CourseLine, ...]
     levels: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
@@ -81,7 +81,6 @@ def _plot(kind: str, courses: Mapping[str, Course]) -> CoursePlot:
     first = next(iter(curves.values()))
     scores = [score for curve in curves.values() for score in curve.scores.values()]
     values = [end for score in scores for end in (score.mean, score.low, score.high) if end is not None]
-    values += [level.value for level in first.levels]
     y_ticks = nice_ticks(min(values), max(values))
     last_step = max(max(max(curve.scores) for curve in curves.values()), 1)
     low, high = y_ticks[0], y_ticks[-1]
@@ -113,7 +112,11 @@ def _plot(kind: str, courses: Mapping[str, Course]) -> CoursePlot:
     return CoursePlot(
         curve=first,
         lines=tuple(lines),
-        levels=tuple(Line(one.title, one.name, one.value, round(up(one.value), 2)) for one in first.levels),
+        levels=tuple(
+            Line(one.title, one.name, one.value, round(up(one.value), 2))
+            for one in first.levels
+            if low <= one.value <= high
+        ),
         x_ticks=tuple(Tick(f"{t:.10g}", round(100 * t / last_step, 2)) for t in x_ticks),
         y_ticks=tuple(Tick(f"{t:.10g}", round(up(t), 2)) for t in y_ticks),
     )
