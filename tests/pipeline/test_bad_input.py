@@ -104,7 +104,7 @@ REFINED = "train {pictures} --recipe demo prior.enabled=false base={xl} generati
 REFINER = "train {pictures} --recipe demo base={refiner}"
 VALIDATIONS = {
     "choosing by nothing": Row(f"{DEMO} steps=50 checkpoint.choose=evidence", "validation.every_steps is 0. Set it as well, such as validation.every_steps=5"),
-    "choosing by no such thing": Row(f"{DEMO} checkpoint.choose=best", "checkpoint.choose=best: is not allowed"),
+    "choosing by no such thing": Row(f"{DEMO} checkpoint.choose=best", "checkpoint.choose = 'best' is not allowed"),
     "validating on what is reported": Row([*DEMO.split(), "validation.every_steps=5", 'evaluation.prompts=["a drawing of a {{subject}}"]'], "validation.prompts: 'a drawing of a {subject}' is one of the comparison's"),
     "patience without validations": Row(f"{DEMO} validation.patience=3", "validation.patience: has no effect, because validation.every_steps is 0"),
     "validating after the end": Row(f"{DEMO} steps=10 validation.every_steps=20", "validation.every_steps=20: the run has only 10 steps"),

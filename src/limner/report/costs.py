@@ -34,12 +34,12 @@ class Figures:
     train_s: float
     class_s: float
     """Seconds that the class pictures took."""
-    chosen_step: int
-    """The step that the result is of; 0 where it is the last."""
-    chosen_s: float
-    """Seconds of the steps up to that one."""
     train_memory_gib: float
     """The peak while it trained."""
+    chosen_step: int = 0
+    """The step that the result is of, where one was looked for; else 0."""
+    chosen_s: float = 0.0
+    """Seconds of the steps up to that one."""
 
     @property
     def times_fewer(self) -> float | None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from PIL import Image
+
 from limner.metrics.course import Course, Curve, Knee
 from limner.metrics.scores import Interval, Level
 from limner.report.course import course_plots, films, shown_steps
 from limner.report.material import Trained
+from limner.report.report import environment
 from limner.rundir import RunDir, write_json
 
 STEPS = (0, 10, 20, 30, 40)
@@ -58,6 +61,19 @@ def test_the_first_prompts_are_shown_over_the_steps(tmp_path: Path) -> None:
         assert [frame.step for frame in frames] == list(STEPS)
         assert [frame.step for frame in frames if frame.is_knee] == [20]
         assert frames[1].file.parent.name == "step-000010"
+
+
+def test_the_page_marks_the_step_and_points_nowhere(tmp_path: Path) -> None:
+    one = trained(tmp_path, knee=20)
+    for step in STEPS:
+        for kind in ("subject", "class"):
+            Image.new("RGB", (8, 8), (step, 0, 0)).save(one.run.validation / f"step-{step:06d}" / f"{kind}.png")
+    page = environment(("base", "tuned")).get_template("course.html.j2")
+    text = page.render(course_plots=course_plots([one]), films=films([one]), several=False)
+    assert text.count('<figure class="knee">') == 2
+    assert text.count('src="data:image/') == 2 * len(STEPS) == text.count("<img")
+    assert "From step 20 on. The result is of step 40." in text
+    assert "near 7.0: 7" in text, "a level that is not drawn is told all the same"
 
 
 def test_of_many_steps_the_base_the_knee_and_the_last_are_shown() -> None:
