@@ -172,8 +172,7 @@ def test_a_run_ends_when_only_forgetting_goes_on_and_goes_on_when_that_is_asked(
     "more",
     [
         {"adapter.kind": "full"},
-        {"adapter.kind": "pivotal", "ema.decay": 0.5},
-        {"adapter.kind": "peft", "adapter.method": "loha", "accumulate": 2, "unload": True},
+        {"adapter.kind": "pivotal", "ema.decay": 0.5, "accumulate": 2, "unload": True},
     ],
     ids=lambda more: more["adapter.kind"],
 )

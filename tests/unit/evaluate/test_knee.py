@@ -48,10 +48,10 @@ def test_the_knee_is_where_likeness_stops_growing(mean: Callable[[int], float], 
 
 
 def test_noise_alone_allows_no_choice() -> None:
-    """Of 60 courses without any growth, looked at ten times each, at most 5 are taken for one (2 are expected)."""
-    found = [find_knee(course(lambda step: 0, seed=seed, spread=0.03), None, PROMPTS, seed=0) for seed in range(60)]
+    """Of 40 courses without any growth, looked at ten times each, at most 4 are taken for one (1 or 2 are expected)."""
+    found = [find_knee(course(lambda step: 0, seed=seed, spread=0.03), None, PROMPTS, seed=0) for seed in range(40)]
     wrong = [one for one in found if one is None or one.is_conclusive]
-    assert len(wrong) <= 5
+    assert len(wrong) <= 4
     right = next(one for one in found if one and not one.is_conclusive)
     assert right.step == 100
     assert "No choice can be made" in right.words
