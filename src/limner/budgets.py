@@ -23,7 +23,7 @@ PROBE_STEPS = 12
 """Steps that the pace of an arm is measured on; their median counts."""
 AMOUNTS = {"steps": "steps", "time": "seconds", "memory": "fit"}
 """The setting that says how much, by kind of budget."""
-UNTIMED = {"checkpoint.every_steps": 0, "checkpoint.keep_best": False, "checkpoint.use": "last", "tracking": (),
+UNTIMED = {"checkpoint.every_steps": 0, "checkpoint.choose": "last", "validation.every_steps": 0, "tracking": (),
            "preview.every_steps": 0, "optimizer.warmup_steps": 0, "optimizer.warmup_fraction": 0.0}  # fmt: skip
 """What the probe does without: the pace is that of the steps."""
 

@@ -61,7 +61,9 @@ class OneTraining:
     def is_done(self) -> bool:
         """Tell whether its result is there."""
         known = read_json(self.folder.provenance) if self.folder.provenance.is_file() else {}
-        return known.get("chosen", {}).get("trained_steps") == self.steps and bool(results(self.folder))
+        chosen = known.get("chosen", {})
+        is_trained = chosen.get("trained_steps") == self.steps or chosen.get("is_early", False)
+        return is_trained and bool(results(self.folder))
 
 
 def compare(

@@ -10,6 +10,7 @@ from typing import Any
 from limner.adapters.full import Full
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
+from limner.evaluate.statistics import LEAST_UNITS
 from limner.families.family import refuse_pure_noise
 from limner.families.recognise import recognise, refuse_unsupported
 from limner.generate.draw import require_multiple
@@ -24,6 +25,8 @@ PLACEHOLDERS = {
     "pictures.prefix": ("token", "class_noun"),
     "prior.prompt": ("class_noun", "token"),
     "preview.prompt": ("subject",),
+    "validation.prompts": ("subject", "class_noun"),
+    "validation.class_prompts": ("class_noun",),
     "evaluation.prompts": ("subject", "class_noun"),
     "evaluation.class_prompts": ("class_noun",),
     "evaluation.other_prompts": (),
@@ -47,6 +50,7 @@ def check_settings(
     _check_learning(recipe)
     _check_prior(recipe)
     _check_checkpoint(recipe)
+    _check_validation(recipe)
     require_trackers(recipe.tracking)
     idle = dict(without_effect(recipe, class_pictures=class_pictures))
     refuse_idle(given or {}, idle)
@@ -80,6 +84,11 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
             recipe.steps is not None and preview.every_steps > recipe.steps,
             f"the run has only {recipe.steps} steps",
             "preview.every_steps preview.prompt preview.images",
+        ),
+        (
+            not recipe.validation.every_steps,
+            "validation.every_steps is 0",
+            "validation.prompts validation.class_prompts validation.images_per_prompt validation.patience",
         ),
         (
             not recipe.checkpoint.every_steps and recipe.checkpoint.keep > 1,
@@ -150,11 +159,12 @@ def _check_prompts(recipe: Recipe) -> None:
                 )
     if not recipe.evaluation.prompts:
         raise UserError("evaluation.prompts: is empty, and the comparison is about them.", "Leave it out, or give one.")
-    for prompt in recipe.evaluation.prompts:
-        if "{subject}" not in prompt:
-            raise UserError(
-                f"evaluation.prompts: {prompt!r} has no {{subject}}.", "Write {subject} where the subject belongs."
-            )
+    for section in ("evaluation", "validation"):
+        for prompt in getattr(recipe, section).prompts:
+            if "{subject}" not in prompt:
+                raise UserError(
+                    f"{section}.prompts: {prompt!r} has no {{subject}}.", "Write {subject} where the subject belongs."
+                )
 
 
 def _check_learning(recipe: Recipe) -> None:
@@ -191,16 +201,55 @@ def _check_learning(recipe: Recipe) -> None:
 
 
 def _check_checkpoint(recipe: Recipe) -> None:
-    """Refuse a best checkpoint that nothing can be judged by."""
-    checkpoint, held_out = recipe.checkpoint, recipe.evaluation.pictures
-    if checkpoint.use == "best" and not checkpoint.keep_best:
-        raise UserError("checkpoint.use=best: no best one is kept.", "Set checkpoint.keep_best=true as well.")
-    if checkpoint.keep_best and (held_out is None or recipe.pictures.subjects):
+    """Refuse to choose a checkpoint that nothing can be judged by."""
+    choose, held_out, validation = recipe.checkpoint.choose, recipe.evaluation.pictures, recipe.validation
+    if choose == "loss" and (held_out is None or recipe.pictures.subjects):
         found = "there are none" if held_out is None else "pictures.subjects=true has several subjects"
         raise UserError(
-            f"checkpoint.keep_best=true: is judged on held-out pictures of one subject, and {found}.",
-            "Set evaluation.pictures=FOLDER, with pictures that are not trained on, or leave keep_best out.",
+            f"checkpoint.choose=loss: is judged on held-out pictures of one subject, and {found}.",
+            "Set evaluation.pictures=FOLDER, with pictures that are not trained on, or leave checkpoint.choose out.",
         )
+    if choose == "evidence" and not validation.every_steps:
+        every = max(1, (recipe.steps or 1000) // 10)
+        raise UserError(
+            "checkpoint.choose=evidence: is judged on pictures drawn during training, and validation.every_steps is 0.",
+            f"Set it as well, such as validation.every_steps={every}.",
+        )
+
+
+def _check_validation(recipe: Recipe) -> None:
+    """Refuse validations that cannot be judged, or on prompts that are reported."""
+    own, reported = recipe.validation, recipe.evaluation
+    if not own.every_steps:
+        return
+    if recipe.pictures.subjects:
+        raise UserError(
+            f"validation.every_steps={own.every_steps}: judges one subject, and pictures.subjects=true has several.",
+            "Leave it out, or train each subject by itself.",
+        )
+    if recipe.steps is not None and own.every_steps > recipe.steps:
+        raise UserError(
+            f"validation.every_steps={own.every_steps}: the run has only {recipe.steps} steps.",
+            "Set fewer, or leave it out.",
+        )
+    if len(set(own.prompts)) < LEAST_UNITS:
+        raise UserError(
+            f"validation.prompts: {len(set(own.prompts))} are too few to tell one step from another.",
+            f"Give {LEAST_UNITS} or more.",
+        )
+    shown = {_plain(prompt) for prompt in (*reported.prompts, *reported.class_prompts, *reported.other_prompts)}
+    for name in ("prompts", "class_prompts"):
+        if both := [prompt for prompt in getattr(own, name) if _plain(prompt) in shown]:
+            raise UserError(
+                f"validation.{name}: {both[0]!r} is one of the comparison's (evaluation), and what is chosen on a "
+                "prompt cannot be reported on it.",
+                "Write another in one of the two.",
+            )
+
+
+def _plain(prompt: str) -> str:
+    """Return a prompt with the token dropped: from it follows the noise that a picture begins with."""
+    return prompt.replace("{subject}", "{class_noun}")
 
 
 def check_base(recipe: Recipe) -> None:

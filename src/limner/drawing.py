@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import recognise
 from limner.files import default_cache, replacing
-from limner.generate.draw import SETTINGS, check_resolution, draw, requests_for
+from limner.generate.draw import SETTINGS, Request, check_resolution, draw, requests_for
 from limner.generate.faults import tell_faults
 from limner.ladder import draw_places, drop_others, places_of
 from limner.prepare.check import Checked, check_class_pictures
@@ -160,10 +161,15 @@ def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[
     subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
     prompt = recipe.preview.prompt.replace("{subject}", subject)
     requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
+    made = draw_between(folder.previews, requests, recipe, family, step)
+    return made.parent, tell_faults(made, f"preview at step {step}", tuned=True)
+
+
+def draw_between(out: Path, requests: Sequence[Request], recipe: Recipe, family: Family, step: int) -> Path:
+    """Draw with the weights as they stand between two steps, into a folder of that step; return the manifest."""
     with family.whole():
-        made = draw(
-            family, requests, folder.previews / f"step-{step:06d}", sampling=recipe.generation.alone(), replace=True,
+        return draw(
+            family, requests, out / f"step-{step:06d}", sampling=recipe.generation.alone(), replace=True,
             about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
             resolution_px=check_resolution(family, recipe.resolution),
         )  # fmt: skip
-    return made.parent, tell_faults(made, f"preview at step {step}", tuned=True)

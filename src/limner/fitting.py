@@ -29,7 +29,7 @@ TIGHT = 10
 """A base whose files are less than a tenth of the free memory is trained without asking: nothing takes ten times it."""
 WORTH = 0.99
 """A measure that leaves more of the peak than this is not taken."""
-DRAWING = ("class pictures", "preview", "draw")
+DRAWING = ("class pictures", "preview", "validation", "draw")
 """Phases that draw."""
 
 

@@ -93,7 +93,8 @@ class Forecast:
     @property
     def disk_bytes(self) -> int:
         """Return what the run folder will hold at most: checkpoints that are kept and one being written, the result."""
-        return (self.recipe.checkpoint.keep + 1) * self.checkpoint_bytes + self.result_bytes
+        own = self.recipe.checkpoint
+        return (own.keep + 1 + (own.choose != "last")) * self.checkpoint_bytes + self.result_bytes
 
 
 def forecast(recipe: Recipe, checked: Checked, steps: int, at: Place) -> Forecast:
@@ -149,15 +150,16 @@ class _Run:
     def phases(self) -> Iterator[Work]:
         """Yield every phase of the run."""
         sampling, prior, preview = self.recipe.generation, self.recipe.prior, self.recipe.preview
+        validation, draws = self.recipe.validation, self.recipe.draws_while_training
         with self._together(bool(sampling.refiner or sampling.begun_by)):
             draw = self._drawn("draw", sampling.batch, 2 * len(self.recipe.evaluation.requests("token", "noun")))
-        begun = bool(sampling.begun_by and (preview.every_steps or prior.active))
+        begun = bool(sampling.begun_by and (draws or prior.active))
         with self._together(begun):
             yield Work("load", self.weights_bytes, 0, 0, 0)
             if prior.active:
                 yield self._drawn("class pictures", sampling.batch, prior.count)
             yield self._prepare()
-        with self._together(begun and preview.every_steps > 0):
+        with self._together(begun and draws):
             some = self.recipe.model_copy(update={"accumulate": min(2, self.recipe.accumulate)})  # a third adds nothing
             training = make_training(self.family, some, self.checked, _Examples(self._batch()), self.steps)
             yield self._train(training)
@@ -165,6 +167,11 @@ class _Run:
                 previews = self.steps // preview.every_steps * preview.images
                 with self.family.whole():
                     yield self._drawn("preview", min(sampling.batch, preview.images), previews)
+            if validation.every_steps:
+                at_once = len(validation.requests("token", "noun"))
+                times = 1 + ceil(self.steps / validation.every_steps)  # the base, and the last step
+                with self.family.whole():
+                    yield self._drawn("validation", min(sampling.batch, at_once), times * at_once)
             yield self._save(training)
         if sampling.begun_by or not is_refiner(self.family.kind):  # which draws nothing alone
             yield draw

@@ -85,6 +85,8 @@ def suited(recipe: Recipe, watch: Watch, *, class_pictures: bool = False) -> Rec
         return recipe
     if recipe.preview.every_steps:
         require_beginning(recipe, f"preview.every_steps={recipe.preview.every_steps}")
+    if recipe.validation.every_steps:
+        require_beginning(recipe, f"validation.every_steps={recipe.validation.every_steps}")
     if recipe.prior.active and not class_pictures:
         require_beginning(recipe, "prior.enabled=true without --class-pictures")
     if not recipe.generation.begun_by:

@@ -22,8 +22,8 @@ from limner.train.checkpoint import checkpoint_of, load_checkpoint, newest_check
 from limner.train.loop import Training
 from limner.watch import Watch
 
-MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "unload", "pictures.workers", "checkpoint", "preview", "evaluation",
-              "generation.refiner", "generation.begun_by", "tracking")  # fmt: skip
+MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "unload", "pictures.workers", "checkpoint", "preview", "validation",
+              "evaluation", "generation.refiner", "generation.begun_by", "tracking")  # fmt: skip
 """Settings and sections that may differ from the checkpoint's; of the base only the name, not the weights."""
 
 
@@ -69,7 +69,7 @@ def refuse_finished(folder: RunDir, recipe: Recipe, steps: int) -> None:
     """
     chosen = read_json(folder.provenance).get("chosen", {})
     trained = chosen.get("trained_steps", 0)
-    if trained >= steps and chosen["use"] == recipe.checkpoint.use and results(folder):
+    if trained >= steps and chosen.get("choose") == recipe.checkpoint.choose and results(folder):
         newest = newest_checkpoint(folder.checkpoints, lambda _: None)
         if newest == checkpoint_of(folder.checkpoints, trained):
             raise UserError(f"{folder.path}: is already finished: {trained} of {steps} steps.",

@@ -45,6 +45,8 @@ class RunDir:
     images = property(lambda self: self.path / "images")
     previews = property(lambda self: self.path / "previews")
     ladder = property(lambda self: self.images / "ladder")
+    validation = property(lambda self: self.path / "validation")
+    course = property(lambda self: self.path / "course.json")
     scores = property(lambda self: self.path / "scores.json")
     ladder_scores = property(lambda self: self.path / "ladder.json")
     report = property(lambda self: self.path / "report.html")

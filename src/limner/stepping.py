@@ -35,6 +35,7 @@ from limner.train.checkpoint import (
 )
 from limner.train.loop import Training
 from limner.train.validation import validation_loss
+from limner.validating import Validations, due, read_course
 from limner.watch import Watch
 
 
@@ -68,12 +69,13 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._coming: Future[None] | None = None
 
-    def begin(self, validation_loss: float | None = None) -> None:
-        """Begin to write the state of this step, and the log up to it."""
+    def begin(self, validation_loss: float | None = None, *, keep_step: int | None = None) -> None:
+        """Begin to write the state of this step, and the log up to it; the checkpoint of `keep_step` stays."""
         self.finish()
         state, about = take_state(self._training), made_with(self._recipe, self._training)
         beside = state.bytes <= BESIDE_BYTES
-        self._coming = self._thread.submit(self._write, state.copied() if beside else state, about, validation_loss)
+        state = state.copied() if beside else state
+        self._coming = self._thread.submit(self._write, state, about, validation_loss, keep_step)
         if not beside:
             self.finish()
 
@@ -94,11 +96,14 @@ class Checkpoints:
         self.finish()
         self._thread.shutdown()
 
-    def _write(self, state: State, about: Mapping[str, Any], validation_loss: float | None) -> None:
+    def _write(
+        self, state: State, about: Mapping[str, Any], validation_loss: float | None, keep_step: int | None
+    ) -> None:
         own = self._recipe.checkpoint
         self._folder.sync_log()
         write_checkpoint(state, self._folder.checkpoints, keep=own.keep, made_with=about,
-                         validation_loss=validation_loss, keep_best=own.keep_best)  # fmt: skip
+                         validation_loss=validation_loss, keep_best=own.choose == "loss",
+                         keep_step=keep_step)  # fmt: skip
 
 
 def take_steps(
@@ -111,7 +116,7 @@ def take_steps(
     *,
     held_out: Prepared | None = None,
 ) -> None:
-    """Consume the training loop: log, checkpoint, preview, and stop at Ctrl-C after the step in hand.
+    """Consume the training loop: log, checkpoint, preview, validate, and stop at Ctrl-C after the step in hand.
 
     Of several processes the first does all that; the others train, and stop where it stops.
 
@@ -126,37 +131,38 @@ def take_steps(
         closing(Checkpoints(folder, recipe, training, spared)) as checkpoints,
         noted_signals() as stopped,
     ):
+        validations = Validations(folder, recipe, family, training, telling, watch)
         try:
-            for step in training:
+            is_over = validations.catch_up()
+            for step in () if is_over else training:
                 seconds.append(step.seconds)
                 with spared("line of the log"):
                     telling.step(step, epoch=step.index * plan.epochs / plan.steps)
                     folder.require_log()
                 last = step.index == training.steps
                 if training.ranks.any(bool(stopped)) and not last:
-                    _stop(folder, recipe, family, training, spared, checkpoints)
-                if not folder.writes:
-                    continue
-                checkpoints.heed()
-                if last or _due(step.index, recipe.checkpoint.every_steps):
-                    checkpoints.begin(_validate(folder, training, held_out))
-                if _due(step.index, recipe.preview.every_steps):
-                    with spared("preview"):
-                        _preview(folder, recipe, family, training, telling)
+                    _stop(folder, recipe, family, training, spared, checkpoints, validations)
+                is_over = validations.take()
+                if folder.writes:
+                    checkpoints.heed()
+                    is_taken = validations.kept == step.index
+                    if last or is_over or is_taken or due(step.index, recipe.checkpoint.every_steps):
+                        loss = _validate(folder, training, held_out)
+                        checkpoints.begin(loss, keep_step=validations.kept)
+                    if due(step.index, recipe.preview.every_steps):
+                        with spared("preview"):
+                            _preview(folder, recipe, family, training, telling)
+                if is_over:
+                    break
             checkpoints.finish()
         except Guarded as guarded:
             checkpoints.finish()
             raise _last_good(guarded, folder, recipe, family, training) from None
         if stopped:  # at the last step: its checkpoint is written, and the run goes on from there
             raise KeyboardInterrupt
-    if training.ranks.count == 1:
+    if seconds and training.ranks.count == 1:
         with suppress(Unwritable):  # a pace that cannot be kept is not known the next time
             keep_pace(recipe, seconds)
-
-
-def _due(step: int, every: int) -> bool:
-    """Tell whether something that is done every so many steps is done at this one; 0 is never."""
-    return every > 0 and step % every == 0
 
 
 def _preview(folder: RunDir, recipe: Recipe, family: Family, training: Training, telling: Telling) -> None:
@@ -201,11 +207,17 @@ def _validate(folder: RunDir, training: Training, held_out: Prepared | None) -> 
 
 
 def _stop(
-    folder: RunDir, recipe: Recipe, family: Family, training: Training, spared: Spared, checkpoints: Checkpoints
+    folder: RunDir,
+    recipe: Recipe,
+    family: Family,
+    training: Training,
+    spared: Spared,
+    checkpoints: Checkpoints,
+    validations: Validations,
 ) -> None:
     """Save the checkpoint and the adapter of this step, as far as the disk takes them, and leave."""
     if folder.writes:
-        checkpoints.begin()
+        checkpoints.begin(keep_step=validations.kept)
         checkpoints.finish()
         with spared("result"), training.evaluating():
             save_adapter(folder, recipe, family, training)
@@ -224,25 +236,41 @@ def _stop(
 def choose_checkpoint(folder: RunDir, recipe: Recipe, training: Training, watch: Watch) -> dict[str, Any]:
     """Bring the training to the weights that the result is made of, say which, and return what provenance tells of it.
 
-    They are those of the last step, or with checkpoint.use=best those of the lowest validation loss.
+    They are those of the last step, or of the one that `checkpoint.choose` finds.
     """
-    chosen = {"use": recipe.checkpoint.use, "step": training.index, "trained_steps": training.index}
-    best = best_checkpoint(folder.checkpoints) if recipe.checkpoint.keep_best else None
-    if best is None:
-        if recipe.checkpoint.use == "best":
-            raise UserError(
-                f"{folder.path}: checkpoint.use=best, and no checkpoint has a validation loss.",
-                f"Take the last step's weights: limner train --resume {folder.path} checkpoint.use=last",
-            )
-        return chosen
-    path, loss = best
-    of_all = f"{path.name}, whose validation loss of {loss:.4g} is the lowest of all"
-    if recipe.checkpoint.use == "last":
-        watch.say(f"result: step {training.index}, the last one; the best was {of_all} (checkpoint.use=best takes it).")
-        return chosen
-    load_checkpoint(training, path)
-    watch.say(f"result: {of_all}.")
-    return {**chosen, "step": training.index, "validation_loss": loss}
+    how, last, course = recipe.checkpoint.choose, training.index, read_course(folder)
+    chosen: dict[str, Any] = {"choose": how, "step": last, "trained_steps": last, "is_early": last < training.steps}
+    if how == "last":
+        if course and course.knee and course.knee.is_conclusive and course.knee.step < last:
+            watch.say(f"result: step {last}, the last one. By the evidence: {course.knee.words}")
+    elif how == "loss":
+        best = best_checkpoint(folder.checkpoints)
+        if best is None:
+            raise _nothing_to_choose(folder, "no checkpoint has a validation loss")
+        load_checkpoint(training, best[0])
+        watch.say(f"result: {best[0].name}, whose validation loss of {best[1]:.4g} is the lowest of all.")
+        chosen |= {"step": training.index, "validation_loss": best[1]}
+    else:
+        if course is None or course.knee is None:
+            raise _nothing_to_choose(folder, "no step was judged (validation.every_steps)")
+        path = checkpoint_of(folder.checkpoints, course.knee.step)
+        if course.knee.is_conclusive and course.knee.step < last:
+            if path not in complete_checkpoints(folder.checkpoints):
+                raise _nothing_to_choose(
+                    folder, f"the checkpoint of step {course.knee.step}, the best one, is not there"
+                )
+            load_checkpoint(training, path)
+        watch.say(f"result: step {training.index}. {course.knee.words}")
+        chosen |= {"step": training.index, "why": course.knee.words}
+    seconds = {row["step"]: row["seconds"] for row in folder.read_log("step") if row["step"] <= chosen["step"]}
+    return {**chosen, "seconds": round(sum(seconds.values()), 3)}
+
+
+def _nothing_to_choose(folder: RunDir, found: str) -> UserError:
+    return UserError(
+        f"{folder.path}: {found}.",
+        f"Take the last step's weights: limner train --resume {folder.path} checkpoint.choose=last",
+    )
 
 
 def save_adapter(
@@ -252,7 +280,7 @@ def save_adapter(
     files = write_result(folder, recipe, family, training.adapter)
     trained = training.adapter.trainable_parameters()
     in_base = sum(p.numel() for p in family.unet.parameters())
-    at = {"use": "last", "step": training.index, "trained_steps": training.index}
+    at = {"choose": "last", "step": training.index, "trained_steps": training.index}
     folder.update_provenance(
         base={"name": recipe.base, "family": family.kind, "identity": family.identity},
         adapter={"kind": recipe.adapter.kind, "trainable_parameters": trained, "base_parameters": in_base,

@@ -53,10 +53,10 @@ def train_adapter(
     """Load, cache, train and save: the part that a new and a resumed run share, and all of its processes."""
     with folder.timed("load"):
         family = load_base(recipe, watch)
-        if recipe.generation.begun_by and (recipe.preview.every_steps or (recipe.prior.active and not class_pictures)):
+        if recipe.generation.begun_by and (recipe.draws_while_training or (recipe.prior.active and not class_pictures)):
             load_partner(family, recipe, watch)
     prepared = _prepare(folder, recipe, family, checked, class_pictures, watch, ranks)
-    if not recipe.preview.every_steps:
+    if not recipe.draws_while_training:
         family.begun_by = None  # it has begun the class pictures, and is in the way of the training
     held_out = _held_out(folder, recipe, family, checked)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
@@ -119,7 +119,7 @@ def _prepare(
 
 def _held_out(folder: RunDir, recipe: Recipe, family: Family, checked: Checked) -> Prepared | None:
     """Have the pictures cached that checkpoints are judged on; None where they are not."""
-    if not (folder.writes and recipe.checkpoint.keep_best and checked.held_out):
+    if not (folder.writes and recipe.checkpoint.choose == "loss" and checked.held_out):
         return None
     plain = recipe.pictures.model_copy(update=AS_THEY_ARE)
     return prepare(checked.held_out, family, spec=plain, cache=default_cache(), batch=1)
@@ -134,22 +134,22 @@ def _start(folder: RunDir, recipe: Recipe, training: Training) -> None:
 
 def _finish(folder: RunDir, recipe: Recipe, family: Family, training: Training, plan: Plan, watch: Watch) -> None:
     """Save the result and say how far it has come, and what it took over all resumes."""
+    steps = training.index
     chosen = choose_checkpoint(folder, recipe, training, watch)
     with training.evaluating():
         training.check_changes()
         _save_result(folder, recipe, family, training, chosen)
         _tell_changes(folder, training.adapter, watch)
     seconds = {row["step"]: row["seconds"] for row in folder.read_log("step")}
-    folder.update_provenance(
-        trained={"steps": plan.steps, "epochs": plan.epochs, "seconds": round(sum(seconds.values()), 3)}
-    )
+    epochs = plan.epochs * steps / plan.steps
+    folder.update_provenance(trained={"steps": steps, "epochs": epochs, "seconds": round(sum(seconds.values()), 3)})
 
 
 def _require_room(folder: RunDir, recipe: Recipe, training: Training, result_bytes: int) -> None:
     """Refuse to begin when the disk has no room for all checkpoints that are there at once, and the result."""
     own = recipe.checkpoint
     coming = -(-(training.steps - training.index) // own.every_steps) if own.every_steps else 1
-    at_once = min(own.keep + 1 + own.keep_best, coming)
+    at_once = min(own.keep + 1 + (own.choose != "last"), coming)
     state_bytes = sum(update.state_bytes() for update in training.updates)
     needs = [Need(folder.path, at_once * state_bytes, "checkpoints"), Need(folder.path, result_bytes, "result")]
     less = {"checkpoint.keep=1": own.keep > 1, "checkpoint.every_steps=0": own.every_steps > 0}
@@ -169,17 +169,19 @@ def _save_result(folder: RunDir, recipe: Recipe, family: Family, training: Train
 
 
 def _probe(folder: RunDir, recipe: Recipe, family: Family, training: Training, prepared: Prepared) -> None:
-    """Take the largest step, and a preview where there are to be any, before it counts: memory runs out now or never.
+    """Take the largest step, and draw as between steps where that is to be, before it counts: memory runs out now.
 
     Nothing of it stays.
     """
     largest = prepared.largest_batch(training.steps * training.accumulate, seed=recipe.seed)
     probe(training, folder.path / f".probe-{training.ranks.index}", largest // training.accumulate)
-    if recipe.preview.every_steps and folder.writes:
+    if recipe.draws_while_training and folder.writes:
         with passing(folder.path / ".probe") as trial:
             few: dict[str, Any] = {"generation.num_inference_steps": 1}
             if family.begun_by:  # one step of each
                 few = {"generation.num_inference_steps": 2, "generation.handover": 0.5}
+            if recipe.validation.every_steps:
+                few["preview.images"] = max(recipe.preview.images, recipe.generation.batch)
             preview(RunDir(trial), changed(recipe, few), family, 0)
 
 

@@ -27,6 +27,7 @@ def run(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     made = limner.train(PICTURES, recipe="demo", settings=settings, run=tmp_path_factory.mktemp("run"))
     made.append_log("warning", step=3, text="as stepping writes it")
     made.append_log("validation", step=3, validation_loss=0.1)
+    made.append_log("judged", step=3, scores={"subject_fidelity": 0.5})
     made.append_log("stopped", step=3, text="as stepping writes it")
     limner.generate(made.path)
     return made

@@ -102,6 +102,13 @@ SETTINGS = {
 
 REFINED = "train {pictures} --recipe demo prior.enabled=false base={xl} generation.refiner={refiner}"
 REFINER = "train {pictures} --recipe demo base={refiner}"
+VALIDATIONS = {
+    "choosing by nothing": Row(f"{DEMO} steps=50 checkpoint.choose=evidence", "validation.every_steps is 0. Set it as well, such as validation.every_steps=5"),
+    "choosing by no such thing": Row(f"{DEMO} checkpoint.choose=best", "checkpoint.choose = 'best' is not allowed"),
+    "validating on what is reported": Row([*DEMO.split(), "validation.every_steps=5", 'evaluation.prompts=["a drawing of a {{subject}}"]'], "validation.prompts: 'a drawing of a {subject}' is one of the comparison's"),
+    "patience without validations": Row(f"{DEMO} validation.patience=3", "validation.patience: has no effect, because validation.every_steps is 0"),
+    "validating after the end": Row(f"{DEMO} steps=10 validation.every_steps=20", "validation.every_steps=20: the run has only 10 steps"),
+}  # fmt: skip
 REFINERS = {
     "refiner of SD 1.5": Row(DEMO + " generation.refiner={refiner}", "generation.refiner=.*is SD 1.x, and a refiner finishes what an SDXL base begins. Leave it out"),
     "base for a refiner": Row(DEMO.replace("{base}", "{xl}") + " generation.refiner={xl}", r"generation.refiner=.*: is a base \(SDXL\), not a refiner. Use a model such as stab"),
@@ -259,7 +266,7 @@ MACHINES = {
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
-ROWS = FLAGS | SETTINGS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | COMBINING | MACHINES
+ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | COMBINING | MACHINES
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_keeping_the_best_changes_nothing_but_what_is_kept(
     """Bit for bit the same training with and without it; the result is then of the best step, if that is asked."""
     watch = Told()
     wild = {**settings, "ema.decay": 0.5, "learning_rate": 2.0, "optimizer.schedule": "constant"}
-    best = {"evaluation.pictures": str(held_out), "checkpoint.keep_best": True, "checkpoint.keep": 1}
+    best = {"evaluation.pictures": str(held_out), "checkpoint.choose": "loss", "checkpoint.keep": 1}
     run = train({**wild, **best}, tmp_path / "run", watch)
     alike = train(wild, tmp_path / "alike")
     last = "step-000006/state.safetensors"
@@ -188,13 +188,15 @@ def test_keeping_the_best_changes_nothing_but_what_is_kept(
     lowest = min(losses, key=lambda step: losses[step])
     assert lowest < 6, f"a learning rate this high should do harm: {losses}"
     assert checkpoints_of(run) == sorted({f"step-{lowest:06d}", "step-000006"})
-    assert any(line.startswith("result: step 6, the last one; the best was step-") for line in watch.said)
-    limner.resume(run.path, settings={"checkpoint.use": "best"}, watch=watch)
     assert any(line.startswith(f"result: step-{lowest:06d}, whose validation loss of ") for line in watch.said)
     chosen = json.loads(run.provenance.read_text())["chosen"]
-    assert chosen == {"use": "best", "step": lowest, "trained_steps": 6, "validation_loss": losses[lowest]}
+    seconds = round(sum(row["seconds"] for row in run.read_log("step") if row["step"] <= lowest), 3)
+    assert chosen == {"choose": "loss", "step": lowest, "trained_steps": 6, "is_early": False,
+                      "validation_loss": losses[lowest], "seconds": seconds}  # fmt: skip
     shorter = train({**wild, "steps": lowest}, tmp_path / "shorter")
     assert tensors(run) == tensors(shorter)
+    limner.resume(run.path, settings={"checkpoint.choose": "last"})
+    assert tensors(run) == tensors(alike)
 
 
 def tensors(run: RunDir) -> bytes:
@@ -207,9 +209,9 @@ def test_a_best_one_that_was_never_measured_is_not_replaced_by_the_last(
     whole: RunDir, held_out: Path, tmp_path: Path
 ) -> None:
     run = RunDir(shutil.copytree(whole.path, tmp_path / "run"))
-    asked = {"evaluation.pictures": str(held_out), "checkpoint.keep_best": True, "checkpoint.use": "best"}
+    asked = {"evaluation.pictures": str(held_out), "checkpoint.choose": "loss"}
     with pytest.raises(
-        UserError, match=f"no checkpoint has a validation loss.*--resume {run.path} checkpoint.use=last"
+        UserError, match=f"no checkpoint has a validation loss.*--resume {run.path} checkpoint.choose=last"
     ):
         limner.resume(run.path, settings=asked)
     assert run.adapter.read_bytes() == whole.adapter.read_bytes()
@@ -218,8 +220,8 @@ def test_a_best_one_that_was_never_measured_is_not_replaced_by_the_last(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"checkpoint.keep_best": True}, "evaluation.pictures=FOLDER"),
-        ({"checkpoint.use": "best"}, "Set checkpoint.keep_best=true as well"),
+        ({"checkpoint.choose": "loss"}, "evaluation.pictures=FOLDER"),
+        ({"checkpoint.choose": "evidence"}, "such as validation.every_steps=1"),
     ],
 )
 def test_a_best_one_needs_something_to_be_judged_by(

@@ -65,11 +65,33 @@ def panel_of(base: str, names: Sequence[str] = (), quality: str = "", device: to
     models compute on `device`, the small ones on the CPU.
     """
     require_panel(base, names, quality)
+    encoders, absent = encoders_of(base, names, device)
+    metrics = standard_metrics(encoders)
+    if quality:
+        judge = load_quality(quality, QUALITY, device)
+        encoders, metrics = (*encoders, judge), (*metrics, quality_metric(judge))
+    else:
+        absent["preference"] = f"no model of image quality is named; {QUALITY}=yuvalkirstain/PickScore_v1 is one"
+    distances: tuple[Lpips, ...] = ()
+    if not _is_small(base):
+        missing = why_no_lpips()
+        try:
+            distances = () if missing else (Lpips(device),)
+        except OSError as error:
+            missing = f"AlexNet's weights cannot be downloaded ({error}); run once with a network"
+        absent |= {f"diversity.{Lpips.name}": missing} if missing else {}
+    metrics = (*metrics, *(Metric(PERCEIVED_DIVERSITY, distance.name) for distance in distances))
+    return Panel(encoders, metrics, distances, absent)
+
+
+def encoders_of(
+    base: str, names: Sequence[str] = (), device: torch.device | str = "cpu"
+) -> tuple[tuple[ImageEncoder, ...], dict[str, str]]:
+    """Load the encoders of `panel_of`, and return with them what is missing: nobody judges quality or takes two."""
     absent: dict[str, str] = {}
-    is_small = base in EMBEDDED or _image_text_folder(base) is not None
     if names:
         encoders = tuple(_load(name, base, device) for name in names)
-    elif is_small:
+    elif _is_small(base):
         own = (_load("image_text", base, device),) if _image_text_folder(base) else ()
         encoders = (Lite0(), ColourHistogram(), *own)
     else:
@@ -79,22 +101,11 @@ def panel_of(base: str, names: Sequence[str] = (), quality: str = "", device: to
         readers = [e for e in published if isinstance(e, ImageText)]
         encoders = (*([e for e in published if e not in readers] or [Lite0()]), *readers, ColourHistogram())
         absent |= {} if readers else {"prompt_following": how_to_get(PUBLISHED[-1])}
-    metrics = standard_metrics(encoders)
-    if quality:
-        judge = load_quality(quality, QUALITY, device)
-        encoders, metrics = (*encoders, judge), (*metrics, quality_metric(judge))
-    else:
-        absent["preference"] = f"no model of image quality is named; {QUALITY}=yuvalkirstain/PickScore_v1 is one"
-    distances: tuple[Lpips, ...] = ()
-    if not is_small:
-        missing = why_no_lpips()
-        try:
-            distances = () if missing else (Lpips(device),)
-        except OSError as error:
-            missing = f"AlexNet's weights cannot be downloaded ({error}); run once with a network"
-        absent |= {f"diversity.{Lpips.name}": missing} if missing else {}
-    metrics = (*metrics, *(Metric(PERCEIVED_DIVERSITY, distance.name) for distance in distances))
-    return Panel(encoders, metrics, distances, absent)
+    return encoders, absent
+
+
+def _is_small(base: str) -> bool:
+    return base in EMBEDDED or _image_text_folder(base) is not None
 
 
 def _load(name: str, base: str, device: torch.device | str) -> ImageEncoder:

@@ -97,6 +97,23 @@ def read_pictures(folder: Path) -> tuple[Path, ...]:
     return tuple(folder / row["file"] for row in rows)
 
 
+def read_images(folder: Path) -> tuple[ArmImage, ...]:
+    """Return the images of a folder that was drawn, in the order of their pairs."""
+    rows = [
+        ArmImage(
+            path=folder / row["file"],
+            set=row["set"],
+            prompt=row["prompt"],
+            plain_prompt=row.get("plain_prompt") or row["prompt"],
+            prompt_index=row["prompt_index"],
+            image_index=row["image_index"],
+            seed=row["seed"],
+        )
+        for row in read_json(folder / "manifest.json")["images"]
+    ]
+    return tuple(sorted(rows, key=lambda row: row.pair))
+
+
 def read_masks(folder: Path) -> dict[Path, Path]:
     """Return the mask of each picture of a folder's manifest that has one."""
     manifest = folder / "manifest.json"
@@ -128,25 +145,13 @@ def _read_arm(run: RunDir, side: str, name: str) -> Arm:
         raise UserError(f"{run.path}: has no images of {side} yet.", f"Make them with: limner evaluate {run.path}")
     manifest = read_json(folder / "manifest.json")
     try:
-        rows = [
-            ArmImage(
-                path=folder / row["file"],
-                set=row["set"],
-                prompt=row["prompt"],
-                plain_prompt=row.get("plain_prompt") or row["prompt"],
-                prompt_index=row["prompt_index"],
-                image_index=row["image_index"],
-                seed=row["seed"],
-            )
-            for row in manifest["images"]
-        ]
+        images = read_images(folder)
         settings = {name: manifest[name] for name in SETTINGS}
         base, identity = manifest["base"], manifest["identity"]
     except KeyError as error:
         raise UserError(
             f"{folder / 'manifest.json'}: {error} is missing.", f"Make the images again: limner evaluate {run.path}"
         ) from error
-    images = tuple(sorted(rows, key=lambda row: row.pair))
     return Arm(name=name, run=run, base=base, identity=identity, settings=settings, images=images)
 
 

@@ -16,7 +16,7 @@ METHODS = {
     ("lora", True): "dreambooth-lora",
 }
 """By kind of adapter and whether there is a prior; others are called by their own name."""
-WITHOUT_EFFECT = ("checkpoint.", "preview.")
+WITHOUT_EFFECT = ("checkpoint.", "preview.", "validation.")
 
 Setting = str | int | float | bool | None
 

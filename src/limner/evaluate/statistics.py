@@ -31,8 +31,8 @@ def units_of(prompts: Sequence[str]) -> tuple[Units, Literal["prompt", "image"]]
     return np.arange(len(prompts)), "image"
 
 
-def interval(values: Values, prompts: Sequence[str], *, seed: int, draws: int = DRAWS) -> Interval:
-    """Return the mean and its 95 % interval from a bootstrap over prompts, each drawn with all its images.
+def interval(values: Values, prompts: Sequence[str], *, seed: int, draws: int = DRAWS, level: float = 0.95) -> Interval:
+    """Return the mean and its interval, of 95 %, from a bootstrap over prompts, each drawn with all its images.
 
     Images are not drawn again inside a drawn prompt: the spread of the prompts' means holds the images' spread already,
     and drawing twice counts it twice (Davison and Hinkley 1997, section 3.8; in simulation 99 % instead of 95 %).
@@ -50,7 +50,7 @@ def interval(values: Values, prompts: Sequence[str], *, seed: int, draws: int = 
         drawn = np.random.default_rng(seed).integers(0, n_units, (draws, n_units))
         means = sums[drawn].sum(1) / counts[drawn].sum(1)
         standard_error = float(means.std()) * np.sqrt(n_units / (n_units - 1))
-        half = float(t.ppf(0.975, n_units - 1) * standard_error)
+        half = float(t.ppf((1 + level) / 2, n_units - 1) * standard_error)
         low, high = mean - half, mean + half
     return Interval(mean=mean, low=low, high=high, n_images=len(values), n_units=n_units, unit=unit)
 

@@ -1,7 +1,8 @@
-"""The prompts of the comparison: with the token, with the class noun alone, and about other things."""
+"""The prompts of the comparison, and those that steps are judged on: with the token, and with the class noun alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -92,15 +93,62 @@ class Evaluation(Spec):
 
     def requests(self, token: str, class_noun: str) -> list[Request]:
         """Return every picture to draw for one side."""
-        subject = [
-            (_fill(p, f"{token} {class_noun}", class_noun), _fill(p, class_noun, class_noun)) for p in self.prompts
-        ]
-        kept = [_fill(p, class_noun, class_noun) for p in self.class_prompts]
         return [
-            *requests_for("subject", subject, range(self.images_per_prompt)),
-            *requests_for("class", [(p, p) for p in kept], range(self.images_per_class_prompt)),
+            *_subject_requests(self.prompts, token, class_noun, self.images_per_prompt),
+            *_class_requests(self.class_prompts, class_noun, self.images_per_class_prompt),
             *requests_for("other", [(p, p) for p in self.other_prompts], range(self.images_per_class_prompt)),
         ]
+
+
+class Validation(Spec):
+    """Pictures drawn and judged during training, of prompts that the comparison never sees: which step is the best?"""
+
+    every_steps: int = Field(default=0, ge=0)
+    """Steps between validations; 0 makes none. The base is judged too, and the last step. It changes nothing in the
+    training."""
+    prompts: tuple[str, ...] = (
+        "a picture of a {subject}",
+        "a {subject} on top of a white rug",
+        "a {subject} with a wheat field in the background",
+        "a {subject} with a tree and autumn leaves in the background",
+        "a {subject} on top of a dirt road",
+        "a {subject} floating on top of water",
+        "a {subject} on a sofa",
+        "a painting of a {subject}",
+    )
+    """Prompts with "{subject}": likeness, prompt following, copying. None may be one of the comparison's, with
+    the token or without: those are reported, and what was chosen on them would look better than it is."""
+    class_prompts: tuple[str, ...] = (
+        "a {class_noun}",
+        "a photo of a {class_noun} indoors",
+        "a {class_noun} in a park",
+        "a {class_noun} by the sea",
+        "a portrait of a {class_noun}",
+        "a sketch of a {class_noun}",
+    )
+    """Prompts with "{class_noun}" alone: how far have others of the class moved from the base's own pictures?"""
+    images_per_prompt: int = Field(default=2, ge=1)
+    """Pictures for each prompt, at each validation."""
+    patience: int = Field(default=0, ge=0)
+    """End the run after so many validations in which likeness has not grown while forgetting went on; 0 trains all
+    steps. The learning rate's schedule is made for all steps, and `checkpoint.choose` finds the best of them anyway."""
+
+    def requests(self, token: str, class_noun: str) -> list[Request]:
+        """Return every picture to draw at a validation."""
+        return [
+            *_subject_requests(self.prompts, token, class_noun, self.images_per_prompt),
+            *_class_requests(self.class_prompts, class_noun, self.images_per_prompt),
+        ]
+
+
+def _subject_requests(prompts: Sequence[str], token: str, class_noun: str, count: int) -> list[Request]:
+    filled = [(_fill(p, f"{token} {class_noun}", class_noun), _fill(p, class_noun, class_noun)) for p in prompts]
+    return requests_for("subject", filled, range(count))
+
+
+def _class_requests(prompts: Sequence[str], class_noun: str, count: int) -> list[Request]:
+    filled = [_fill(p, class_noun, class_noun) for p in prompts]
+    return requests_for("class", [(p, p) for p in filled], range(count))
 
 
 def _fill(template: str, subject: str, class_noun: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from limner.adapters.full import Full
@@ -13,7 +13,7 @@ from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.generate.draw import Sampling
-from limner.generate.prompts import Evaluation
+from limner.generate.prompts import Evaluation, Validation
 from limner.machine import Precision
 from limner.objectives import Denoising
 from limner.pictures.spec import Pictures, Prior
@@ -37,11 +37,20 @@ class Checkpoint(Spec):
     """Steps between checkpoints; 0 keeps only the one at the end or at Ctrl-C."""
     keep: int = Field(default=2, ge=1)
     """How many of the newest checkpoints stay on disk."""
-    keep_best: bool = False
-    """At each checkpoint, measure the loss on the held-out pictures (`evaluation.pictures`), always with the same noise
-    at the same timesteps, and keep the checkpoint where it is lowest too. It changes nothing in the training."""
-    use: Literal["last", "best"] = "last"
-    """Which weights the result is made of: those of the last step, or those of the best checkpoint (`keep_best`)."""
+    choose: Literal["last", "loss", "evidence"] = "last"
+    """Which step's weights the result is made of. "last": the last one's. "evidence": those of the step after which
+    likeness grows no more on the pictures of `validation`. "loss": those of the checkpoint with the lowest loss on the
+    held-out pictures (`evaluation.pictures`), always with the same noise at the same timesteps. Its checkpoint stays on
+    disk beside the newest; nothing changes in the training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_before(cls, given: Any) -> Any:
+        """Read `keep_best` and `use`, which were there before `choose`."""
+        if not isinstance(given, dict) or not {"keep_best", "use"} & given.keys():
+            return given
+        own = {key: value for key, value in cast(dict[str, Any], given).items() if key not in ("keep_best", "use")}
+        return {"choose": "loss" if given.get("use") == "best" else "last", **own}
 
 
 class Preview(Spec):
@@ -111,8 +120,15 @@ class Recipe(Spec):
     """When the run's state is kept."""
     preview: Preview = Preview()
     """Pictures during training."""
+    validation: Validation = Validation()
+    """Pictures that are judged during training."""
     evaluation: Evaluation = Evaluation()
     """What is drawn for the comparison."""
+
+    @property
+    def draws_while_training(self) -> bool:
+        """Tell whether pictures are drawn between the steps."""
+        return bool(self.preview.every_steps or self.validation.every_steps)
 
 
 def members_of(field: FieldInfo) -> dict[str, type[BaseModel]]:

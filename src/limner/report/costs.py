@@ -36,6 +36,10 @@ class Figures:
     """Seconds that the class pictures took."""
     train_memory_gib: float
     """The peak while it trained."""
+    chosen_step: int = 0
+    """The step that the result is of, where one was looked for; else 0."""
+    chosen_s: float = 0.0
+    """Seconds of the steps up to that one."""
 
     @property
     def times_fewer(self) -> float | None:
@@ -106,6 +110,7 @@ def costs(material: Trained) -> list[Cost]:
     if own.train_s:
         detail = f"{own.steps:,} steps"
         detail += f", {own.step_s:.2f} s each (median)" if own.step_s else ""
+        detail += f"; {in_time(own.chosen_s)} up to step {own.chosen_step}, the chosen one" if own.chosen_step else ""
         found.append(Cost(in_time(own.train_s), "training", detail))
     if material.phases:
         peak = max(p.get("peak_memory_gib") or 0 for p in material.phases)
@@ -120,6 +125,12 @@ def cost_rows(arms: Sequence[Figures]) -> dict[str, list[CostCell]]:
         "trained parameters": _row(arms, lambda f: f.trained, lambda n: in_count(round(n)), _ratio),
         "file": _row(arms, lambda f: f.file_bytes, in_bytes, lambda f: f.file),
         "training, class pictures included": _row(arms, lambda f: f.total_s, in_time, _parts),
+        "up to the chosen step, class pictures included": _row(
+            arms,
+            lambda f: f.chosen_s + f.class_s if f.chosen_step else None,
+            in_time,
+            lambda f: f"step {f.chosen_step}",
+        ),
         "one step": _row(arms, lambda f: f.step_s, lambda s: f"{s:.2f} s", lambda f: f"median of {f.steps:,}"),
         "memory at most": _row(arms, lambda f: f.train_memory_gib, lambda g: f"{g:.1f} GiB", lambda f: ""),
     }
@@ -186,7 +197,7 @@ def _parts(own: Figures) -> str:
 
 
 def _figures(trained: Trained, class_s: float) -> Figures:
-    adapter = trained.provenance.get("adapter") or {}
+    adapter, chosen = (trained.provenance.get(name) or {} for name in ("adapter", "chosen"))
     times = [s["seconds"] for s in trained.steps if s.get("seconds")]
     peaks = [p.get("peak_memory_gib") or 0.0 for p in trained.phases if p["name"] == "train"]
     return Figures(
@@ -199,6 +210,8 @@ def _figures(trained: Trained, class_s: float) -> Figures:
         step_s=statistics.median(times) if times else None,
         train_s=_seconds(trained, "train"),
         class_s=class_s,
+        chosen_step=chosen["step"] if chosen.get("choose", "last") != "last" else 0,
+        chosen_s=chosen.get("seconds", 0.0),
         train_memory_gib=max(peaks, default=0.0),
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.errors import UserError
+from limner.metrics.course import Course
 from limner.metrics.scores import MetricScore, Scores, read_written
 from limner.rundir import RunDir, read_json
 
@@ -45,6 +46,8 @@ class Trained:
     steps: tuple[dict[str, Any], ...]
     validations: tuple[dict[str, Any], ...]
     """The log's rows of the loss on held-out pictures."""
+    course: Course | None
+    """What was judged during training; None where nothing was."""
     phases: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
     recipe: str
@@ -133,6 +136,7 @@ def _trained(arm: str, run: RunDir) -> Trained:
         class_pictures=_rows(run.class_pictures),
         steps=tuple(run.read_log("step")),
         validations=tuple(run.read_log("validation")),
+        course=read_written(Course, run.course, "Train again.") if run.course.is_file() else None,
         phases=tuple(run.read_log("phase")),
         provenance=read_json(run.provenance) if run.provenance.is_file() else {},
         recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else "",

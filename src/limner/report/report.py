@@ -11,6 +11,7 @@ from limner.report.axes import axes
 from limner.report.buckets import bucket_rows
 from limner.report.charts import by_prompt, dot_plot, loss_plot
 from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
+from limner.report.course import course_plots, films
 from limner.report.embed import data_uri, is_small
 from limner.report.ladder import ladder_part
 from limner.report.material import Material, gather
@@ -67,6 +68,8 @@ def _content(material: Material) -> dict[str, Any]:
         "ladders": ladders,
         "axes": axes(scores, own, {part.arm: part.ladder for part in ladders}),
         "losses": loss_plot({one.arm: one.steps + one.validations for one in material.trained}),
+        "course_plots": course_plots(material.trained),
+        "films": films(material.trained),
         "answers": answers(scores),
         "values": {metric.key: rows_by_prompt(material, metric) for metric in scores.metrics},
         "worst": {arm: least_alike(material, arm) for arm in material.tuned},

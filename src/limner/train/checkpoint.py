@@ -73,11 +73,13 @@ def write_checkpoint(
     made_with: Mapping[str, Any] | None = None,
     validation_loss: float | None = None,
     keep_best: bool = False,
+    keep_step: int | None = None,
 ) -> Path:
     """Write a state under `folder`, delete what is not among the newest `keep`, and return its path.
 
-    With `keep_best` the one of the lowest validation loss stays too. `made_with` is kept beside the state, for whoever
-    goes on from it: see `read_made_with`. The folder appears under its name only when it is complete and on the disk.
+    With `keep_best` the one of the lowest validation loss stays too, and so does that of `keep_step`. `made_with` is
+    kept beside the state, for whoever goes on from it: see `read_made_with`. The folder appears under its name only
+    when it is complete and on the disk.
     """
     path = checkpoint_of(folder, state.step)
     with replacing(path) as new:
@@ -86,7 +88,7 @@ def write_checkpoint(
         numbers = {**state.numbers, "made_with": dict(made_with or {}), "validation_loss": validation_loss}
         sums = {TENSORS: sha256_of(new / TENSORS), NUMBERS: sum_of(numbers)}
         (new / NUMBERS).write_text(json.dumps({**numbers, "sha256": sums}, indent=1), encoding="utf-8")
-    _rotate(folder, state.step, keep, keep_best)
+    _rotate(folder, state.step, keep, keep_best=keep_best, keep_step=keep_step)
     return path
 
 
@@ -138,10 +140,10 @@ def best_checkpoint(folder: Path) -> tuple[Path, float] | None:
     return min(_measured(complete_checkpoints(folder)), key=lambda found: found[1], default=None)
 
 
-def _rotate(folder: Path, step: int, keep: int, keep_best: bool) -> None:
-    """Delete all but the newest checkpoints and the best; also those after `step`, of a course that was not taken."""
+def _rotate(folder: Path, step: int, keep: int, *, keep_best: bool, keep_step: int | None) -> None:
+    """Delete all but the newest and those to choose from; also those after `step`, of a course that was not taken."""
     ours = [path for path in _found(folder) if _step_of(path) <= step]
-    staying = ours[-keep:]
+    staying = [*ours[-keep:], *(path for path in ours if _step_of(path) == keep_step)]
     if keep_best:
         staying += [path for path, _ in sorted(_measured(ours), key=lambda found: found[1])[:1]]
     for path in _found(folder):
