@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,12 +119,36 @@ def attach_result(family: Family, folder: RunDir) -> list[Attached]:
     attached: list[Attached] = []
     if folder.adapter.is_file():
         attached.append(attach_file(family, folder.adapter, 1.0))
+    return attached + _attach_learned_words(family, folder)
+
+
+def merge_result(family: Family, folder: RunDir) -> Family | None:
+    """Return a twin with a run's adapter folded into its weights, and no hook left of it; None without an adapter file.
+
+    `family` is not touched. What the adapter leaves as it was stays shared with it; for a moment a whole copy is there.
+    """
+    if not folder.adapter.is_file():
+        return None
+    twin, folded = family.twin(), copy.deepcopy(family)
+    attach_file(folded, folder.adapter, 1.0).merge()
+    for plain, changed in zip(twin.together, folded.together, strict=True):
+        for part, module in changed.parts.items():
+            own = dict(plain.parts[part].named_parameters())
+            for name, weight in module.named_parameters():
+                if not torch.equal(weight, own[name]):
+                    place, _, leaf = name.rpartition(".")
+                    parameter = torch.nn.Parameter(weight.detach(), requires_grad=False)
+                    setattr(plain.parts[part].get_submodule(place), leaf, parameter)
+    _attach_learned_words(twin, folder)
+    return twin
+
+
+def _attach_learned_words(family: Family, folder: RunDir) -> list[Attached]:
     words = dict(read_embedding(file) for file in folder.embeddings())
-    if words:
-        attached.append(attach_words(family, words))
-        if family.refiner and _reads_alike(family, family.refiner):
-            attached.append(attach_words(family.refiner, words))
-    return attached
+    if not words:
+        return []
+    both = [family, *([family.refiner] if family.refiner and _reads_alike(family, family.refiner) else [])]
+    return [attach_words(one, words) for one in both]
 
 
 def _reads_alike(family: Family, refiner: Family) -> bool:
