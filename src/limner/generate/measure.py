@@ -87,20 +87,32 @@ class Session:
             if before and before[least.steps] / count > PROBE * self.asked.seconds:
                 costs |= {Pair(batch, steps): cost for steps, cost in before.items()}
                 continue
-            if number == 0:
-                self._draw(self.painters[0], least)  # loads what is loaded when it is first used
-            drawn = [self._draw_cold(self.painters[0], least)]
-            spent = time.perf_counter() - started
-            if number == 0 or spent + LEAST_ROUNDS * count * drawn[0].seconds < self.asked.seconds:
-                for painter in self.painters[1:]:
-                    progress(number * count + len(drawn), len(batches) * count)
-                    drawn.append(self._draw_cold(painter, least))
+            try:
+                drawn = self._try(
+                    least, is_first=number == 0, seconds=self.asked.seconds - time.perf_counter() + started
+                )
+            except (RuntimeError, MemoryError) as error:
+                if number == 0 or not machine.is_out_of_memory(error):
+                    raise
+                full = {Pair(b, steps): "did not fit into memory" for b in batches[number:] for steps in possible}
+                self.left_out |= full
+                break
+            progress(number + 1, len(batches))
             for steps in possible:
                 round_s = sum(one.seconds + one.denoise * (steps / least.steps - 1) for one in drawn)
                 costs[Pair(batch, steps)] = round_s * count / len(drawn)
         self.spent_s = time.perf_counter() - started
         self.rounds, too_long = fitting(costs, self.asked.seconds, self.spent_s)
         self.left_out |= too_long
+
+    def _try(self, least: Pair, *, is_first: bool, seconds: float) -> list[Taken]:
+        """Draw once with each model; only with the first one where that tells that the seconds are too few."""
+        if is_first:
+            self._draw(self.painters[0], least)  # loads what is loaded when it is first used
+        drawn = [self._draw_cold(self.painters[0], least)]
+        if is_first or LEAST_ROUNDS * len(self.painters) * drawn[0].seconds < seconds:
+            drawn += [self._draw_cold(painter, least) for painter in self.painters[1:]]
+        return drawn
 
     def _possible(self, batches: Sequence[int]) -> list[int]:
         """Return the numbers of steps that two models which draw together can share; the others are left out."""

@@ -75,6 +75,21 @@ def test_what_does_not_fit_is_left_out_and_the_cheapest_is_measured(family: Fami
     assert 500 not in measured.memory["base"], "what cannot fit is not even tried"
 
 
+def test_a_batch_that_memory_does_not_hold_is_left_out(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = session(family, seconds=5.0, inference_steps=1, batches=[1, 2, 3])
+    draw = measured._draw
+
+    def full(painter: Painter, pair: Pair) -> object:
+        if pair.batch > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw(painter, pair)
+
+    monkeypatch.setattr(measured, "_draw", full)
+    measured.warm_up(silent)
+    assert measured.rounds.keys() == {Pair(1, 1)}
+    assert measured.left_out == dict.fromkeys([Pair(2, 1), Pair(3, 1)], "did not fit into memory")
+
+
 def test_a_stop_leaves_what_was_measured(family: Family) -> None:
     measured = session(family, seconds=5.0, inference_steps=1, batches=1)
     measured.warm_up(silent)
