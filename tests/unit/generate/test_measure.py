@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -77,7 +79,7 @@ def test_what_does_not_fit_is_left_out_and_the_cheapest_is_measured(family: Fami
 
 def test_a_batch_that_memory_does_not_hold_is_left_out(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = session(family, seconds=5.0, inference_steps=1, batches=[1, 2, 3])
-    draw = measured._draw
+    draw = measured._draw  # pyright: ignore[reportPrivateUsage]
 
     def full(painter: Painter, pair: Pair) -> object:
         if pair.batch > 1:
@@ -103,7 +105,7 @@ def test_a_stop_leaves_what_was_measured(family: Family) -> None:
     assert [len(rows) for rows in measured.taken.values()] == [3, 3]
 
 
-def test_steps_that_two_models_cannot_share_are_left_out(random_xl, random_refiner) -> None:
+def test_steps_that_two_models_cannot_share_are_left_out(random_xl: Path, random_refiner: Path) -> None:
     family, refiner = (load(str(place), dtype=torch.float32, device="cpu") for place in (random_xl, random_refiner))
     family.refiner = refiner
     measured = session(family, seconds=0.1, inference_steps=[1, 5], batches=1)
