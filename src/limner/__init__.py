@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from limner.comparing import compare
+    from limner.measuring import measure
     from limner.run import check, demo, evaluate, generate, report, resume, train
 
-__all__ = ["check", "compare", "demo", "evaluate", "generate", "report", "resume", "train"]
+__all__ = ["check", "compare", "demo", "evaluate", "generate", "measure", "report", "resume", "train"]
+PLACES = {"compare": "comparing", "measure": "measuring"}
+"""Where the verbs are that are not in `run`."""
 
 
 def _verb(name: str) -> property:
     def get(_module: types.ModuleType) -> Any:
         import importlib
 
-        return getattr(importlib.import_module("limner.comparing" if name == "compare" else "limner.run"), name)
+        return getattr(importlib.import_module(f"limner.{PLACES.get(name, 'run')}"), name)
 
     return property(get, lambda _module, _value: None)
 

@@ -52,11 +52,16 @@ def peak_memory_gib() -> float:
     """Return the most memory used since `reset_peak_memory`, in GiB: the GPU's, or without one the process's."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status")
-    if status.is_file():
-        peak = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak) / 2**20
+    if peak := process_memory().get("VmHWM"):
+        return peak / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def process_memory() -> dict[str, int]:
+    """Return what Linux tells of this process's memory, in bytes: VmHWM (the peak), VmRSS, RssAnon ...; else {}."""
+    status = Path("/proc/self/status")
+    lines = [line.split() for line in status.read_text().splitlines()] if status.is_file() else []
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}
 
 
 def used_gib() -> float:
@@ -72,6 +77,27 @@ def reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+@contextmanager
+def watched_memory(device: torch.device) -> Iterator[dict[str, int | None]]:
+    """Yield what is filled when this block ends: the peak of memory within it, in bytes; None where nothing tells.
+
+    `working_bytes` is the peak above what was held before; of the process `process_peak_bytes`, all of it, and
+    `process_anonymous_bytes`, what is not pages of files.
+    """
+    seen: dict[str, int | None] = dict.fromkeys(("working_bytes", "process_peak_bytes", "process_anonymous_bytes"))
+    reset_peak_memory()
+    held, before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0, process_memory()
+    yield seen
+    if device.type == "cuda":
+        seen["working_bytes"] = torch.cuda.max_memory_allocated(device) - held
+    elif device.type == "cpu" and before and before["VmHWM"] < 1.02 * before["VmRSS"]:  # else the reset was refused
+        after = process_memory()
+        peak = max(after["VmHWM"], after["VmRSS"])
+        seen["working_bytes"] = max(0, peak - before["VmRSS"])
+        seen["process_peak_bytes"] = peak
+        seen["process_anonymous_bytes"] = peak - after["RssFile"] - after["RssShmem"]
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
@@ -91,9 +117,7 @@ def free_memory_bytes(device: torch.device) -> int | None:
 
 def swapped_bytes() -> int:
     """Return how much of this process the system has moved to its swap, where it says so (Linux)."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSwap")), 0)
+    return process_memory().get("VmSwap", 0)
 
 
 def return_freed_memory() -> None:

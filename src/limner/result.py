@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from limner.adapter_file import read_adapter, read_run
+from limner.adapter_file import WordsFile, read_adapter, read_run
 from limner.adapters.adapter import Attached
 from limner.adapters.full import Full, FullWeights
 from limner.adapters.lora import LoRA, StackedLoRA
@@ -115,6 +116,29 @@ def has_strength(folder: RunDir) -> bool:
 def attach_result(family: Family, folder: RunDir) -> list[Attached]:
     """Attach a run's LoRA and learned words to its base. A whole model is loaded as a base instead."""
     return [adapter for file in read_run(folder) for adapter in file.attach(family)]
+
+
+def merge_result(family: Family, folder: RunDir) -> Family | None:
+    """Return a twin with a run's adapter folded into its weights, and no hook left of it; None without an adapter file.
+
+    `family` is not touched. What the adapter leaves as it was stays shared with it; for a moment a whole copy is there.
+    """
+    if not folder.adapter.is_file():
+        return None
+    twin, folded = family.twin(), copy.deepcopy(family)
+    attach_file(folded, folder.adapter, 1.0).merge()
+    for plain, changed in zip(twin.together, folded.together, strict=True):
+        for part, module in changed.parts.items():
+            own = dict(plain.parts[part].named_parameters())
+            for name, weight in module.named_parameters():
+                if not torch.equal(weight, own[name]):
+                    place, _, leaf = name.rpartition(".")
+                    parameter = torch.nn.Parameter(weight.detach(), requires_grad=False)
+                    setattr(plain.parts[part].get_submodule(place), leaf, parameter)
+    for file in read_run(folder):
+        if isinstance(file, WordsFile):
+            file.attach(twin)
+    return twin
 
 
 def attach_file(family: Family, path: Path, strength: float) -> Attached:

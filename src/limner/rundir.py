@@ -49,6 +49,7 @@ class RunDir:
     course = property(lambda self: self.path / "course.json")
     scores = property(lambda self: self.path / "scores.json")
     ladder_scores = property(lambda self: self.path / "ladder.json")
+    inference = property(lambda self: self.path / "inference.json")
     report = property(lambda self: self.path / "report.html")
 
     def embedding(self, word: str) -> Path:

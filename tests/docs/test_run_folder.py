@@ -11,6 +11,7 @@ import pytest
 
 import limner
 from limner.families.source import ASSETS
+from limner.metrics import inference
 from limner.rundir import RunDir
 
 PICTURES = ASSETS / "demo" / "critter"
@@ -47,7 +48,9 @@ def test_every_file_is_described(root: Path, run: RunDir) -> None:
     described = {name for names, _ in rows(root, "What is in it") for name in names}
     assert {path.name for path in run.path.iterdir()} <= described
     paths = {name for name, value in vars(RunDir).items() if isinstance(value, property)}
-    assert {getattr(run, name).name for name in paths} | {"embeddings", "tensorboard", "wandb", "dvclive"} == described
+    own = {path.name for name in paths if (path := getattr(run, name)).parent == run.path}
+    beside = {"embeddings", "tensorboard", "wandb", "dvclive", "scores.csv", "README.md"}
+    assert own | beside == described
 
 
 def test_every_event_has_the_fields_that_are_described(root: Path, run: RunDir) -> None:
@@ -57,6 +60,18 @@ def test_every_event_has_the_fields_that_are_described(root: Path, run: RunDir) 
         event = json.loads(line)
         found.setdefault(event.pop("event"), set()).update(event)
     assert found == described
+
+
+def test_every_field_of_the_inference_file_is_described(root: Path) -> None:
+    described = {name: set(fields) for (name,), fields in rows(root, "`inference.json`")}
+    parts = {
+        "design": inference.InferenceDesign, "arms": inference.InferenceArm, "memory": inference.Memory,
+        "merge": inference.MergeCheck, "measurements": inference.Measurement, "to_base": inference.Ratio,
+        "left_out": inference.LeftOut,
+    }  # fmt: skip
+    assert {name: set(part.model_fields) for name, part in parts.items()} == described
+    inner = {"memory", "merge", "to_base", "schema_version"}
+    assert set(inference.Inference.model_fields) | inner == described.keys() | {"schema_version"}
 
 
 def test_the_provenance_is_described(root: Path, run: RunDir) -> None:

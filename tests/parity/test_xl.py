@@ -22,7 +22,7 @@ from limner.export.single_file import write_single_file
 from limner.families import recognise
 from limner.families.load import load
 from limner.families.source import ASSETS
-from limner.generate.draw import Request, Sampling, _images, draw
+from limner.generate.draw import Request, Sampling, draw, draw_batch
 from limner.rundir import read_json
 from tests.parity.test_methods import Two, drawn, first_step
 
@@ -183,7 +183,7 @@ def test_pictures_are_those_of_the_stock_pipelines(
     else:
         drawn = base(prompts, latents=latents, **named).images
     last = second if second.begun_by else first
-    _, pixels = _images(last, requests(prompts), sampling, 64, lambda step: None)
+    _, pixels = draw_batch(last, requests(prompts), sampling, 64, lambda step: None)
     np.testing.assert_allclose(pixels.permute(0, 2, 3, 1).numpy() / 2 + 0.5, drawn, atol=1e-4)
     for request, picture in zip(requests(prompts), drawn, strict=True):
         ours = np.asarray(Image.open(tmp_path / request.file), dtype=int)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,6 +126,21 @@ class Family(ABC):
             yield
         finally:
             self.put_aside(*aside)
+
+    def twin(self) -> Family:
+        """Return a family over the very same weights, in modules of its own: what is attached to one is on it alone."""
+        tokenizers = [encoder.tokenizer for family in self.together for encoder in family.encoders.values()]
+        return copy.deepcopy(self, {id(one): one for one in (*tokenizers, *self.weights())})
+
+    @property
+    def together(self) -> list[Family]:
+        """This family, and the model that draws together with it, if there is one."""
+        return [family for family in (self, self.refiner, self.begun_by) if family]
+
+    def weights(self) -> list[Tensor]:
+        """Return every tensor that drawing with this family needs, each once."""
+        modules = [module for family in self.together for module in family.parts.values()]
+        return list({id(one): one for m in modules for one in (*m.parameters(), *m.buffers())}.values())
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from limner.errors import UserError
 from limner.families.family import Family
 from limner.files import sweep
+from limner.generate.clock import Clock
 from limner.generate.faults import constant_colour, is_spoilt, overflow, to_images
 from limner.rundir import read_json, write_atomically, write_json
 from limner.seeds import seed_of
@@ -131,7 +132,7 @@ def draw(
         def tick(step: int, *, n: int = len(chunk), base: int = done) -> None:
             progress(base + n * step, total)
 
-        latents, pixels = _images(family, chunk, sampling, resolution_px, tick)
+        latents, pixels = draw_batch(family, chunk, sampling, resolution_px, tick)
         for request, image in zip(chunk, to_images(pixels), strict=True):
             data = io.BytesIO()
             image.save(data, "PNG")
@@ -146,49 +147,58 @@ def draw(
 
 
 @torch.no_grad()
-def _images(
-    family: Family, chunk: Sequence[Request], sampling: Sampling, resolution_px: int, tick: Callable[[int], None]
+def draw_batch(
+    family: Family,
+    chunk: Sequence[Request],
+    sampling: Sampling,
+    resolution_px: int,
+    tick: Callable[[int], None],
+    clock: Clock | None = None,
 ) -> tuple[Latents, Pixels]:
     """Run the pipeline once; each row starts from its own seed's noise, so the batch size cannot change a picture.
 
-    Pictures that a VAE in half precision spoils, not finite or of one colour, are decoded again in float32.
+    Pictures that a VAE in half precision spoils, not finite or of one colour, are decoded again in float32. `tick` gets
+    the steps done.
     """
+    clock = clock or Clock(family.device)
     first, refiner = (family.begun_by, family) if family.begun_by else (family, family.refiner)
     side = resolution_px // first.pixels_per_latent
     shape = (first.unet.config.in_channels, side, side)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(r.seed)) for r in chunk]
     begin = {"latents": torch.stack(noise).to(first.device, first.dtype)}
     if refiner is None:
-        latents = _denoise(first, chunk, sampling, tick, **begin)
+        latents = _denoise(first, chunk, sampling, tick, clock, **begin)
     else:
-        latents = _denoise(first, chunk, sampling, tick, **begin, denoising_end=sampling.handover)
+        latents = _denoise(first, chunk, sampling, tick, clock, **begin, denoising_end=sampling.handover)
         begun = steps_around_handover(sampling, first.scheduler_config)[0]
         latents = _denoise(
-            refiner, chunk, sampling, lambda step: tick(min(begun + step, sampling.num_inference_steps)),
+            refiner, chunk, sampling, lambda step: tick(min(begun + step, sampling.num_inference_steps)), clock,
             image=latents.to(refiner.device, refiner.dtype), denoising_start=sampling.handover,
             aesthetic_score=sampling.aesthetic_score, negative_aesthetic_score=sampling.negative_aesthetic_score,
         )  # fmt: skip
     last = refiner or first
-    pixels = last.decode(latents)
-    if last.vae.dtype != torch.float32 and any(is_spoilt(picture) for picture in pixels):
-        with last.precise_vae():
-            pixels = last.decode(latents)
+    with clock.part("decode"):
+        pixels = last.decode(latents)
+        if last.vae.dtype != torch.float32 and any(is_spoilt(picture) for picture in pixels):
+            with last.precise_vae():
+                pixels = last.decode(latents)
     return latents, pixels
 
 
 def _denoise(
-    family: Family, chunk: Sequence[Request], sampling: Sampling, tick: Callable[[int], None], **more: Any
+    family: Family, chunk: Sequence[Request], sampling: Sampling, tick: Callable[[int], None], clock: Clock, **more: Any
 ) -> Latents:
     """Return what the family's pipeline makes of its input, as latents; `tick` gets the steps done."""
-    texts = family.encode_text([r.prompt for r in chunk] + [sampling.negative_prompt])
-    told = family.told(texts.select(range(len(chunk))), texts.select([len(chunk)] * len(chunk)))
+    with clock.part("text"):
+        texts = family.encode_text([r.prompt for r in chunk] + [sampling.negative_prompt])
+        told = family.told(texts.select(range(len(chunk))), texts.select([len(chunk)] * len(chunk)))
 
     def after(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         tick(step + 1)
         return kwargs
 
     pipe = family.pipeline(_scheduler(family.scheduler_config, sampling.scheduler))
-    with family.casting(family.unet):
+    with clock.part("denoise"), family.casting(family.unet):
         return pipe(
             **told, **more, num_inference_steps=sampling.num_inference_steps, output_type="latent",
             guidance_scale=sampling.guidance_scale, callback_on_step_end=after,

@@ -9,6 +9,7 @@ from typing import Any
 
 from limner.errors import UserError
 from limner.metrics.course import Course
+from limner.metrics.inference import Inference, read_inference
 from limner.metrics.scores import MetricScore, Scores, read_written
 from limner.rundir import RunDir, read_json
 
@@ -51,6 +52,8 @@ class Trained:
     phases: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
     recipe: str
+    inference: Inference | None = None
+    """How fast it draws, where that was measured."""
 
     @property
     def name(self) -> str:
@@ -140,6 +143,7 @@ def _trained(arm: str, run: RunDir) -> Trained:
         phases=tuple(run.read_log("phase")),
         provenance=read_json(run.provenance) if run.provenance.is_file() else {},
         recipe=run.recipe.read_text(encoding="utf-8") if run.recipe.is_file() else "",
+        inference=read_inference(run.inference),
     )
 
 

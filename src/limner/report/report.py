@@ -13,6 +13,7 @@ from limner.report.charts import by_prompt, dot_plot, loss_plot
 from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
 from limner.report.course import course_plots, films
 from limner.report.embed import data_uri, is_small
+from limner.report.inference import speed
 from limner.report.ladder import ladder_part
 from limner.report.material import Material, gather
 from limner.report.model_card import model_card
@@ -79,6 +80,7 @@ def _content(material: Material) -> dict[str, Any]:
         "costs": [] if several else costs(material.trained[0]),
         "cost_rows": cost_rows(own) if several else {},
         "in_one_line": {one.arm: in_one_line(one) for one in own},
+        "speed": speed(material),
         "phases": [] if several else phases(material.trained[0]),
         "small": bool(material.shots) and is_small(material.shots[0].files[material.arms[0]]),
     }
