@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from limner import recipe
 from limner.adapters.adapter import Attached, SlotSettings
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
@@ -16,10 +17,9 @@ from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
 from limner.families.family import Family
-from limner.recipe import tree
 from limner.types import Conditioning
 
-ADAPTERS = get_args(get_args(tree.Adapter)[0])
+ADAPTERS = get_args(get_args(recipe.Adapter)[0])
 WORD = "<it>"
 CASES: dict[str, Any] = {
     "lora-attention": LoRA(rank=4, targets="attention"),
