@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from limner.families.source import ASSETS
 from limner.recipe import load_recipe, save_recipe
+from tests.pipeline import combining_rows
 from tests.pipeline.conftest import Result
 
 PICTURES = ASSETS / "demo" / "critter"
@@ -235,33 +236,7 @@ COMPARISONS = {
     "comparison under a file": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} --run {bad}/full/something.txt/x", "cannot be written .Not a directory"),
 }  # fmt: skip
 
-LORA = "{bad}/lora.safetensors"
-COMBINING = {
-    "strength with a part twice": Row(f"generate {{base}} --prompt x --adapter {LORA}:up=1,up=0", "'up=0' is one too many. Write FILE:0.8,up.1=0"),
-    "merge of nothing": Row("merge {base} --out {bad}/new", "nothing to merge .* with. Name a base and an adapter"),
-    "merge of one LoRA": Row(f"merge {LORA} --out {{bad}}/new", "nothing to merge .*lora.safetensors with"),
-    "merge without a place": Row(f"merge {{base}} {LORA}", "Missing option '--out'"),
-    "merge into what is there": Row(f"merge {{base}} {LORA} --out {{bad}}/full", "--out: .*full is there already. Name another"),
-    "merge into no base": Row(f"merge ./nowhere {LORA} --out {{bad}}/new", "base='./nowhere': there is no such folder or file"),
-    "merge of a file that is not there": Row("merge {base} {bad}/a.safetensors --out {bad}/new", "a.safetensors: there is no such file"),
-    "merge of a LoRA that does not fit": Row(f"merge {{base}} {LORA} --out {{bad}}/new", "the LoRA does not fit this base"),
-    "merge at a setting that is none": Row(f"merge {{base}} {LORA} --out {{bad}}/new precison=float32", r"merge: precison is not a setting. Did you mean precision\?"),
-    "merge at a precision that is none": Row(f"merge {{base}} {LORA} --out {{bad}}/new precision=fp16", "merge: precision = 'fp16' is not allowed .*'float16'"),
-    "merge to a layout that is none": Row(f"merge {{base}} {LORA} --to onnx --out {{bad}}/new", "--to onnx: is no layout of a model. Use diffusers or single-file"),
-    "a single file in shards": Row(f"merge {{base}} {LORA} --to single-file --out {{bad}}/new shard=1", "shard: a single file is never split"),
-    "LoRAs merged in a way that is none": Row(f"merge {LORA} {LORA} --out {{bad}}/new how=slerp", "how = 'slerp' is not allowed .*'concat'"),
-    "rank without effect": Row(f"merge {LORA} {LORA} --out {{bad}}/new rank=4", "rank: has no effect with how=concat"),
-    "LoRAs as a single file": Row(f"merge {LORA} {LORA} --out {{bad}}/new --to single-file", "--to: has no meaning for adapters alone"),
-    "extract without a rank": Row("extract {base} {base} --out {bad}/new precision=float32", "extract: give rank=N or energy=0.95"),
-    "extract of nothing": Row("extract {base} {base} --out {bad}/new rank=4", "extract: 0 modules differ between base and tuned; nothing to extract"),
-    "extract against another family": Row("extract {xl} {base} --out {bad}/new rank=4", "extract: .* is SDXL, and .* is SD 1.x"),
-    "extract of a LoRA": Row(f"extract {LORA} {{base}} --out {{bad}}/new rank=4", "lora.safetensors': is a LoRA"),
-    "resize to more": Row(f"resize {LORA} rank=9 --out {{bad}}/new", "has rank 2; rank=9 would add nothing"),
-    "resize to nothing": Row(f"resize {LORA} rank=0 --out {{bad}}/new", "resize: rank = 0 is not allowed"),
-    "bleed of one run": Row("bleed {bad}/untrained", "one run bleeds into nothing"),
-    "bleed of no runs": Row("bleed {bad}/empty {bad}/none", "empty: is not a run folder"),
-    "bleed before the training": Row("bleed {bad}/untrained {bad}/untrained", "has no adapter yet. Train it first"),
-}  # fmt: skip
+COMBINING = {name: Row(*row) for name, row in combining_rows.ROWS.items()}
 
 SHARING = {
     "export of nothing": Row("export", "Missing argument .RUN.FILE."),

@@ -194,7 +194,7 @@ def test_a_thousand_swaps_leave_nothing_behind(base: Family, tmp_path: Path) -> 
     layer = next(name for name, _ in base.unet.named_modules() if name.endswith("attn2.to_k"))
     adapters = AdapterSet(base)
     for seed, name in enumerate(("x", "y")):
-        settings = {"targets": (f"unet.{layer}",), "text_encoder": False, "rank": 64}
+        settings = {"targets": (f"unet.{layer}",), "text_encoder": False, "rank": 512}
         adapters.load(write_random_lora(base, tmp_path / f"{name}.safetensors", seed=seed, **settings))
 
     def swap(times: int) -> None:
@@ -208,5 +208,5 @@ def test_a_thousand_swaps_leave_nothing_behind(base: Family, tmp_path: Path) -> 
     adapters.set({})
     after = living()
     assert after[:2] == before[:2]
-    assert after[2] - before[2] < 8 * 2**20  # a thousand sets of these parameters are 16 MiB
+    assert after[2] - before[2] < 32 * 2**20  # a thousand sets of these parameters are 94 MiB
     assert not any(module._forward_hooks for root in base.modules.values() for module in root.modules())  # noqa: SLF001
