@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LORA = "{bad}/lora.safetensors"
-ROWS = {
+COMBINING = {
     "strength with a part twice": (f"generate {{base}} --prompt x --adapter {LORA}:up=1,up=0", "'up=0' is one too many. Write FILE:0.8,up.1=0"),
     "merge of nothing": ("merge {base} --out {bad}/new", "nothing to merge .* with. Name a base and an adapter"),
     "merge of one LoRA": (f"merge {LORA} --out {{bad}}/new", "nothing to merge .*lora.safetensors with"),
