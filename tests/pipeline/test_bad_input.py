@@ -19,7 +19,11 @@ from safetensors.torch import save_file
 
 from limner.families.source import ASSETS
 from limner.recipe import load_recipe, save_recipe
+<<<<<<< HEAD
 from tests.pipeline import combining_rows
+=======
+from tests.pipeline.bad_loras import SHARING, make_bad_loras
+>>>>>>> formats
 from tests.pipeline.conftest import Result
 
 PICTURES = ASSETS / "demo" / "critter"
@@ -236,6 +240,7 @@ COMPARISONS = {
     "comparison under a file": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} --run {bad}/full/something.txt/x", "cannot be written .Not a directory"),
 }  # fmt: skip
 
+<<<<<<< HEAD
 COMBINING = {name: Row(*row) for name, row in combining_rows.ROWS.items()}
 
 SHARING = {
@@ -315,6 +320,8 @@ SHARING = {
     "inspect an empty folder": Row("inspect {bad}/empty", "is no model folder"),
     "inspect an untrained run": Row("inspect {bad}/untrained", "is a run without a result yet. Train it first"),
 }
+=======
+>>>>>>> formats
 MACHINES = {
     "no GPU": Row(DEMO + " device=cuda", "device='cuda': torch finds no CUDA GPU. Use device=auto or device=cpu"),
     "no eighth GPU": Row(DEMO + " device=cuda:7", "device='cuda:7': torch finds no CUDA GPU|there is no such device"),
@@ -327,9 +334,14 @@ MACHINES = {
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
+<<<<<<< HEAD
 ROWS = (
     FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | COMBINING | SHARING | MACHINES
 )
+=======
+SHARED = {name: Row(words, message) for name, (words, message) in SHARING.items()}
+ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | SHARED | MACHINES
+>>>>>>> formats
 
 
 @pytest.fixture
@@ -355,19 +367,7 @@ def bad(tmp_path: Path) -> Path:
     pair = {"lora_A": torch.zeros(2, 32), "lora_B": torch.zeros(32, 2)}
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{layer}.{name}.weight": tensor for name, tensor in pair.items()}, tmp_path / "lora.safetensors")
-    loras: dict[str, dict[str, torch.Tensor]] = {
-        "acting": {f"{layer}.{name}.weight": tensor + 1 for name, tensor in pair.items()},
-        "half": {"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3)},
-        "other": {f"unet.down_blocks.3.resnets.0.conv1.lora_{x}.weight": torch.ones(2, 2) for x in "AB"},
-        "flux": {f"transformer.single_transformer_blocks.0.lora_{x}.weight": torch.ones(2, 2) for x in "AB"},
-        "biases": {f"lora_unet_conv_out.{end}": torch.ones(4) for end in ("diff", "diff_b")},
-    }
-    for name, tensors in loras.items():
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-    conv_in = {"lora_down.weight": torch.ones(4, 4), "lora_up.weight": torch.ones(4, 4), "alpha": torch.tensor(8.0)}
-    said = {"ss_network_alpha": "16", "ss_network_dim": "4"}
-    save_file({f"lora_unet_conv_in.{n}": t for n, t in conv_in.items()}, tmp_path / "alphas.safetensors", said)
-    (tmp_path / "claims.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    make_bad_loras(tmp_path)
     save_recipe(load_recipe("demo"), tmp_path / "untrained" / "recipe.toml")
     (tmp_path / "damaged" / "recipe.toml").write_text("steps = \n")
     save_recipe(load_recipe("demo"), tmp_path / "torn" / "recipe.toml")
