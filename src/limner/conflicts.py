@@ -216,9 +216,9 @@ def _check_consistency(recipe: Recipe) -> None:
     if recipe.prior.enabled:
         raise UserError(f"{section}: the base is the teacher of every picture, so there is no prior to preserve.",
                         "Set prior.enabled=false.")  # fmt: skip
-    if recipe.checkpoint.keep_best:
+    if recipe.checkpoint.choose == "loss":
         raise UserError(f"{section}: its loss on held-out pictures says nothing about how good its pictures are.",
-                        "Leave checkpoint.keep_best out.")  # fmt: skip
+                        "Set checkpoint.choose to last or evidence.")  # fmt: skip
 
 
 def _check_checkpoint(recipe: Recipe) -> None:
