@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from limner.adapters.full import Full
+from limner.adapters.lora import LoRA
+from limner.adapters.peft import Peft
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
 from limner.evaluate.statistics import LEAST_UNITS
 from limner.families.family import refuse_pure_noise
 from limner.families.recognise import recognise, refuse_unsupported
 from limner.generate.draw import require_multiple
+from limner.objectives import Consistency
 from limner.recipe import Recipe
 from limner.refining import check_partner
 from limner.spec import Spec
@@ -49,6 +52,7 @@ def check_settings(
     _check_prompts(recipe)
     _check_learning(recipe)
     _check_prior(recipe)
+    _check_consistency(recipe)
     _check_checkpoint(recipe)
     _check_validation(recipe)
     require_trackers(recipe.tracking)
@@ -198,6 +202,23 @@ def _check_learning(recipe: Recipe) -> None:
             f"adapter.kind={adapter.kind}.",
             "Leave it out, or set adapter.kind=full.",
         )
+
+
+def _check_consistency(recipe: Recipe) -> None:
+    """Refuse what cannot learn to jump, or would be learned from nothing."""
+    adapter, section = recipe.adapter, "objective.kind=consistency"
+    if not isinstance(recipe.objective, Consistency):
+        return
+    if not isinstance(adapter, LoRA | Peft) or adapter.text_encoder:
+        what = "adapter.text_encoder=true" if isinstance(adapter, LoRA | Peft) else f"adapter.kind={adapter.kind}"
+        raise UserError(f"{section}: teaches the UNet to take fewer steps, not new words or weights ({what}).",
+                        "Use adapter.kind=lora with adapter.text_encoder=false.")  # fmt: skip
+    if recipe.prior.enabled:
+        raise UserError(f"{section}: the base is the teacher of every picture, so there is no prior to preserve.",
+                        "Set prior.enabled=false.")  # fmt: skip
+    if recipe.checkpoint.choose == "loss":
+        raise UserError(f"{section}: its loss on held-out pictures says nothing about how good its pictures are.",
+                        "Set checkpoint.choose to last or evidence.")  # fmt: skip
 
 
 def _check_checkpoint(recipe: Recipe) -> None:

@@ -20,9 +20,10 @@ def make_training(family: Family, recipe: Recipe, checked: Checked, source: Sour
     adapter = recipe.adapter.attach(family, [SlotSettings(recipe.seed, words=words)])
     if recipe.gradient_checkpointing:
         family.unet.enable_gradient_checkpointing()
-    if recipe.unload:
-        family.put_aside("vae", *(() if adapter.learns_text else family.encoders))
     rates = recipe.adapter.rates(recipe.learning_rate)
     slot = Slot("subject", source, recipe.seed, steps, recipe.learning_rate, rates)
-    return Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
-                    accumulate=recipe.accumulate, ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip
+    training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
+                        accumulate=recipe.accumulate, ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip
+    if recipe.unload:
+        family.put_aside("vae", *(() if adapter.learns_text else family.encoders))
+    return training

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -16,6 +17,22 @@ from limner.types import Latents, PerExample, Timesteps
 
 Predict = Callable[[Latents, Timesteps], Tensor]
 """The UNet with the batch's conditioning filled in: (x_t, t) -> prediction."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The untouched base: the same weights with the adapter off, so that there is no second model."""
+
+    predict: Predict
+    """What it predicts for the rows that are taught; of the others no sense."""
+    unconditional: Predict
+    """What it predicts for them without a prompt."""
+    taught: Bool[Tensor, " batch"]
+    """Which rows learn from it."""
+
+
+SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
+"""Constants of the boundary condition, as few-step samplers have them."""
 
 
 class Denoising(Spec):
@@ -36,6 +53,8 @@ class Denoising(Spec):
     """What the UNet predicts: what the base does, or another that it has to learn (only with adapter.kind=full)."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that its last step is pure noise (arXiv:2305.08891); needs v-prediction."""
+    needs_base: ClassVar[bool] = False
+    """Whether every row is taught by the untouched base, with its prompt and without one."""
 
     @field_validator("timestep_range")
     @classmethod
@@ -73,14 +92,13 @@ class Denoising(Spec):
         draws: Sequence[torch.Generator],
         own: Sequence[int] | None = None,
         mask: Tensor | None = None,
-        teacher: Predict | None = None,
-        taught: Bool[Tensor, " batch"] | None = None,
+        teacher: Teacher | None = None,
     ) -> PerExample:
         """Return the loss of each row; rows are equal blocks, one per slot, each with a generator in `draws`.
 
         Draws are made for every row of `x_0`; with `own` only the losses of those rows are computed, and `predict`,
-        `mask`, `teacher` and `taught` are about them. Rows that are `taught` have as their target what `teacher` (the
-        untouched base) predicts for all rows, instead of what was added.
+        `mask` and `teacher` are about them. Rows that are taught have as their target what the teacher predicts,
+        instead of what was added; without a prompt it is not asked.
         """
         rows = x_0.shape[0] // len(draws)
         noise = torch.cat([torch.randn(rows, *x_0.shape[1:], generator=g) for g in draws])
@@ -92,9 +110,10 @@ class Denoising(Spec):
         if own is not None:
             x_0, noise, t = x_0[own], noise[own], t[own]
         x_t, target = schedule.add_noise(x_0, noise, t), schedule.target(x_0, noise, t)
-        if teacher is not None and taught is not None:
+        if teacher is not None:
             with torch.no_grad():
-                target = torch.where(taught.view(-1, 1, 1, 1), teacher(x_t, t).to(target), target)
+                taught = teacher.taught.view(-1, 1, 1, 1)
+                target = torch.where(taught, teacher.predict(x_t, t).to(target), target)
         squared = (predict(x_t, t).float() - target).square()
         if mask is not None:
             # the mask weighs latents; dividing by its mean keeps a small subject's loss on the scale of a whole picture
@@ -103,3 +122,91 @@ class Denoising(Spec):
         if self.snr_gamma:
             losses = losses * schedule.min_snr_weight(t, self.snr_gamma)
         return losses
+
+
+class Consistency(Spec):
+    """Learn to jump from any noise to the clean picture in one step (arXiv:2310.04378, and as a LoRA arXiv:2311.05556).
+
+    Two neighbouring points of one path must be taken to the same end. The path is the base's own: one DDIM step with
+    classifier-free guidance, so that what comes out needs no guidance any more.
+    """
+
+    kind: Literal["consistency"] = "consistency"
+    solver_steps: int = Field(default=50, ge=2, le=1000)
+    """Into how many DDIM steps the base's path is cut; few-step samplers then draw at some of these."""
+    guidance_range: tuple[float, float] = (6.0, 16.0)
+    """Guidance that is built in, drawn anew for each picture, in the scale of `generation.guidance_scale`. The papers'
+    is [6, 16]; equal ends, such as [4, 4], build in one guidance, which suits a small base."""
+    huber: float = Field(default=0.001, gt=0)
+    """Errors far below this count as squares, far above it as they are (pseudo-Huber)."""
+
+    @field_validator("guidance_range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError(f"must be two numbers 1 <= from <= to, not {list(value)}")
+        return value
+
+    needs_base: ClassVar[bool] = True
+    prediction_type: ClassVar[Literal["base"]] = "base"
+    zero_terminal_snr: ClassVar[bool] = False
+
+    def boundary(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return c_skip and c_out, shaped to multiply `like` row by row: at t = 0 the input itself is the answer.
+
+        arXiv:2310.04378 App. C.1, with the scale that diffusers' LCMScheduler has: c_skip = s^2 / (u^2 + s^2),
+        c_out = u / sqrt(u^2 + s^2), u = 10 t, s = 0.5.
+        """
+        u = TIMESTEP_SCALING * t.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+        total = u.square() + SIGMA_DATA**2
+        return SIGMA_DATA**2 / total, u / total.sqrt()
+
+    def jump(self, predict: Predict, x_t: Latents, t: Timesteps, schedule: Schedule) -> Latents:
+        """Return where the model jumps to from x_t: f(x_t, t) = c_skip x_t + c_out x_0(x_t). arXiv:2310.04378 Eq. 9."""
+        c_skip, c_out = self.boundary(t, x_t)
+        return c_skip * x_t + c_out * schedule.predicted_x_0(predict(x_t, t).float(), x_t, t)
+
+    def starts(self, num_train_timesteps: int) -> Timesteps:
+        """Return the timesteps that the path is cut at, rising; the last is pure noise."""
+        width = num_train_timesteps // self.solver_steps
+        return torch.arange(1, self.solver_steps + 1) * width - 1
+
+    def losses(
+        self,
+        predict: Predict,
+        x_0: Latents,
+        schedule: Schedule,
+        *,
+        draws: Sequence[torch.Generator],
+        own: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        teacher: Teacher | None = None,
+    ) -> PerExample:
+        """Return the loss of each row; rows are equal blocks, one per slot, each with a generator in `draws`.
+
+        `predict` is the model that learns; the teacher is asked about all rows. Draws are made for every row; with
+        `own` only those rows' losses are computed, and `predict`, `mask` and `teacher` are about them.
+        """
+        if teacher is None:
+            raise ValueError("consistency is learned from a teacher, and none was given")
+        rows = x_0.shape[0] // len(draws)
+        noise = torch.cat([torch.randn(rows, *x_0.shape[1:], generator=g) for g in draws]).to(x_0)
+        starts = self.starts(schedule.num_train_timesteps)
+        chosen = torch.cat([torch.randint(0, self.solver_steps, (rows,), generator=g) for g in draws])
+        low, high = self.guidance_range
+        guidance = torch.cat([low + (high - low) * torch.rand(rows, generator=g) for g in draws]).to(x_0)
+        t = starts[chosen].to(x_0.device)
+        if own is not None:
+            x_0, noise, t, guidance = x_0[own], noise[own], t[own], guidance[own]
+        earlier = (t - schedule.num_train_timesteps // self.solver_steps).clamp(min=0)
+        x_t = schedule.add_noise(x_0, noise, t)
+        with torch.no_grad():
+            told, untold = teacher.predict(x_t, t).float(), teacher.unconditional(x_t, t).float()
+            guided = untold + guidance.view(-1, 1, 1, 1) * (told - untold)
+            nearer = schedule.ddim_step(guided, x_t, t, earlier)
+            target = self.jump(predict, nearer, earlier, schedule)
+        error = (self.jump(predict, x_t, t, schedule) - target).square()
+        losses = (error + self.huber**2).sqrt() - self.huber
+        if mask is not None:
+            losses = losses * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
+        return losses.mean(dim=(1, 2, 3))

@@ -10,6 +10,7 @@ from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import FAMILIES, REFINED, Recognised, is_refiner, recognise, refuse_unsupported
 from limner.generate.draw import steps_around_handover
+from limner.objectives import Consistency
 from limner.recipe import Recipe, changed
 from limner.watch import Watch
 
@@ -83,6 +84,11 @@ def suited(recipe: Recipe, watch: Watch, *, class_pictures: bool = False) -> Rec
     """
     if not recognise(recipe.base).is_refiner:
         return recipe
+    if isinstance(recipe.objective, Consistency):
+        raise UserError(
+            f"objective.kind=consistency: base={recipe.base!r} is the SDXL refiner, which cannot begin a picture.",
+            "Give the SDXL base.",
+        )
     if recipe.preview.every_steps:
         require_beginning(recipe, f"preview.every_steps={recipe.preview.every_steps}")
     if recipe.validation.every_steps:

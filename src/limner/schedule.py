@@ -59,6 +59,14 @@ class Schedule:
             return (x_t - sigma * prediction) / alpha
         return alpha * x_t - sigma * prediction
 
+    def ddim_step(self, prediction: Latents, x_t: Latents, t: Timesteps, earlier: Timesteps) -> Latents:
+        """Return the latents at a less noisy timestep, without fresh noise. arXiv:2010.02502 Eq. 12, sigma 0."""
+        alpha, sigma = self.coefficients(t, x_t)
+        x_0 = self.predicted_x_0(prediction, x_t, t)
+        noise = (x_t - alpha * x_0) / sigma
+        alpha, sigma = self.coefficients(earlier, x_t)
+        return alpha * x_0 + sigma * noise
+
     def snr(self, t: Timesteps) -> PerExample:
         """Return the signal-to-noise ratio a_t / (1 - a_t)."""
         a = self.alphas_cumprod.to(t.device)[t]

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from limner import recipe
-from limner.objectives import Denoising
+from limner.objectives import Consistency, Denoising, Predict, Teacher
 from limner.schedule import Schedule
 
-OBJECTIVES = get_args(recipe.Objective) or (recipe.Objective,)
+OBJECTIVES = get_args(get_args(recipe.Objective)[0])
 CASES = {"plain": Denoising(snr_gamma=0), "min-snr": Denoising(), "offset": Denoising(noise_offset=0.1),
-         "middle": Denoising(timesteps="logit_normal"), "noisy": Denoising(timesteps="high_noise")}  # fmt: skip
+         "middle": Denoising(timesteps="logit_normal"), "noisy": Denoising(timesteps="high_noise"),
+         "consistency": Consistency(), "one guidance": Consistency(guidance_range=(4, 4), solver_steps=20)}  # fmt: skip
 SCHEDULES = {
     kind: Schedule(torch.linspace(0.999, 0.005, 1000), kind)  # type: ignore[arg-type]
     for kind in ("epsilon", "v_prediction", "sample")
@@ -26,8 +27,15 @@ def test_every_member_has_a_case() -> None:
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
-def objective(request: pytest.FixtureRequest) -> Denoising:
+def objective(request: pytest.FixtureRequest) -> Denoising | Consistency:
     return request.param
+
+
+@pytest.fixture(params=[name for name, case in CASES.items() if isinstance(case, Denoising)])
+def denoising(request: pytest.FixtureRequest) -> Denoising:
+    found = CASES[request.param]
+    assert isinstance(found, Denoising)
+    return found
 
 
 @pytest.fixture(params=SCHEDULES.values(), ids=SCHEDULES.keys())
@@ -43,28 +51,38 @@ def guess(x_t: Tensor, t: Tensor) -> Tensor:
     return 0.3 * x_t + 0.001 * t.view(-1, 1, 1, 1)
 
 
-def test_one_finite_loss_per_row(objective: Denoising, schedule: Schedule) -> None:
-    losses = objective.losses(guess, torch.randn(6, 4, 8, 8), schedule, draws=draws(1, 2))
+def losses_of(
+    objective: Denoising | Consistency, predict: Predict, x_0: Tensor, schedule: Schedule, *seeds: int,
+    mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Return the losses, with a base to learn from where the objective needs one."""
+    base = Teacher(lambda x_t, t: 0.5 * x_t, lambda x_t, t: 0.4 * x_t, torch.ones(len(x_0), dtype=torch.bool))
+    teacher = base if objective.needs_base else None
+    return objective.losses(predict, x_0, schedule, draws=draws(*seeds), mask=mask, teacher=teacher)
+
+
+def test_one_finite_loss_per_row(objective: Denoising | Consistency, schedule: Schedule) -> None:
+    losses = losses_of(objective, guess, torch.randn(6, 4, 8, 8), schedule, 1, 2)
     assert losses.shape == (6,)
     assert bool((losses > 0).all())
     assert bool(losses.isfinite().all())
 
 
-def test_deterministic_under_its_generators(objective: Denoising, schedule: Schedule) -> None:
+def test_deterministic_under_its_generators(objective: Denoising | Consistency, schedule: Schedule) -> None:
     x_0 = torch.randn(4, 4, 8, 8)
-    first, second, other = (objective.losses(guess, x_0, schedule, draws=draws(s)) for s in (5, 5, 6))
+    first, second, other = (losses_of(objective, guess, x_0, schedule, s) for s in (5, 5, 6))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
 
-def test_a_rows_loss_does_not_depend_on_its_neighbours(objective: Denoising, schedule: Schedule) -> None:
+def test_a_rows_loss_does_not_depend_on_its_neighbours(objective: Denoising | Consistency, schedule: Schedule) -> None:
     x_0 = torch.randn(3, 4, 8, 8)
-    together = objective.losses(guess, x_0, schedule, draws=draws(7, 8, 9))
-    turned = objective.losses(guess, x_0[[2, 0, 1]], schedule, draws=draws(9, 7, 8))
+    together = losses_of(objective, guess, x_0, schedule, 7, 8, 9)
+    turned = losses_of(objective, guess, x_0[[2, 0, 1]], schedule, 9, 7, 8)
     torch.testing.assert_close(turned, together[[2, 0, 1]])
 
 
-def test_zero_for_the_perfect_prediction(objective: Denoising, schedule: Schedule) -> None:
+def test_zero_for_the_perfect_prediction(denoising: Denoising, schedule: Schedule) -> None:
     """The prediction that implies the true x_0 has no loss."""
     x_0 = torch.randn(4, 4, 8, 8)
 
@@ -72,14 +90,14 @@ def test_zero_for_the_perfect_prediction(objective: Denoising, schedule: Schedul
         alpha, sigma = schedule.coefficients(t, x_t)
         return schedule.target(x_0, (x_t - alpha * x_0) / sigma, t)
 
-    losses = objective.losses(perfect, x_0, schedule, draws=draws(1))
+    losses = denoising.losses(perfect, x_0, schedule, draws=draws(1))
     torch.testing.assert_close(losses, torch.zeros(4), rtol=0, atol=1e-6)
 
 
-def test_a_masked_pixel_does_not_count(objective: Denoising, schedule: Schedule) -> None:
+def test_a_masked_pixel_does_not_count(objective: Denoising | Consistency, schedule: Schedule) -> None:
     x_0, mask = torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
-    whole = objective.losses(guess, x_0, schedule, draws=draws(3))
-    torch.testing.assert_close(objective.losses(guess, x_0, schedule, draws=draws(3), mask=mask), whole)
+    whole = losses_of(objective, guess, x_0, schedule, 3)
+    torch.testing.assert_close(losses_of(objective, guess, x_0, schedule, 3, mask=mask), whole)
     mask[:, :, :4] = 0
 
     def spoilt(x_t: Tensor, t: Tensor) -> Tensor:
@@ -87,8 +105,8 @@ def test_a_masked_pixel_does_not_count(objective: Denoising, schedule: Schedule)
         prediction[:, :, :4] += 100.0
         return prediction
 
-    half = objective.losses(guess, x_0, schedule, draws=draws(3), mask=mask)
-    torch.testing.assert_close(objective.losses(spoilt, x_0, schedule, draws=draws(3), mask=mask), half)
+    half = losses_of(objective, guess, x_0, schedule, 3, mask=mask)
+    torch.testing.assert_close(losses_of(objective, spoilt, x_0, schedule, 3, mask=mask), half)
 
 
 def test_timesteps_are_drawn_where_they_are_asked_for() -> None:
@@ -120,6 +138,6 @@ def test_taught_rows_follow_the_teacher_and_the_others_do_not(schedule: Schedule
     x_0 = torch.randn(4, 4, 8, 8)
     taught = torch.tensor([False, True, False, True])
     plain = Denoising().losses(guess, x_0, schedule, draws=draws(3))
-    by_itself = Denoising().losses(guess, x_0, schedule, draws=draws(3), teacher=guess, taught=taught)
+    by_itself = Denoising().losses(guess, x_0, schedule, draws=draws(3), teacher=Teacher(guess, guess, taught))
     assert by_itself[taught].tolist() == [0.0, 0.0]
     assert torch.equal(by_itself[~taught], plain[~taught])

@@ -157,10 +157,10 @@ def fitted(pictures: Path, base: Path, budget: int, at: Place = CPU, recipe: str
 
 
 def test_fit_stops_at_the_first_measure_that_is_enough(pictures: Path, random_base: Path) -> None:
-    settings = {"batch": 32, "adapter__targets": "all", "generation__batch": 1}
+    settings = {"batch": 4, "adapter__targets": "all", "generation__batch": 1}
     first, mild = fitted(pictures, random_base, 0, **settings)
     assert mild.chosen["gradient_checkpointing"]
-    assert mild.forecast.recipe.batch * mild.forecast.recipe.accumulate == 32
+    assert mild.forecast.recipe.batch * mild.forecast.recipe.accumulate == 4
     assert mild.forecast.peak_bytes < first.peak_bytes
     assert fit(first, checked_of(pictures, first.recipe), 200, first.peak_bytes).chosen == {}
 

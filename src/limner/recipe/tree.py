@@ -15,7 +15,7 @@ from limner.adapters.textual_inversion import TextualInversion
 from limner.generate.draw import Sampling
 from limner.generate.prompts import Evaluation, Validation
 from limner.machine import Precision
-from limner.objectives import Denoising
+from limner.objectives import Consistency, Denoising
 from limner.pictures.spec import Pictures, Prior
 from limner.spec import Spec
 from limner.train.average import Ema
@@ -24,7 +24,7 @@ from limner.train.trackers import Tracker
 
 # Every member of each axis; a second member makes the alias a union discriminated by `kind`.
 Adapter = Annotated[LoRA | Full | TextualInversion | Pivotal | Peft, Field(discriminator="kind")]
-Objective = Denoising
+Objective = Annotated[Denoising | Consistency, Field(discriminator="kind")]
 Optimizer = Annotated[AdamW | AdamW8bit | Adafactor | Prodigy | ScheduleFree | Lion, Field(discriminator="kind")]
 
 LENGTHS = {"steps", "epochs", "exposures"}

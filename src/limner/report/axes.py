@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from limner.metrics.inference import Inference, Ratio, read_inference
 from limner.metrics.ladder import Ladder
 from limner.metrics.scores import Interval, MetricScore, Scores
 from limner.metrics.study import Study, StudyMetric
 from limner.report.costs import CLEARLY, LEAST_RATIO, Figures
+from limner.report.material import Trained
 from limner.report.numbers import in_bytes, in_count, in_time, number, with_ends
 from limner.report.tables import FINDINGS
 
@@ -66,16 +68,18 @@ SCORED: dict[str, tuple[str, Kinds]] = {
 
 
 def axes(
-    scores: Scores | Study, arms: Sequence[Figures], ladders: Mapping[str, Ladder], *, study: bool = False
-) -> list[Axis]:
-    """Return the nine axes with every arm's figures: costs from the runs, scores against the base, strengths."""
-    own = {one.arm: one for one in arms}
+    scores: Scores | Study, arms: Sequence[Figures], ladders: Mapping[str, Ladder],
+    measured: Mapping[str, Inference], *, study: bool = False,
+) -> list[Axis]:  # fmt: skip
+    """Return the nine axes with every arm's figures: costs of training and drawing, scores, strengths."""
+    own, there = {one.arm: one for one in arms}, "#cost" if study else "#speed"
     table = {name: Axis(name, asks, _scored(scores, kinds, study=study)) for name, (asks, kinds) in SCORED.items()}
     for name, asks, measures in (
         ("efficiency", "What must the machine have?", (
             _cost("memory while training, at most", own, lambda f: f.train_memory_gib or None,
                   lambda v: f"{v:.1f} GiB"),
-            _cost("trained parameters", own, lambda f: f.trained, lambda v: in_count(round(v)), _fewer))),
+            _cost("trained parameters", own, lambda f: f.trained, lambda v: in_count(round(v)), _fewer),
+            _drawn(scores.design.arms, measured, there))),
         ("training time", "How long does it take?", (
             _cost("training, class pictures included", own, lambda f: f.total_s or None, in_time),
             _cost("one step", own, lambda f: f.step_s, lambda v: f"{v:.2f} s"))),
@@ -83,13 +87,20 @@ def axes(
             _cost("what is kept", own, lambda f: f.file_bytes, in_bytes, lambda f: f.file),
             _cost("subjects in a gigabyte", own, lambda f: f.file_bytes and GIGABYTE / f.file_bytes,
                   lambda v: f"{v:,.0f}" if v >= 1 else f"{v:.2f}", most=True))),
-        ("power", "How far does it get?", (_way(scores),)),
+        ("power", "How far does it get, and what does a picture draw?", (
+            _way(scores), _energy(scores.design.arms, measured, there))),
         ("customisation", "Can it be turned up and down?", (_slider(scores.design.arms, ladders),)),
     ):  # fmt: skip
         table[name] = Axis(name, asks, measures)
     order = ("efficiency", "training time", "resources", "compatibility", "personalisation", "complex tasks", "power",
              "customisation", "image quality")  # fmt: skip
     return [table[name] for name in order]
+
+
+def measured_of(trained: Sequence[Trained]) -> dict[str, Inference]:
+    """Return what was measured about drawing with each arm's run, where it was."""
+    found = ((one.arm, read_inference(one.run.inference)) for one in trained)
+    return {arm: inference for arm, inference in found if inference}
 
 
 def _scored(scores: Scores | Study, kinds: Kinds, *, study: bool) -> tuple[Measure, ...]:
@@ -137,6 +148,36 @@ def _cost(
         best = ordered[0]
         cells[best] = replace(cells[best], finding="better", badge="most" if most else "least")
     return Measure(title, "#cost", cells, "" if cells else "the runs' logs do not tell")
+
+
+def _drawn(arms: Sequence[str], measured: Mapping[str, Inference], link: str) -> Measure:
+    """Return the seconds of one picture, and how many times the base's each arm takes, merged where it can be."""
+    title, cells = "drawing one picture", dict[str, AxisCell]()
+    for arm, one in measured.items():
+        base, ways = one.usual("base"), [(w, m) for w in ("whole", "unmerged", "merged") if (m := one.usual(w))]
+        if base and ways:
+            cells.setdefault(arms[0], AxisCell(in_time(base.median_s), f"{base.steps} steps"))
+            told = ", ".join(f"{w} {_times(m.to_base)}" for w, m in ways)
+            cells[arm] = AxisCell(in_time(ways[0][1].median_s), f"{told} the base's")
+    return Measure(title, link, cells, "" if cells else "limner measure RUN does")
+
+
+def _times(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "–"
+    ends = "" if ratio.low is None or ratio.high is None else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return f"{ratio.ratio:.2f}×{ends}"
+
+
+def _energy(arms: Sequence[str], measured: Mapping[str, Inference], link: str) -> Measure:
+    """Return the energy of one picture, where the hardware tells it."""
+    title, cells, why = "energy of one picture", dict[str, AxisCell](), "limner measure RUN does"
+    for arm, one in measured.items():
+        why = one.design.energy
+        for name, way in ((arms[0], one.usual("base")), (arm, one.usual("unmerged") or one.usual("whole"))):
+            if way and way.joules is not None:
+                cells.setdefault(name, AxisCell(f"{way.joules:.3g} J"))
+    return Measure(title, link, cells, "" if cells else why.rstrip("."))
 
 
 def _ratio(a: float, b: float) -> float:

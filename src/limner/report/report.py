@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.metrics.scores import MetricScore, Scores
-from limner.report.axes import axes
+from limner.report.axes import axes, measured_of
 from limner.report.buckets import bucket_rows
 from limner.report.charts import by_prompt, dot_plot, loss_plot
 from limner.report.costs import cheapest, cost_rows, costs, figures, in_one_line, phases
@@ -67,7 +67,7 @@ def _content(material: Material) -> dict[str, Any]:
         "plots": [dot_plot(metric, by_prompt(metric)) for metric in _charted(scores)],
         "planes": planes(scores, _with_same_prompts(scores)) if several else [],
         "ladders": ladders,
-        "axes": axes(scores, own, {part.arm: part.ladder for part in ladders}),
+        "axes": axes(scores, own, {part.arm: part.ladder for part in ladders}, measured_of(material.trained)),
         "losses": loss_plot({one.arm: one.steps + one.validations for one in material.trained}),
         "course_plots": course_plots(material.trained),
         "films": films(material.trained),

@@ -8,7 +8,7 @@ from typing import Any
 
 from limner.metrics.scores import read_written
 from limner.metrics.study import DELTAS, Study
-from limner.report.axes import axes
+from limner.report.axes import axes, measured_of
 from limner.report.charts import dot_plot
 from limner.report.costs import cost_rows
 from limner.report.embed import is_small
@@ -59,7 +59,9 @@ def _content(study: Study, materials: dict[tuple[str, str], Material], path: Pat
         "to_base": {arm: [(m, m.difference(arm, base)) for m in metrics] for arm in tuned},
         "between": [(m, [d for d in m.differences if d.to != base]) for m in metrics] if len(tuned) > 1 else [],
         "findings": FINDINGS,
-        "axes": axes(study, costs, {part.arm: part.ladder for part in ladders}, study=True),
+        "axes": axes(
+            study, costs, {part.arm: part.ladder for part in ladders}, measured_of(first[0].trained), study=True
+        ),
         "ladders": ladders,
         "planes": planes(study, {m.key: by_subject(m) for m in study.metrics}),
         "plots": [dot_plot(m, by_subject(m)) for m in metrics],

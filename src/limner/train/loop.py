@@ -16,7 +16,7 @@ from torch import Tensor
 from limner.adapters.adapter import Attached
 from limner.errors import UserError
 from limner.families.family import Family
-from limner.objectives import Denoising
+from limner.objectives import Consistency, Denoising, Teacher
 from limner.ranks import Ranks
 from limner.seeds import generator
 from limner.train.average import Ema
@@ -50,7 +50,7 @@ class Training:
         adapter: Attached,
         slots: Sequence[Slot],
         *,
-        objective: Denoising,
+        objective: Denoising | Consistency,
         optimizer: Optimizer,
         accumulate: int = 1,
         ema: Ema | None = None,
@@ -60,6 +60,7 @@ class Training:
             raise ValueError(f"{len(slots)} slots for an adapter of {adapter.slots}")
         self.family, self.adapter, self.slots = family, adapter, tuple(slots)
         self.objective, self.accumulate, self.teacher = objective, accumulate, teacher
+        self._unprompted = family.encode_text([""]) if objective.needs_base else None
         self.ranks = Ranks()
         self.index = 0
         self.skipped_in_a_row = [0] * len(slots)
@@ -183,7 +184,12 @@ class Training:
             conditioning = replace(untouched, hidden=told.hidden, pooled=told.pooled).to(device, dtype)
         masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
         mask = None if all(b.mask is None for b in batches) else torch.cat(masks)[own].to(device)
-        taught = torch.tensor([is_prior for b in batches for is_prior in b.is_prior], device=device)[own]
+        taught = torch.tensor([self._is_taught(row) for b in batches for row in b.is_prior], device=device)[own]
+        teacher = Teacher(
+            predict=lambda x_t, t: self._taught(x_t, t, untouched, taught),
+            unconditional=lambda x_t, t: self._taught(x_t, t, self._without_prompt(untouched), taught),
+            taught=taught,
+        )
         drawn: list[Timesteps] = []
 
         def predict(x_t: Latents, t: Timesteps) -> Tensor:
@@ -197,10 +203,20 @@ class Training:
             draws=draws,
             own=own,
             mask=mask,
-            teacher=lambda x_t, t: self._taught(x_t, t, untouched, taught),
-            taught=taught if self.teacher and bool(taught.any()) else None,
+            teacher=teacher if bool(taught.any()) else None,
         )
         return losses, drawn[0]
+
+    def _is_taught(self, is_prior: bool) -> bool:
+        return self.objective.needs_base or (self.teacher and is_prior)
+
+    def _without_prompt(self, conditioning: Conditioning) -> Conditioning:
+        """Return the rows without their prompts; the sizes that they tell of stay."""
+        assert self._unprompted is not None
+        empty = self._unprompted.to(conditioning.hidden.device, conditioning.hidden.dtype)
+        rows = empty.select([0] * len(conditioning))
+        padded = conditioning.hidden.shape[1] // rows.hidden.shape[1]  # prompts of several windows
+        return replace(rows, hidden=rows.hidden.repeat(1, padded, 1), time_ids=conditioning.time_ids)
 
     def _taught(
         self, x_t: Latents, t: Timesteps, conditioning: Conditioning, taught: Bool[Tensor, " batch"]

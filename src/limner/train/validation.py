@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from limner.objectives import Denoising
 from limner.seeds import generator
 from limner.train.loop import Training
 from limner.train.slots import Source
@@ -21,6 +22,7 @@ def validation_loss(training: Training, held_out: Source, pictures: int) -> floa
     The weights are those to judge. Nothing that training draws is touched, and no more than a row is computed at once.
     """
     family, objective = training.family, training.objective
+    assert isinstance(objective, Denoising), "a run that keeps its best checkpoint denoises"
     n = family.schedule.num_train_timesteps
     low, high = (edge * n for edge in objective.trained)
     losses: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""Two thousand pictures: killed twice in the middle, no work is done twice, and memory stays bounded."""
+"""A thousand pictures: killed twice in the middle, no work is done twice, and memory stays bounded."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from limner.prepare.facts import WRITE_EVERY
 
-PICTURES = 2000
+PICTURES = 1000
 
 
 @pytest.mark.slow

@@ -18,28 +18,29 @@ def measure(found: list[Axis], axis: str, title: str) -> Measure:
 
 
 def test_there_are_nine_in_their_order() -> None:
-    names = [axis.name for axis in axes(scores(metric("subject_fidelity", 0.5, 0.7, "better")), [COST], {})]
+    names = [axis.name for axis in axes(scores(metric("subject_fidelity", 0.5, 0.7, "better")), [COST], {}, {})]
     assert names == ["efficiency", "training time", "resources", "compatibility", "personalisation", "complex tasks",
                      "power", "customisation", "image quality"]  # fmt: skip
 
 
 def test_counts_are_counted_and_class_pictures_count() -> None:
-    found = axes(scores(metric("subject_fidelity", 0.5, 0.7, "better")), [COST], {})
+    found = axes(scores(metric("subject_fidelity", 0.5, 0.7, "better")), [COST], {}, {})
     assert measure(found, "efficiency", "trained parameters").cells["tuned"].detail == "1,078× fewer than the base has"
     assert measure(found, "training time", "training, class pictures included").cells["tuned"].figure == "1 min 40 s"
     assert measure(found, "resources", "subjects in a gigabyte").cells["tuned"].figure == "312"
 
 
 def test_how_far_it_gets_is_a_share_of_the_way_to_the_real_pictures() -> None:
-    found = axes(scores(metric("subject_fidelity", 0.5, 0.7, "better")), [COST], {})  # real pictures: 0.9
-    (way,) = next(axis for axis in found if axis.name == "power").measures
+    found = axes(scores(metric("subject_fidelity", 0.5, 0.7, "better")), [COST], {}, {})  # real pictures: 0.9
+    way, energy = next(axis for axis in found if axis.name == "power").measures
     assert way.cells["tuned"].figure == "50 %"
     assert way.cells["tuned"].detail == "[37 %, 62 %]"
+    assert "limner measure" in energy.why
 
 
 def test_what_was_not_measured_says_why_and_is_not_left_out() -> None:
     given = scores(metric("subject_fidelity", 0.5, 0.7, "better"))
-    found = axes(given.model_copy(update={"skipped": {"masked_fidelity.lite0": "no mask"}}), [COST], {})
+    found = axes(given.model_copy(update={"skipped": {"masked_fidelity.lite0": "no mask"}}), [COST], {}, {})
     assert measure(found, "personalisation", "likeness inside the masks").why == "no mask"
     assert "evaluation.strengths" in measure(found, "customisation", "likeness over its strengths").why
 
@@ -49,8 +50,8 @@ def test_the_least_is_marked_only_where_it_is_clear() -> None:
     far = replace(COST, arm="other", train_s=500.0)
     given = scores(metric("subject_fidelity", 0.5, 0.7, "better"))
     title = "training, class pictures included"
-    assert not measure(axes(given, [COST, near], {}), "training time", title).cells["tuned"].badge
-    assert measure(axes(given, [COST, far], {}), "training time", title).cells["tuned"].badge == "least"
+    assert not measure(axes(given, [COST, near], {}, {}), "training time", title).cells["tuned"].badge
+    assert measure(axes(given, [COST, far], {}, {}), "training time", title).cells["tuned"].badge == "least"
 
 
 def test_strengths_are_told_from_the_base_on() -> None:
@@ -60,6 +61,6 @@ def test_strengths_are_told_from_the_base_on() -> None:
     )
     asked = LadderMetric(key="subject_fidelity.lite0", title="Likeness", better="higher")
     ladder = Ladder(has_strength=True, prompts=("a photo",), metrics=(asked,), rungs=rungs)
-    found = axes(scores(metric("subject_fidelity", 0.4, 0.7, "better")), [COST], {"tuned": ladder})
+    found = axes(scores(metric("subject_fidelity", 0.4, 0.7, "better")), [COST], {"tuned": ladder}, {})
     cell = measure(found, "customisation", "likeness over its strengths").cells["tuned"]
     assert (cell.figure, cell.detail) == ("0.40 → 0.70", "strength 0, 0.5, 1")
