@@ -19,11 +19,8 @@ from safetensors.torch import save_file
 
 from limner.families.source import ASSETS
 from limner.recipe import load_recipe, save_recipe
-<<<<<<< HEAD
-from tests.pipeline import combining_rows
-=======
 from tests.pipeline.bad_loras import SHARING, make_bad_loras
->>>>>>> formats
+from tests.pipeline.bad_merges import COMBINING
 from tests.pipeline.conftest import Result
 
 PICTURES = ASSETS / "demo" / "critter"
@@ -240,88 +237,6 @@ COMPARISONS = {
     "comparison under a file": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} --run {bad}/full/something.txt/x", "cannot be written .Not a directory"),
 }  # fmt: skip
 
-<<<<<<< HEAD
-COMBINING = {name: Row(*row) for name, row in combining_rows.ROWS.items()}
-
-SHARING = {
-    "export of nothing": Row("export", "Missing argument .RUN.FILE."),
-    "export from nowhere": Row(
-        "export {bad}/nowhere --to kohya", "nowhere: there is no such run or file. Give a run's folder"
-    ),
-    "export to nowhere": Row(
-        "export {bad}/lora.safetensors --to comfy",
-        "--to comfy: is no layout that Limner writes. Use one of diffusers, kohya",
-    ),
-    "export in no number format": Row(
-        "export {bad}/lora.safetensors --to kohya precision=int4",
-        "precision=int4: is no number format. Use one of float32, float16, bfloat16",
-    ),
-    "export with a setting of a run": Row(
-        "export {bad}/lora.safetensors --to kohya steps=4", "export: steps is none of its settings. It takes precision="
-    ),
-    "export of an untrained run": Row(
-        "export {bad}/untrained --to kohya",
-        "untrained: holds nothing that can be written.*Give a run that has been trained",
-    ),
-    "export of a LoRA as a model": Row(
-        "export {bad}/lora.safetensors --to single-file",
-        "holds a LoRA, not for --to single-file. Use --to diffusers or kohya",
-    ),
-    "export of a LoRA that does nothing": Row(
-        "export {bad}/lora.safetensors --to kohya",
-        "lora.safetensors: the adapter has no effect: every change in it is zero",
-    ),
-    "export for no family": Row(
-        "export {bad}/acting.safetensors --to kohya --family flux",
-        "--family flux: is none that a LoRA can be written for. Use one of",
-    ),
-    "export of half a LoRA": Row(
-        "export {bad}/half.safetensors --to kohya", "half.safetensors: unet.conv_in has an A and no B"
-    ),
-    "export of two alphas": Row(
-        "export {bad}/alphas.safetensors --to diffusers",
-        "alpha tensor says 8, metadata says 16 for unet.conv_in.*--alpha N",
-    ),
-    "export over an alpha of nothing": Row(
-        "export {bad}/acting.safetensors --to kohya --alpha -1", "Invalid value for '--alpha'"
-    ),
-    "export of a damaged file": Row(
-        "export {bad}/nothing.safetensors --to kohya", "nothing.safetensors: is not a readable .safetensors file"
-    ),
-    "export of what changes biases": Row(
-        "export {bad}/biases.safetensors --to diffusers --family sd15",
-        "changes biases, which the diffusers layout cannot hold. Use --to kohya",
-    ),
-    "another family's LoRA": Row(
-        "generate {base} --prompt x --adapter {bad}/flux.safetensors",
-        "2 of 2 keys do not fit .first key .*It looks like a LoRA for Flux",
-    ),
-    "half of a LoRA": Row(
-        "generate {base} --prompt x --adapter {bad}/half.safetensors",
-        "half.safetensors: unet.conv_in has an A and no B",
-    ),
-    "a LoRA of other layers": Row(
-        "generate {base} --prompt x --adapter {bad}/other.safetensors",
-        "0 of 1 layers are in it .first that is not: unet.down_blocks.3",
-    ),
-    "a LoRA with too large a header": Row(
-        "generate {base} --prompt x --adapter {bad}/claims.safetensors", "claims.safetensors: is not a readable"
-    ),
-    "inspect nothing": Row("inspect", "Missing argument .FILE."),
-    "inspect nowhere": Row("inspect {bad}/nowhere", "nowhere: there is no such file or folder"),
-    "inspect a damaged file": Row(
-        "inspect {bad}/nothing.safetensors", "nothing.safetensors: is not a readable .safetensors file"
-    ),
-    "inspect a header that claims too much": Row(
-        "inspect {bad}/claims.safetensors", "its header claims 1099511627776 bytes"
-    ),
-    "inspect a picture": Row("inspect {pictures}/1.png", "1.png: is a PNG picture, and holds no weights"),
-    "inspect a pickle": Row("inspect {bad}/model.ckpt", "model.ckpt: is a bare pickle or damaged, and was not loaded"),
-    "inspect an empty folder": Row("inspect {bad}/empty", "is no model folder"),
-    "inspect an untrained run": Row("inspect {bad}/untrained", "is a run without a result yet. Train it first"),
-}
-=======
->>>>>>> formats
 MACHINES = {
     "no GPU": Row(DEMO + " device=cuda", "device='cuda': torch finds no CUDA GPU. Use device=auto or device=cpu"),
     "no eighth GPU": Row(DEMO + " device=cuda:7", "device='cuda:7': torch finds no CUDA GPU|there is no such device"),
@@ -334,14 +249,8 @@ MACHINES = {
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
-<<<<<<< HEAD
-ROWS = (
-    FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | COMBINING | SHARING | MACHINES
-)
-=======
-SHARED = {name: Row(words, message) for name, (words, message) in SHARING.items()}
+SHARED = {name: Row(words, message) for name, (words, message) in (SHARING | COMBINING).items()}
 ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | SHARED | MACHINES
->>>>>>> formats
 
 
 @pytest.fixture
