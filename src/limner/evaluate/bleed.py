@@ -9,7 +9,7 @@ from pathlib import Path
 from limner.errors import UserError
 from limner.evaluate.images import read_pictures
 from limner.evaluate.look import Progress, look
-from limner.evaluate.statistics import interval
+from limner.evaluate.statistics import holm, interval, interval_p
 from limner.metrics.bleed import Bleed, Cell
 from limner.metrics.encoder import ImageEncoder
 from limner.metrics.similarity import mean_cosine
@@ -55,7 +55,13 @@ def bleed(base: str, sitters: Sequence[Sitter], encoder: ImageEncoder, *, progre
             seed = seed_of("bleed", trigger.name, subject.name)
             intervals = {how: interval(value, prompts, seed=seed) for how, value in values.items()}
             change = interval(values["together"] - values["alone"], prompts, seed=seed)
-            cells.append(Cell(trigger=trigger.name, subject=subject.name, change=change, **intervals))
+            alone, together = intervals["alone"], intervals["together"]
+            cells.append(
+                Cell(trigger=trigger.name, subject=subject.name, together=together, alone=alone, change=change)
+            )
+    pairs = [cell for cell in cells if cell.trigger != cell.subject]
+    corrected = dict(zip(map(id, pairs), holm([interval_p(cell.change) for cell in pairs]), strict=True))
+    cells = [cell.model_copy(update={"p": corrected.get(id(cell))}) for cell in cells]
     return Bleed(
         names=tuple(one.name for one in sitters), tokens={one.name: one.words for one in sitters}, base=base,
         encoder=encoder.name, about=encoder.about, cells=tuple(cells),

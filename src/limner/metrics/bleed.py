@@ -22,6 +22,8 @@ class Cell(Spec):
     """With the trigger's own adapter and no other."""
     change: Interval
     """Together minus alone, over the same prompts and initial noise."""
+    p: float | None = None
+    """Two-sided p of the change after Holm's correction over all pairs of two; null for a trigger's own subject."""
 
 
 class Bleed(Spec):
@@ -58,7 +60,7 @@ class Bleed(Spec):
         moved = self.most_changed
         if moved.change.low is None or moved.change.n_units < LEAST_PROMPTS:
             return "Too few prompts to tell who bleeds into whom"
-        if moved.change.low > 0:
+        if moved.change.mean > 0 and moved.p is not None and moved.p < 0.05:
             return f"{moved.trigger} bleeds into {moved.subject}"
         return "No bleed that these pictures show"
 
@@ -72,7 +74,7 @@ class Bleed(Spec):
             f"max bleed: {worst.trigger!r} -> {worst.subject!r} {worst.together.mean:.2f} "
             f"(own {own.together.mean:.2f}; drawn alone {worst.alone.mean:.2f})",
             f"drawn together, {moved.trigger!r} comes nearer to {moved.subject!r} by {_signed(moved.change)}",
-            f"its own subject {lost.trigger!r} keeps least, by {_signed(lost.change)} against alone",
+            f"likeness to its own subject fares worst with {lost.trigger!r}: {_signed(lost.change)} against alone",
         )
 
 
