@@ -15,7 +15,6 @@ from typing import Any
 
 from limner.errors import Unwritable, UserError
 from limner.files import replacing, require_writable, sweep, sync, writing
-from limner.machine import peak_memory_gib, reset_peak_memory
 
 UNBEGUN = {".lock", "log.jsonl", "provenance.json"}
 """What a run leaves that was killed before its recipe was written: such a folder is as good as empty."""
@@ -135,6 +134,8 @@ class RunDir:
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Note a phase's seconds and its own peak memory in the log, however it ends."""
+        from limner.machine import peak_memory_gib, reset_peak_memory
+
         started = time.perf_counter()
         reset_peak_memory()
         try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from limner.errors import UserError
 from limner.families.clip import Encoder
+from limner.families.recognise import size_step_px
 from limner.machine import return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
@@ -245,11 +246,6 @@ def refuse_pure_noise(name: str, prediction_type: str) -> None:
             f"objective.zero_terminal_snr=true: {name} predicts epsilon, which says nothing about pure noise.",
             "Use a v-prediction base, or teach it: objective.prediction_type=v_prediction with adapter.kind=full.",
         )
-
-
-def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:
-    """Return what the sides of pictures are multiples of, from the channels of each block of UNet and VAE."""
-    return 2 ** (len(unet_blocks) - 1 + len(vae_blocks) - 1)
 
 
 def rows_together(size: tuple[int, int]) -> int:

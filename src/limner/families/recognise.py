@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from limner.errors import UserError
-from limner.families.family import size_step_px
 from limner.families.foreign import refuse_what_is_no_base
 from limner.families.source import ASSETS, PRETRAINED, files_of, made_here
 from limner.families.weights import Header, read_header, weights_files
@@ -105,7 +104,12 @@ class Recognised:
         return self.in_channels == 9
 
     @property
-    def is_refiner(self) -> bool:
+    def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:
+    """Return what the sides of pictures are multiples of, from the channels of each block of UNet and VAE."""
+    return 2 ** (len(unet_blocks) - 1 + len(vae_blocks) - 1)
+
+
+def is_refiner(self) -> bool:
         """Whether it can only finish pictures that another model has begun."""
         return is_refiner(self.family)
 

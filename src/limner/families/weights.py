@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import is_zipfile
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from limner.errors import UserError
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PICKLED = {".ckpt", ".pt", ".pth", ".bin"}
+HEADER_BYTES = 32 * 2**20
+"""A header has about 100 bytes for each tensor, and what training tools note: published ones are far below this."""
+NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32,
+         "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}  # fmt: skip
+"""NumPy's type of each number format; bfloat16 it does not have."""
+PICKLED_NAMES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float64": "F64"}
 WINDOW_BYTES = 128 * 2**20
 """A safetensors file is mapped into memory; it is mapped afresh after so much, or all of it would count as used."""
 FORMS = (
@@ -38,6 +46,8 @@ class Header:
     shapes: dict[str, tuple[int, ...]]
     """Shape of every tensor by its name."""
     metadata: dict[str, str]
+    dtypes: dict[str, str] = field(default_factory=dict[str, str])
+    """Number format of every tensor, as safetensors calls it: F32, F16, BF16 ..."""
 
 
 def read_header(path: Path) -> Header:
@@ -48,13 +58,59 @@ def read_header(path: Path) -> Header:
     """
     if path.suffix in PICKLED:
         tensors = _read_pickled(path, device="meta")
-        return Header({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {})
+        dtypes = {name: PICKLED_NAMES.get(str(tensor.dtype), str(tensor.dtype)) for name, tensor in tensors.items()}
+        return Header({name: tuple(tensor.shape) for name, tensor in tensors.items()}, {}, dtypes)
+    _require_modest_header(path)
     try:
         with safe_open(str(path), framework="numpy") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return Header(shapes, file.metadata() or {})
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            return Header(shapes, file.metadata() or {}, {name: part.get_dtype() for name, part in slices.items()})
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: is not a readable .safetensors file ({error}).", "Get the file again.") from error
+        raise _unreadable(path, str(error)) from error
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Return all tensors of a file as float32 arrays of NumPy, without torch where it is a .safetensors file.
+
+    Raises:
+        UserError: the file is missing, damaged, holds pickled code, or numbers of a format that is not known.
+    """
+    if path.suffix in PICKLED:
+        return {name: tensor.float().numpy() for name, tensor in _read_pickled(path, device="cpu").items()}
+    strange = {dtype for dtype in read_header(path).dtypes.values() if dtype not in NUMPY}
+    if strange:
+        raise UserError(f"{path}: holds numbers in {min(strange)}.", f"Known are {', '.join(NUMPY)}.")
+    with path.open("rb") as file:
+        fields = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        start = file.tell()
+    held = np.memmap(path, np.uint8, "r", offset=start) if path.stat().st_size > start else np.zeros(0, np.uint8)
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for name, about in fields.items():
+        if name != "__metadata__":
+            first, end = about["data_offsets"]
+            numbers = held[first:end].view(NUMPY[about["dtype"]])
+            if about["dtype"] == "BF16":  # the upper half of a float32
+                numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+            arrays[name] = np.asarray(numbers, np.float32).reshape(about["shape"])
+    return arrays
+
+
+def _require_modest_header(path: Path) -> None:
+    """Refuse a file whose header claims to be larger than any real one, before it is parsed."""
+    try:
+        with path.open("rb") as file:
+            claimed = int.from_bytes(file.read(8), "little")
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file.", "Give the path of a .safetensors file.") from None
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    if claimed > HEADER_BYTES:
+        raise _unreadable(path, f"its header claims {claimed} bytes, at most {HEADER_BYTES} are read")
+
+
+def _unreadable(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: is not a readable .safetensors file ({why}).", "Get the file again.")
 
 
 def read_tensors(

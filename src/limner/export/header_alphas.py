@@ -1,0 +1,105 @@
+"""What a LoRA's header says of alpha, where no tensor does, and where it contradicts the tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from limner.adapters.deltas import Delta
+from limner.errors import UserError
+from limner.export.lora_names import canonical
+
+METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps peft's settings, by `<part>.<setting>`; `peft` is Limner's own, by part."""
+BESIDE = "adapter_config.json"
+"""Where peft keeps its settings: beside the weights."""
+
+
+class HeaderAlphas:
+    """peft's settings of each part of a file: rank, alpha, and the layers that have others."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
+        self._path, self._metadata = path, metadata
+        self._parts = _by_part(path, metadata)
+        self.is_peft = bool(self._parts)
+
+    def choose(self, layer: str, rank: int, found: float | None) -> float | None:
+        """Return a layer's alpha: the tensor's, else the header's, else none.
+
+        Raises:
+            UserError: both are there and differ.
+        """
+        said = self._said(layer, rank)
+        if found is not None and said is not None and not math.isclose(found, said, rel_tol=0.01):
+            raise self._conflict(found, said, layer)
+        return said if found is None else found
+
+    def refuse_conflict(self, alphas: Mapping[str, float], layers: Mapping[str, Delta]) -> None:
+        """Raise where kohya's header names an alpha that no tensor has, though the rank that it names is there."""
+        said, rank = (self._metadata.get(f"ss_network_{name}", "") for name in ("alpha", "dim"))
+        if (
+            not alphas
+            or not _is_number(said)
+            or not float(said)
+            or str(rank) not in {str(c.rank) for c in layers.values()}
+        ):
+            return
+        if not any(math.isclose(alpha, float(said), rel_tol=0.01) for alpha in alphas.values()):
+            first = next(iter(alphas))
+            raise self._conflict(alphas[first], float(said), first)
+
+    def _conflict(self, found: float, said: float, layer: str) -> UserError:
+        return UserError(
+            f"{self._path}: alpha tensor says {found:g}, metadata says {said:g} for {layer}.",
+            "Write it with the one that holds: limner export FILE --to kohya --alpha N.",
+        )
+
+    def _said(self, layer: str, rank: int) -> float | None:
+        part, _, path = layer.partition(".")
+        settings = self._parts.get(part, self._parts.get("", {}))
+        alpha = settings.get("lora_alpha", settings.get("alpha"))
+        own = _of_pattern(settings.get("alpha_pattern"), part, path)
+        alpha = alpha if own is None else own
+        if not isinstance(alpha, int | float) or not rank:
+            return None
+        return float(alpha) * math.sqrt(rank) if settings.get("use_rslora") else float(alpha)
+
+
+def _by_part(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    flat = _read(metadata.get(METADATA, ""))
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        part, _, name = key.partition(".")
+        parts.setdefault(part, {})[name] = value
+    parts |= {part: value for part, value in _read(metadata.get("peft", "")).items() if isinstance(value, dict)}
+    beside = path.parent / BESIDE
+    if not parts and path.name.startswith("adapter_model.") and beside.is_file():
+        parts[""] = _read(beside.read_text(encoding="utf-8", errors="replace"))
+    return parts
+
+
+def _of_pattern(patterns: object, part: str, path: str) -> float | None:
+    """Return the number of the pattern that a layer's path ends with."""
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        full = canonical(f"{part}.{pattern}") or f"{part}.{pattern}"
+        if isinstance(value, int | float) and (f"{part}.{path}" == full or path.endswith(f".{pattern}")):
+            return float(value)
+    return None
+
+
+def _read(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,270 @@
+"""LoRA files of every layout: what they change, layer by layer under diffusers' names, without torch to look at."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from limner.adapters.deltas import Array, Delta, Difference, DoRA, LoHa, LoKr, LowRank, Scaling, collapsed
+from limner.errors import UserError
+from limner.export.header_alphas import HeaderAlphas
+from limner.export.lora_names import LAYERS_PER_BLOCK, layout_of, split_name
+from limner.export.old_loras import cloneofsimo_name
+from limner.families.weights import read_arrays, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEADER = "limner"
+OTHERS = {
+    "joint_blocks": "SD3", "joint_transformer": "SD3", "double_blocks": "Flux", "single_blocks": "Flux",
+    "single_transformer": "Flux", "blocks_0_cross_attn": "Wan", "transformer_blocks.0.attn.add": "SD3 or Flux",
+    "lora_prior_unet": "Stable Cascade", "layers_0_attention": "Lumina",
+}  # fmt: skip
+"""Words in the names of other families' LoRAs."""
+WORDS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA's file says: the changes of weights, and its header."""
+
+    path: Path
+    layout: str
+    """What people call the layout: kohya, diffusers, LyCORIS ..."""
+    layers: Mapping[str, Delta]
+    """The change of each layer's weight by its path in diffusers, such as "unet.conv_in"."""
+    biases: Mapping[str, Array]
+    """The change of each layer's bias; few files have any."""
+    words: Mapping[str, Mapping[str, Array]]
+    """Learned words that the file brings along: vectors [vectors, width] by the text encoder's name."""
+    metadata: Mapping[str, str]
+    """The header as it stands."""
+    precision: str
+    """Number format of most of its tensors: float32, float16, bfloat16."""
+    alpha_is_assumed: bool = False
+    """True where nothing in the file says alpha, and alpha = rank was taken, as every program does."""
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What Limner noted in the header: family, base, token, recipe; empty for other programs' files."""
+
+    def delta(self, layer: str, weight: Tensor | None = None) -> Tensor:
+        """Return the change of a layer's weight at strength 1, float32, shaped like `weight`.
+
+        Without a weight in the shape that the file gives, which a 1 x 1 convolution and a linear layer do not share.
+        DoRA and (IA)^3 depend on the weight and need it.
+        """
+        import torch
+
+        own = None if weight is None else weight.detach().float().cpu().numpy()
+        return torch.from_numpy(self.layers[layer].delta(own))
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether every change is a plain LoRA, so that our stacked LoRA holds the file."""
+        return not self.biases and all(isinstance(change, LowRank) for change in self.layers.values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the `state_dict` of a plain LoRA: `<layer>.lora_A`, `<layer>.lora_B` and `<layer>.alpha`."""
+        import torch
+
+        state: dict[str, Tensor] = {}
+        for layer, change in self.layers.items():
+            assert isinstance(change, LowRank), f"{layer} is {change.kind}"
+            state |= {
+                f"{layer}.lora_A": torch.from_numpy(change.A),
+                f"{layer}.lora_B": torch.from_numpy(change.B),
+                f"{layer}.alpha": torch.tensor(change.alpha),
+            }
+        return state
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text that its cross-attention takes, 0 where it has none."""
+        return next(
+            (one.shape[1] for name, one in self.layers.items() if name.endswith(("attn2.to_k", "attn2.to_v"))), 0
+        )
+
+
+def read_any_lora(path: Path, *, alpha: float | None = None) -> LoraFile:
+    """Read a LoRA's file of any layout; `alpha` takes the place of what the file says of it.
+
+    Raises:
+        UserError: the file is missing or damaged, is no LoRA of SD 1.x, SD 2.x or SDXL, or contradicts itself.
+    """
+    if path.is_dir():
+        inside = path / "adapter.safetensors"
+        raise UserError(f"{path}: is a folder.", f"Name the file: {inside if inside.is_file() else 'X.safetensors'}.")
+    header = read_header(path)
+    about = _about(header.metadata.get(HEADER, ""))
+    by_layer, words, strange = _sort(header.shapes, header.metadata, about)
+    if strange or not by_layer:
+        raise _not_read(path, strange, list(header.shapes))
+    arrays = read_arrays(path)
+    broken = next((key for key, array in arrays.items() if not np.isfinite(array).all()), None)
+    if broken:
+        raise UserError(f"{path}: {broken} is not finite.", "The file is damaged, or its training failed: get another.")
+    said = HeaderAlphas(path, header.metadata)
+    layers: dict[str, Delta] = {}
+    biases: dict[str, Array] = {}
+    assumed = False
+    for layer, keys in by_layer.items():
+        parts = {role: arrays[key] for role, key in keys.items()}
+        for role in ("diff_b", "b_norm"):
+            if role in parts:
+                biases[layer] = parts.pop(role)
+        rank = _rank(parts)
+        found = float(parts.pop("alpha").reshape(-1)[0]) if "alpha" in parts and parts["alpha"].size else None
+        chosen = alpha or said.choose(layer, rank, found)
+        assumed = assumed or (chosen is None and rank > 0)
+        if parts:
+            layers[layer] = _build(path, layer, parts, chosen or float(rank or 1), peft=said.is_peft)
+    formats = Counter(dtype for name, dtype in header.dtypes.items() if header.shapes[name])
+    precision = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(formats.most_common(1)[0][0], "float32")
+    if alpha is None:
+        said.refuse_conflict({n: c.alpha for n, c in layers.items() if isinstance(c, LowRank)}, layers)
+    learned = {word: {part: arrays[key] for part, key in keys.items()} for word, keys in words.items()}
+    return LoraFile(
+        path, layout_of(list(header.shapes)), layers, biases, learned, header.metadata, precision, assumed, about
+    )
+
+
+def _sort(
+    shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str], about: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, str]], list[str]]:
+    """Return the names of tensors by layer and role, those of learned words by word and encoder, and the strange."""
+    layers_per_block = int(about.get("layers_per_block", LAYERS_PER_BLOCK))
+    by_layer: dict[str, dict[str, str]] = {}
+    words: dict[str, dict[str, str]] = {}
+    strange: list[str] = []
+    for key in sorted(shapes):
+        bundled = key.removeprefix("bundle_emb.").rpartition(".")
+        if key.startswith("bundle_emb.") and bundled[2] in WORDS and len(shapes[key]) == 2:
+            words.setdefault(bundled[0], {})[WORDS[bundled[2]]] = key
+        elif metadata.get(key) == "<embed>" and len(shapes[key]) in (1, 2):  # cloneofsimo's
+            words.setdefault(key, {})["text_encoder"] = key
+        else:
+            found = cloneofsimo_name(key, shapes) or split_name(key, layers_per_block)
+            if found is None or found[1] in by_layer.get(found[0], ()):
+                strange.append(key)
+            else:
+                by_layer.setdefault(found[0], {})[found[1]] = key
+    for keys in by_layer.values():
+        if "factors" in keys and "on_input" not in keys:  # a weight of a whole model
+            strange.append(keys["factors"])
+    return by_layer, words, strange
+
+
+def _rank(parts: Mapping[str, Array]) -> int:
+    """Return the width of the update, 0 where it has none."""
+    for role in ("A", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
+        if role in parts and parts[role].ndim:
+            return parts[role].shape[0]
+    return 0
+
+
+def _build(path: Path, layer: str, parts: dict[str, Array], alpha: float, *, peft: bool) -> Delta:
+    """Return a layer's change from its tensors.
+
+    Raises:
+        UserError: tensors are missing, are left over, or do not fit one another.
+    """
+    magnitude, scalar = parts.pop("magnitude", None), parts.pop("scalar", None)
+    factor = float(scalar.reshape(-1)[0]) if scalar is not None and scalar.size else 1.0
+    try:
+        change = _plain(path, layer, parts, alpha * factor, peft=peft)
+        if change.rank and 0 in change.shape:
+            raise ValueError("an empty tensor")
+        if magnitude is None:
+            return change
+        out, inputs = change.shape[:2]
+        per_input = magnitude.ndim > 1 and magnitude.shape[1] == magnitude.size == inputs and not peft
+        if magnitude.size != (inputs if per_input else out):
+            raise ValueError(f"a magnitude of {magnitude.shape} for a change of {change.shape}")
+        return DoRA(change, magnitude.reshape(-1), 1 if per_input else 0)
+    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        shapes = ", ".join(f"{role} {part.shape}" for role, part in sorted(parts.items()))
+        raise UserError(
+            f"{path}: {layer} has tensors that do not belong together ({shapes}).",
+            "The file is damaged or not complete: get it again.",
+        ) from error
+
+
+def _plain(path: Path, layer: str, parts: Mapping[str, Array], alpha: float, *, peft: bool) -> Delta:
+    names = set(parts)
+    if names & {"A", "B"}:
+        for one, other in ("AB", "BA"):
+            if other not in names:
+                raise UserError(f"{path}: {layer} has {'an A' if one == 'A' else 'a B'} and no {other}.",
+                                "The file is not complete: get it again.")  # fmt: skip
+        _require(names <= {"A", "B", "mid"})
+        return _low_rank(parts["A"], parts["B"], parts.get("mid"), alpha)
+    if any(name.startswith("hada_") for name in names):
+        _require(names <= {f"hada_{x}" for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")})
+        one, two = (_checked(parts, f"hada_w{i}", f"hada_t{i}") for i in (1, 2))
+        _require(one == two)
+        return LoHa(dict(parts), alpha)
+    if any(name.startswith("lokr_") for name in names):
+        one, two = (_checked(parts, f"lokr_w{i}", f"lokr_t{i}") for i in (1, 2))
+        _require(len(one) == 2 and len(two) in (2, 4))
+        rank = _rank(parts)
+        # LyCORIS and ComfyUI heed no alpha where both factors are whole; peft does.
+        return LoKr(dict(parts), alpha / rank if rank else alpha if peft else 1.0)
+    if names == {"factors", "on_input"}:
+        return Scaling(parts["factors"].reshape(-1), bool(parts["on_input"].any()))
+    (role,) = names
+    _require(role in ("diff", "w_norm"))
+    return Difference(parts[role], role)
+
+
+def _low_rank(A: Array, B: Array, mid: Array | None, alpha: float) -> LowRank:
+    """Return a plain LoRA; LoCon's core of a convolution becomes part of its A."""
+    _require(A.ndim in (2, 4) and B.ndim in (2, 4) and A.shape[0] > 0 and B.size == B.shape[0] * A.shape[0])
+    if mid is not None:
+        _require(mid.ndim == 4 and mid.shape[:2] == (A.shape[0], A.shape[0]) and A.size == A.shape[0] * A.shape[1])
+        A = collapsed(mid, A)
+    return LowRank(A, B.reshape(-1, A.shape[0]), alpha)
+
+
+def _checked(parts: Mapping[str, Array], name: str, core: str) -> tuple[int, ...]:
+    """Return the shape of one factor of a LoHa or LoKr after checking that its parts fit."""
+    if name in parts:
+        return parts[name].shape
+    a, b, t = parts[f"{name}_a"], parts[f"{name}_b"], parts.get(core)
+    _require(a.ndim == 2 and b.ndim >= 2)
+    if t is None:
+        _require(a.shape[1] == b.shape[0] > 0)
+        return (a.shape[0], math.prod(b.shape[1:]))
+    _require(t.ndim == 4 and b.ndim == 2 and t.shape[:2] == (a.shape[0], b.shape[0]))
+    return (a.shape[1], b.shape[1], *t.shape[2:])
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError("tensors that do not belong together")
+
+
+def _about(text: str) -> dict[str, Any]:
+    """Return Limner's own note in a header, nothing where there is none or another program's."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def _not_read(path: Path, strange: Sequence[str], keys: Sequence[str]) -> UserError:
+    first = strange[0] if strange else "none"
+    family = next((family for word, family in OTHERS.items() if any(word in key for key in keys)), None)
+    looks = f" It looks like a LoRA for {family}." if family else ""
+    return UserError(
+        f"{path}: is not a LoRA that Limner reads: {len(strange)} of {len(keys)} keys do not fit "
+        f"(first key that does not belong: {first}).{looks}",
+        "Use a LoRA for SD 1.5 or SDXL; limner inspect says what a file is.",
+    )
