@@ -104,12 +104,7 @@ class Recognised:
         return self.in_channels == 9
 
     @property
-    def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:
-    """Return what the sides of pictures are multiples of, from the channels of each block of UNet and VAE."""
-    return 2 ** (len(unet_blocks) - 1 + len(vae_blocks) - 1)
-
-
-def is_refiner(self) -> bool:
+    def is_refiner(self) -> bool:
         """Whether it can only finish pictures that another model has begun."""
         return is_refiner(self.family)
 
@@ -133,6 +128,11 @@ def is_refiner(self) -> bool:
         return (
             f"base {self.name}: {self.called}{kind}, {self.prediction_type} ({said_by}), {self.native_resolution_px} px"
         )
+
+
+def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:
+    """Return what the sides of pictures are multiples of, from the channels of each block of UNet and VAE."""
+    return 2 ** (len(unet_blocks) - 1 + len(vae_blocks) - 1)
 
 
 def is_refiner(family: str) -> bool:
