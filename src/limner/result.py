@@ -12,14 +12,15 @@ import torch
 
 from limner.adapters.adapter import Attached
 from limner.adapters.full import Full, FullWeights
-from limner.adapters.lora import LoRA, StackedLoRA, attach_lora
+from limner.adapters.lora import LoRA, StackedLoRA
 from limner.adapters.peft import Peft, PeftLayers, attach_peft
 from limner.adapters.pivotal import Pivotal, Together
 from limner.adapters.textual_inversion import LearnedWords, attach_words, table_of
 from limner.errors import UserError
 from limner.export.diffusers_folder import write_diffusers_folder
-from limner.export.diffusers_lora import read_lora, write_lora
+from limner.export.diffusers_lora import write_lora
 from limner.export.embedding import read_embedding, write_embedding
+from limner.export.lora_files import read_any_lora
 from limner.export.peft_adapter import SPEC, read_peft, write_peft
 from limner.export.single_file import write_single_file
 from limner.export.tensors import read_tensors
@@ -171,6 +172,6 @@ def attach_file(family: Family, path: Path, strength: float) -> Attached:
         width = lora_width(read_header(path))
         family = partner if partner and width == partner.unet.config.cross_attention_dim else family
         check_lora_family(path, family.unet.config.cross_attention_dim)
-        adapter = attach_lora(family.modules, read_lora(path)[0])
+        adapter = read_any_lora(path).attach(family.modules)
     adapter.set_strength(strength)
     return adapter

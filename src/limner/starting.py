@@ -14,8 +14,9 @@ from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Together
 from limner.adapters.textual_inversion import LearnedWords
 from limner.errors import UserError
-from limner.export.diffusers_lora import read_lora
 from limner.export.embedding import read_embedding
+from limner.export.lora_files import read_any_lora
+from limner.export.lora_names import layout_of
 from limner.export.peft_adapter import SPEC, read_peft
 from limner.families.load import load
 from limner.families.weights import read_header
@@ -81,7 +82,7 @@ def _start(adapter: Attached, files: list[Path], recipe: Recipe) -> list[Path]:
             _require_same(spec, recipe.adapter)
             adapter.load_state_dict(state)
         else:
-            adapter.load_state_dict(_scaled(adapter.state_dict(), read_lora(file)[0]))
+            adapter.load_state_dict(_scaled(adapter.state_dict(), _plain_lora(file)))
     return files[:1]
 
 
@@ -92,6 +93,15 @@ def _start_full(adapter: FullWeights, models: list[Path]) -> list[Path]:
         held = {f"{root}.{name}": p for root, m in model.modules.items() for name, p in m.named_parameters()}
         adapter.load_state_dict({name: held[name] for name in adapter.slot_parameters(0) if name in held})
     return models[:1]
+
+
+def _plain_lora(file: Path) -> dict[str, Tensor]:
+    """Return a file's LoRA; other changes of weights have no A and B to begin with."""
+    lora = read_any_lora(file)
+    if not lora.is_low_rank:
+        kind = next(change.kind for change in lora.layers.values() if change.kind != "LoRA")
+        raise UserError(f"{file.name} holds {kind}, and a LoRA cannot begin with it.", "Use a plain LoRA.")
+    return lora.state_dict()
 
 
 def _scaled(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +119,9 @@ def _scaled(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str,
             raise UserError(
                 f"has rank {found} at {layer}, and the recipe asks for {rank}.", f"Set the rank to {found}."
             )
-        alpha = own[f"{layer}.alpha"]
+        alpha, A = own[f"{layer}.alpha"], state[f"{layer}.lora_A"]
+        if A.numel() == own[f"{layer}.lora_A"].numel():  # a 1 x 1 convolution there, a linear layer here
+            scaled[f"{layer}.lora_A"] = A.reshape(own[f"{layer}.lora_A"].shape)
         scaled[f"{layer}.lora_B"] = state[f"{layer}.lora_B"].float() * float(state[f"{layer}.alpha"] / alpha)
         scaled[f"{layer}.alpha"] = alpha
     return scaled
@@ -154,4 +166,4 @@ def _require_same(theirs: Peft, own: Peft) -> None:
 def _is_lora(file: Path) -> bool:
     """Return whether a file holds layers' changes, and not words."""
     header = read_header(file)
-    return SPEC in header.metadata or any(".lora_" in name for name in header.shapes)
+    return SPEC in header.metadata or layout_of(list(header.shapes)) is not None

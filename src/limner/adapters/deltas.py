@@ -1,4 +1,4 @@
-"""The change of one layer's weight as files hold it: low-rank, LoHa, LoKr, DoRA, a scaling or a whole difference."""
+"""The change of one layer's weight as files hold it: low-rank, LoHa, LoKr, DoRA or a whole difference."""
 
 from __future__ import annotations
 
@@ -192,34 +192,6 @@ class Difference(Delta):
 
 
 @dataclass(frozen=True, eq=False)
-class Scaling(Delta):
-    """A factor for each input or output of a layer: LyCORIS's (IA)^3."""
-
-    factors: Array
-    on_input: bool
-    kind = "IA3"
-    needs_weight = True
-
-    def delta(self, weight: Array | None = None) -> Array:
-        return _needed(weight) * _along(self.factors, _needed(weight), 1 if self.on_input else 0)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (1, self.factors.size) if self.on_input else (self.factors.size, 1)
-
-    @property
-    def rank(self) -> int:
-        return 0
-
-    @property
-    def scale(self) -> float:
-        return 1.0
-
-    def tensors(self) -> dict[str, Array]:
-        return {"weight": self.factors, "on_input": np.float32(self.on_input).reshape(())}
-
-
-@dataclass(frozen=True, eq=False)
 class DoRA(Delta):
     """A weight with a change in it, brought to a learned length for each output or input (arXiv:2402.09353)."""
 
@@ -232,7 +204,8 @@ class DoRA(Delta):
     needs_weight = True
 
     def delta(self, weight: Array | None = None) -> Array:
-        weight = _needed(weight)
+        if weight is None:
+            raise ValueError("DoRA's change depends on the weight that it is for")
         tuned = weight + self.change.delta(weight)
         others = tuple(i for i in range(weight.ndim) if i != self.axis)
         length = np.sqrt(np.sum(np.square(tuned), axis=others, keepdims=True))
@@ -279,12 +252,6 @@ def collapsed(mid: Array, A: Array) -> Array:
 
 def _shaped(change: Array, weight: Array | None) -> Array:
     return change if weight is None else change.reshape(weight.shape)
-
-
-def _needed(weight: Array | None) -> Array:
-    if weight is None:
-        raise ValueError("this change depends on the weight that it is for")
-    return weight
 
 
 def _along(values: Array, weight: Array, axis: int) -> Array:

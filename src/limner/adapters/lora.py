@@ -103,29 +103,46 @@ def attach_lora(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -
     Raises:
         UserError: a layer is not in the base, or has another shape there.
     """
-    known = {f"{root}.{path}": layer for root, m in modules.items() for path, layer in m.named_modules()}
-    names = sorted({key.rpartition(".")[0] for key in state})
-    unknown = [name for name in names if not isinstance(known.get(name), nn.Linear | nn.Conv2d)]
-    if unknown or not names:
-        raise UserError(
-            f"the LoRA does not fit this base: {len(names) - len(unknown)} of {len(names)} layers are in it"
-            + (f" (first that is not: {unknown[0]})." if unknown else "."),
-            "Use the base that it was trained on.",
-        )
-    targets: dict[str, nn.Linear | nn.Conv2d] = {name: known[name] for name in names}  # type: ignore[misc]
+    shapes = {name.removesuffix(".lora_A"): (state[name.removesuffix("A") + "B"].shape[0], *tensor.shape[1:])
+              for name, tensor in state.items() if name.endswith(".lora_A")}  # fmt: skip
+    targets: dict[str, nn.Linear | nn.Conv2d] = {}
+    for name, target in find_layers(modules, shapes).items():
+        assert isinstance(target, nn.Linear | nn.Conv2d), f"{name} is {type(target).__name__}"
+        targets[name] = target
+    state = dict(state)
     layers = {}
     for name, target in targets.items():
-        A, B = state[f"{name}.lora_A"], state[f"{name}.lora_B"]
-        if A.shape[1:] != target.weight.shape[1:] or B.shape[0] != target.weight.shape[0]:
-            raise UserError(
-                f"the LoRA does not fit this base: {name} is {tuple(target.weight.shape)} there, and the LoRA's "
-                f"A is {tuple(A.shape)}, its B {tuple(B.shape)}.",
-                "Use the base that it was trained on.",
-            )
+        A = state[f"{name}.lora_A"]  # a 1 x 1 convolution may be a linear layer in the file, and the other way round
+        state[f"{name}.lora_A"] = A.reshape(A.shape[0], *target.weight.shape[1:])
         layers[name] = LoRALayer(target, [A.shape[0]], [float(state[f"{name}.alpha"])])
     attached = StackedLoRA(layers, targets)
     attached.load_state_dict(state)
     return attached
+
+
+def find_layers(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[int]]) -> dict[str, nn.Module]:
+    """Return the layers that changes of weight are for, by their path from the base's root.
+
+    Raises:
+        UserError: a layer is not in the base, or its weight is of another shape there.
+    """
+    known = {f"{root}.{path}": layer for root, m in modules.items() for path, layer in m.named_modules()}
+    known |= {name.replace(".text_model.", ".", 1): layer for name, layer in known.items()}  # before transformers 5.6
+    unknown = [name for name in shapes if not isinstance(getattr(known.get(name), "weight", None), Tensor)]
+    if unknown or not shapes:
+        raise UserError(
+            f"the LoRA does not fit this base: {len(shapes) - len(unknown)} of {len(shapes)} layers are in it"
+            + (f" (first that is not: {unknown[0]})." if unknown else "."),
+            "Use the base that it was trained on.",
+        )
+    for name, shape in shapes.items():
+        own = tuple(known[name].weight.shape)
+        if shape[0] != own[0] or math.prod(shape) != math.prod(own):
+            raise UserError(
+                f"the LoRA does not fit this base: {name} is {own} there, and {tuple(shape)} in the LoRA.",
+                "Use the base that it was trained on.",
+            )
+    return {name: known[name] for name in shapes}
 
 
 class LoRALayer(nn.Module):

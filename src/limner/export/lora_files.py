@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from limner.adapters.deltas import Array, Delta, Difference, DoRA, LoHa, LoKr, LowRank, Scaling, collapsed
+from limner.adapters.deltas import Array, Delta, Difference, DoRA, LoHa, LoKr, LowRank, collapsed
 from limner.errors import UserError
 from limner.export.header_alphas import HeaderAlphas
 from limner.export.lora_names import LAYERS_PER_BLOCK, layout_of, split_name
@@ -21,6 +21,7 @@ from limner.families.weights import read_arrays, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 HEADER = "limner"
 OTHERS = {
@@ -33,7 +34,7 @@ WORDS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 
 @dataclass(frozen=True)
-class LoraFile:
+class AnyLora:
     """What a LoRA's file says: the changes of weights, and its header."""
 
     path: Path
@@ -42,7 +43,7 @@ class LoraFile:
     layers: Mapping[str, Delta]
     """The change of each layer's weight by its path in diffusers, such as "unet.conv_in"."""
     biases: Mapping[str, Array]
-    """The change of each layer's bias; few files have any."""
+    """The change of the bias of some of these layers; few files have any."""
     words: Mapping[str, Mapping[str, Array]]
     """Learned words that the file brings along: vectors [vectors, width] by the text encoder's name."""
     metadata: Mapping[str, str]
@@ -58,7 +59,7 @@ class LoraFile:
         """Return the change of a layer's weight at strength 1, float32, shaped like `weight`.
 
         Without a weight in the shape that the file gives, which a 1 x 1 convolution and a linear layer do not share.
-        DoRA and (IA)^3 depend on the weight and need it.
+        DoRA's depends on the weight and needs it.
         """
         import torch
 
@@ -84,15 +85,21 @@ class LoraFile:
             }
         return state
 
-    @property
-    def text_width(self) -> int:
-        """Width of the text that its cross-attention takes, 0 where it has none."""
-        return next(
-            (one.shape[1] for name, one in self.layers.items() if name.endswith(("attn2.to_k", "attn2.to_v"))), 0
-        )
+    def attach(self, modules: Mapping[str, nn.Module]) -> Attached:
+        """Attach it to a base: as a stacked LoRA where it is a plain one, else as changes of whole weights.
+
+        Raises:
+            UserError: a layer is not in the base, or has another shape there.
+        """
+        from limner.adapters.dense import attach_deltas
+        from limner.adapters.lora import attach_lora
+
+        if self.is_low_rank:
+            return attach_lora(modules, self.state_dict())
+        return attach_deltas(modules, self.layers, self.biases)
 
 
-def read_any_lora(path: Path, *, alpha: float | None = None) -> LoraFile:
+def read_any_lora(path: Path, *, alpha: float | None = None) -> AnyLora:
     """Read a LoRA's file of any layout; `alpha` takes the place of what the file says of it.
 
     Raises:
@@ -117,21 +124,28 @@ def read_any_lora(path: Path, *, alpha: float | None = None) -> LoraFile:
     for layer, keys in by_layer.items():
         parts = {role: arrays[key] for role, key in keys.items()}
         for role in ("diff_b", "b_norm"):
-            if role in parts:
+            if len(parts) > 1 and role in parts:
                 biases[layer] = parts.pop(role)
         rank = _rank(parts)
         found = float(parts.pop("alpha").reshape(-1)[0]) if "alpha" in parts and parts["alpha"].size else None
         chosen = alpha or said.choose(layer, rank, found)
         assumed = assumed or (chosen is None and rank > 0)
-        if parts:
-            layers[layer] = _build(path, layer, parts, chosen or float(rank or 1), peft=said.is_peft)
+        layers[layer] = _build(path, layer, parts, chosen or float(rank or 1), peft=said.is_peft)
     formats = Counter(dtype for name, dtype in header.dtypes.items() if header.shapes[name])
     precision = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(formats.most_common(1)[0][0], "float32")
     if alpha is None:
         said.refuse_conflict({n: c.alpha for n, c in layers.items() if isinstance(c, LowRank)}, layers)
     learned = {word: {part: arrays[key] for part, key in keys.items()} for word, keys in words.items()}
-    return LoraFile(
-        path, layout_of(list(header.shapes)), layers, biases, learned, header.metadata, precision, assumed, about
+    return AnyLora(
+        path,
+        layout_of(list(header.shapes)) or "unknown",
+        layers,
+        biases,
+        learned,
+        header.metadata,
+        precision,
+        assumed,
+        about,
     )
 
 
@@ -155,9 +169,6 @@ def _sort(
                 strange.append(key)
             else:
                 by_layer.setdefault(found[0], {})[found[1]] = key
-    for keys in by_layer.values():
-        if "factors" in keys and "on_input" not in keys:  # a weight of a whole model
-            strange.append(keys["factors"])
     return by_layer, words, strange
 
 
@@ -175,19 +186,17 @@ def _build(path: Path, layer: str, parts: dict[str, Array], alpha: float, *, pef
     Raises:
         UserError: tensors are missing, are left over, or do not fit one another.
     """
-    magnitude, scalar = parts.pop("magnitude", None), parts.pop("scalar", None)
+    outputs, magnitude, scalar = (parts.pop(role, None) for role in ("output_magnitude", "magnitude", "scalar"))
     factor = float(scalar.reshape(-1)[0]) if scalar is not None and scalar.size else 1.0
     try:
         change = _plain(path, layer, parts, alpha * factor, peft=peft)
-        if change.rank and 0 in change.shape:
-            raise ValueError("an empty tensor")
-        if magnitude is None:
-            return change
-        out, inputs = change.shape[:2]
-        per_input = magnitude.ndim > 1 and magnitude.shape[1] == magnitude.size == inputs and not peft
-        if magnitude.size != (inputs if per_input else out):
-            raise ValueError(f"a magnitude of {magnitude.shape} for a change of {change.shape}")
-        return DoRA(change, magnitude.reshape(-1), 1 if per_input else 0)
+        _require(0 not in change.shape)
+        if outputs is not None or magnitude is None:
+            _require(outputs is None or outputs.size == change.shape[0])
+            return change if outputs is None else DoRA(change, outputs.reshape(-1), 0)
+        axis = 1 if magnitude.ndim > 1 and magnitude.shape[0] == 1 else 0
+        _require(magnitude.size == change.shape[axis])
+        return DoRA(change, magnitude.reshape(-1), axis)
     except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         shapes = ", ".join(f"{role} {part.shape}" for role, part in sorted(parts.items()))
         raise UserError(
@@ -216,8 +225,6 @@ def _plain(path: Path, layer: str, parts: Mapping[str, Array], alpha: float, *, 
         rank = _rank(parts)
         # LyCORIS and ComfyUI heed no alpha where both factors are whole; peft does.
         return LoKr(dict(parts), alpha / rank if rank else alpha if peft else 1.0)
-    if names == {"factors", "on_input"}:
-        return Scaling(parts["factors"].reshape(-1), bool(parts["on_input"].any()))
     (role,) = names
     _require(role in ("diff", "w_norm"))
     return Difference(parts[role], role)

@@ -37,14 +37,14 @@ ATTENTION_PROCESSOR = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to
 SUFFIXES = {
     "A": (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", ".lora_A", ".lora.down.weight",
           "_lora.down.weight", ".lora_linear_layer.down.weight"),
-    "magnitude": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight",
-                  ".lora_magnitude_vector.default.weight", ".magnitude"),
+    "magnitude": (".dora_scale",),
+    "output_magnitude": (".lora_magnitude_vector", ".lora_magnitude_vector.weight",
+                         ".lora_magnitude_vector.default.weight", ".magnitude"),
     "mid": (".lora_mid.weight",),
-    "factors": (".weight",),
 }  # fmt: skip
 """How the names of tensors end, by what the tensor is; all other ends are what it is called here."""
 OWN_NAMES = (
-    "alpha", "scalar", "diff", "diff_b", "w_norm", "b_norm", "on_input", "hada_w1_a", "hada_w1_b", "hada_w2_a",
+    "alpha", "scalar", "diff", "diff_b", "w_norm", "b_norm", "hada_w1_a", "hada_w1_b", "hada_w2_a",
     "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
     "lokr_t1", "lokr_t2",
 )  # fmt: skip
@@ -61,7 +61,7 @@ LAYOUTS = {
     r"^lycoris_": "LyCORIS with diffusers' names",
     r"(processor\..*|[a-z]_)lora\.(down|up)\.weight$": "diffusers' attention processors",
     r"\.lora(_linear_layer)?\.(down|up)\.weight$": "diffusers before peft",
-    r"^(lora_unet|lora_te\d?)_[^.]*\.(hada_|lokr_|diff|w_norm|b_norm|weight$)": "LyCORIS",
+    r"^(lora_unet|lora_te\d?)_[^.]*\.(hada_|lokr_|diff|w_norm|b_norm)": "LyCORIS",
     r"^lora_unet_(input_blocks|middle_block|output_blocks|time_embed_|label_emb|out_)": "kohya with original names",
     r"^(lora_unet|lora_te\d?)_": "kohya",
     r"^(clip_l|clip_g|lora_unet|lora_te\d?|bundle_emb|unet|text_encoder(_2)?)\..*lora_(down|up)\.weight": "OneTrainer",
@@ -74,7 +74,8 @@ LAYOUTS = {
 def split_name(key: str, layers_per_block: int = LAYERS_PER_BLOCK) -> tuple[str, str] | None:
     """Return the layer of a tensor by its path in diffusers, such as "unet.conv_in", and what the tensor is.
 
-    What it is: "A", "B", "mid", "alpha", "magnitude" or LyCORIS's name; None for a name that no layout has.
+    What it is: "A", "B", "mid", "alpha", "magnitude", "output_magnitude" (peft's, whatever its shape) or LyCORIS's
+    name; None for a name that no layout has.
     """
     found = _SUFFIX.search(key)
     layer = canonical(key[: found.start()], layers_per_block) if found else None
@@ -133,9 +134,9 @@ def kohya_name(
     return f"{prefixes[part]}_{path.replace('.', '_')}"
 
 
-def layout_of(keys: Sequence[str]) -> str:
-    """Return what people call the layout that a LoRA's tensors are named in."""
-    return next((name for pattern, name in LAYOUTS.items() if any(map(re.compile(pattern).search, keys))), "unknown")
+def layout_of(keys: Sequence[str]) -> str | None:
+    """Return what people call the layout that a LoRA's tensors are named in, None where they are in none."""
+    return next((name for pattern, name in LAYOUTS.items() if any(map(re.compile(pattern).search, keys))), None)
 
 
 @cache

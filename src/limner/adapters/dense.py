@@ -1,0 +1,140 @@
+"""Changes of whole weights, of whatever kind, added to the outputs of the base's layers, which stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limner.adapters.adapter import Attached, Change, require_fit, sum_by_group
+from limner.adapters.deltas import Array, Delta
+from limner.adapters.lora import find_layers
+from limner.errors import UserError
+
+ABLE = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+
+
+def attach_deltas(
+    modules: Mapping[str, nn.Module], deltas: Mapping[str, Delta], biases: Mapping[str, Array]
+) -> WeightChanges:
+    """Attach changes of weights, and of biases of the same layers, by their paths from the base's root.
+
+    Raises:
+        UserError: a layer is not in the base, or has another shape there.
+    """
+    layers = find_layers(modules, {name: delta.shape for name, delta in deltas.items()})
+    weights: dict[str, Tensor] = {}
+    for name, delta in deltas.items():
+        weight = layers[name].weight
+        change = delta.delta(weight.detach().float().cpu().numpy()).astype(np.float32)
+        weights[name] = torch.from_numpy(change).reshape(weight.shape).to(weight)
+    shifts: dict[str, Tensor] = {}
+    for name, bias in biases.items():
+        own = layers[name].bias
+        if not isinstance(own, Tensor) or own.numel() != bias.size:
+            raise UserError(f"the LoRA does not fit this base: {name} has no bias of {bias.size} numbers there.",
+                            "Use the base that it was trained on.")  # fmt: skip
+        shifts[name] = torch.from_numpy(bias).reshape(own.shape).to(own)
+    return WeightChanges(layers, weights, shifts)
+
+
+class WeightChanges(Attached):
+    """A fixed change of each layer's weight and bias; nothing of it learns."""
+
+    slots = 1
+
+    def __init__(
+        self, layers: Mapping[str, nn.Module], weights: Mapping[str, Tensor], biases: Mapping[str, Tensor]
+    ) -> None:
+        strange = next((name for name, layer in layers.items() if not isinstance(layer, ABLE)), None)
+        if strange:
+            kind = type(layers[strange]).__name__
+            raise UserError(f"the LoRA changes {strange}, a {kind}, which Limner cannot change.", "Use another LoRA.")
+        self.layers, self._weights, self._biases = dict(layers), dict(weights), dict(biases)
+        self.learns_text = any(name.startswith("text_encoder") for name in layers)
+        self._enabled, self._strength = True, 1.0
+        self._pristine: dict[Tensor, Tensor] = {}
+        self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
+
+    def _hook(self, name: str, layer: nn.Module):
+        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not self._enabled or self._strength == 0:
+                return output
+            added = _apply(layer, inputs[0], self._weights[name], self._biases.get(name))
+            return output + (added if self._strength == 1 else self._strength * added)
+
+        return layer.register_forward_hook(add)
+
+    def slot_parameters(self, slot: int) -> dict[str, Tensor]:
+        """Return nothing: it does not learn."""
+        return {}
+
+    def zero_grad(self) -> None:
+        """Do nothing: it does not learn."""
+
+    def state_dict(self, slot: int = 0) -> dict[str, Tensor]:
+        """Return the changes, `<path>.weight` and `<path>.bias`."""
+        return {name: tensor.clone() for name, tensor in self._named().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], slot: int = 0) -> None:
+        require_fit(self._named(), state)
+        for name, tensor in self._named().items():
+            tensor.copy_(state[name])
+
+    def _named(self) -> dict[str, Tensor]:
+        found = {f"{name}.weight": tensor for name, tensor in self._weights.items()}
+        return found | {f"{name}.bias": tensor for name, tensor in self._biases.items()}
+
+    def route(self, slot_of_row: Sequence[int] | None) -> None:
+        """Do nothing: there is one slot, and every row is its."""
+
+    def changes(self, slot: int = 0) -> dict[str, Change]:
+        return sum_by_group((name, Change(1, t.numel(), float(t.float().norm()))) for name, t in self._named().items())
+
+    def set_strength(self, strength: float) -> None:
+        self._strength = strength
+
+    def enable(self, enabled: bool) -> None:
+        self._enabled = enabled
+
+    def detach(self) -> None:
+        self.unmerge()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def merge(self, slot: int = 0) -> None:
+        self.unmerge()
+        for key, change in self._named().items():
+            name, _, part = key.rpartition(".")
+            parameter = getattr(self.layers[name], part)
+            self._pristine[parameter] = parameter.detach().clone()
+            with torch.no_grad():
+                parameter.copy_(parameter.float() + self._strength * change.float())
+        self.enable(False)
+
+    def unmerge(self) -> None:
+        if not self._pristine:
+            return
+        with torch.no_grad():
+            for parameter, weight in self._pristine.items():
+                parameter.copy_(weight)
+        self._pristine.clear()
+        self.enable(True)
+
+
+def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what a layer makes of its input with other parameters: all such layers are linear in them."""
+    if x.is_floating_point():
+        weight = weight.to(x.dtype)
+    bias = None if bias is None else bias.to(weight)
+    if isinstance(layer, nn.Conv2d):
+        return layer._conv_forward(x, weight, bias)  # noqa: SLF001  # the one place that knows its paddings
+    if isinstance(layer, nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+    if isinstance(layer, nn.LayerNorm):
+        return F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+    return F.embedding(x, weight) if isinstance(layer, nn.Embedding) else F.linear(x, weight, bias)
