@@ -79,7 +79,7 @@ class LowRank(Delta):
 
     def tensors(self) -> dict[str, Array]:
         B = self.B.reshape(*self.B.shape, *[1] * (self.A.ndim - 2))
-        return {"lora_down.weight": self.A, "lora_up.weight": B, "alpha": np.float32(self.alpha).reshape(())}
+        return {"lora_down.weight": self.A, "lora_up.weight": B, "alpha": np.array(self.alpha, np.float32)}
 
     def norm(self) -> float:
         A, B = self.A.reshape(self.rank, -1).astype(np.float64), self.B.astype(np.float64)
@@ -115,7 +115,7 @@ class LoHa(Delta):
         return self.alpha / self.rank
 
     def tensors(self) -> dict[str, Array]:
-        return {**self.parts, "alpha": np.float32(self.alpha).reshape(())}
+        return {**self.parts, "alpha": np.array(self.alpha, np.float32)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +155,7 @@ class LoKr(Delta):
 
     def tensors(self) -> dict[str, Array]:
         if self.rank:
-            return {**self.parts, "alpha": np.float32(self.factor * self.rank).reshape(())}
+            return {**self.parts, "alpha": np.array(self.factor * self.rank, np.float32)}
         return {**self.parts, "lokr_w1": self.parts["lokr_w1"] * np.float32(self.factor)}  # its alpha is not heeded
 
     def norm(self) -> float:

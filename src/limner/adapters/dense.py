@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def attach_deltas(
     layers = find_layers(modules, {name: delta.shape for name, delta in deltas.items()})
     weights: dict[str, Tensor] = {}
     for name, delta in deltas.items():
-        weight = layers[name].weight
+        weight = layers[name].get_parameter("weight")
         change = delta.delta(weight.detach().float().cpu().numpy()).astype(np.float32)
         weights[name] = torch.from_numpy(change).reshape(weight.shape).to(weight)
     shifts: dict[str, Tensor] = {}
@@ -132,7 +133,8 @@ def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> 
         weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(weight)
     if isinstance(layer, nn.Conv2d):
-        return layer._conv_forward(x, weight, bias)  # noqa: SLF001  # the one place that knows its paddings
+        padding: Any = layer.padding
+        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
     if isinstance(layer, nn.GroupNorm):
         return F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
     if isinstance(layer, nn.LayerNorm):

@@ -136,7 +136,7 @@ def find_layers(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[
             "Use the base that it was trained on.",
         )
     for name, shape in shapes.items():
-        own = tuple(known[name].weight.shape)
+        own = tuple(known[name].get_parameter("weight").shape)
         if shape[0] != own[0] or math.prod(shape) != math.prod(own):
             raise UserError(
                 f"the LoRA does not fit this base: {name} is {own} there, and {tuple(shape)} in the LoRA.",

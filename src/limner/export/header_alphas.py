@@ -27,7 +27,7 @@ class HeaderAlphas:
         self.is_peft = bool(self._parts)
 
     def choose(self, layer: str, rank: int, found: float | None) -> float | None:
-        """Return a layer's alpha: the tensor's, else the header's, else none.
+        """Return a layer's alpha: the tensor's, else the header's, else none. Without a rank it is the scale.
 
         Raises:
             UserError: both are there and differ.
@@ -63,8 +63,10 @@ class HeaderAlphas:
         alpha = settings.get("lora_alpha", settings.get("alpha"))
         own = _of_pattern(settings.get("alpha_pattern"), part, path)
         alpha = alpha if own is None else own
-        if not isinstance(alpha, int | float) or not rank:
+        if not isinstance(alpha, int | float):
             return None
+        if not rank:  # peft scales even factors that are whole
+            return float(alpha) / max(1, int(settings.get("r") or 1))
         return float(alpha) * math.sqrt(rank) if settings.get("use_rslora") else float(alpha)
 
 

@@ -20,7 +20,9 @@ from limner.export.old_loras import cloneofsimo_name
 from limner.families.weights import read_arrays, read_header
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+    from limner.adapters.adapter import Attached
 
 
 HEADER = "limner"
