@@ -6,98 +6,88 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from limner.adapters.deltas import Array, Delta, DoRA, LowRank
 from limner.errors import UserError
+from limner.export.header_alphas import METADATA
+from limner.export.kohya_lora import balanced
+from limner.export.lora_check import verify
+from limner.export.lora_names import with_text_model
 from limner.export.modelspec import modelspec
-from limner.export.tensors import HEADER, header, read_tensors, write_tensors
+from limner.export.tensors import header, write_tensors
 
 
 def write_lora(
     state: Mapping[str, Tensor], path: Path, about: Mapping[str, object], *, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write a LoRA `state_dict` so that diffusers loads it at strength 1 as it was trained, and check what was written.
+    """Write a LoRA's `state_dict` in the layout of diffusers, and check what was written."""
+    arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in state.items()}
+    layers = {
+        name: LowRank(arrays[f"{name}.lora_A"], arrays[f"{name}.lora_B"].reshape(arrays[f"{name}.lora_B"].shape[0], -1),
+                      float(arrays[f"{name}.alpha"]))
+        for name in sorted({key.rpartition(".")[0] for key in state})
+    }  # fmt: skip
+    write_diffusers(layers, path, about, dtype=dtype)
+
+
+def write_diffusers(
+    layers: Mapping[str, Delta], path: Path, about: Mapping[str, object], *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write LoRA and DoRA so that diffusers loads them at strength 1 as they were trained, and check what was written.
 
     The layout has no alpha tensor and loaders take alpha = rank, so alpha / rank is folded into B, and the header says
     alpha = rank. `about` (family, base, token ...) is kept in the header under "limner".
-    """
-    layers = sorted({name.rpartition(".")[0] for name in state})
-    tensors: dict[str, Tensor] = {}
-    for layer in layers:
-        A, B, alpha = state[f"{layer}.lora_A"], state[f"{layer}.lora_B"], float(state[f"{layer}.alpha"])
-        tensors[f"{layer}.lora_A.weight"] = A.to(dtype).contiguous()
-        B = B * (alpha / A.shape[0])
-        tensors[f"{layer}.lora_B.weight"] = (B if A.ndim == 2 else B[:, :, None, None]).to(dtype).contiguous()
-    peft = {"lora_adapter_metadata": json.dumps(_peft_metadata(layers, tensors))}
-    spec = modelspec(about, adapter="lora", implementation="diffusers")
-    write_tensors(path, tensors, header(about, spec) | peft)
-    _verify(state, path, tolerance=max(1e-6, 4 * torch.finfo(dtype).eps))
-
-
-def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Return the LoRA's `state_dict` and what its header says about it.
 
     Raises:
-        UserError: the file is missing, damaged, or no LoRA of this layout.
+        UserError: a change is of a kind that the layout cannot hold.
     """
-    tensors, metadata = read_tensors(path)
-    state: dict[str, Tensor] = {}
-    for key in sorted(tensors):
-        if key.endswith(".lora_A.weight"):
-            layer = key.removesuffix(".lora_A.weight")
-            A, B = tensors[key], tensors.get(f"{layer}.lora_B.weight")
-            if B is None:
-                raise UserError(f"{path}: {layer} has an A and no B.", "The file is not complete: get it again.")
-            state |= {
-                f"{layer}.lora_A": A,
-                f"{layer}.lora_B": B.flatten(1),
-                f"{layer}.alpha": torch.tensor(float(A.shape[0])),
-            }
-    if 2 * len(state) != 3 * len(tensors) or not state:
-        strange = next((k for k in tensors if ".lora_A." not in k and ".lora_B." not in k), "no tensor")
+    folded = {layer: _folded(path, layer, change, dtype) for layer, change in layers.items()}
+    tensors: dict[str, Tensor] = {}
+    for layer, (plain, magnitude) in folded.items():
+        name, own = with_text_model(layer), plain.tensors()
+        tensors[f"{name}.lora_A.weight"] = torch.tensor(own["lora_down.weight"]).to(dtype)
+        tensors[f"{name}.lora_B.weight"] = torch.tensor(own["lora_up.weight"]).to(dtype)
+        if magnitude is not None:
+            # A text encoder's keeps the `.weight`: without it transformers 5 leaves it out and says nothing.
+            end = "" if layer.startswith("unet.") else ".weight"
+            shape = (1, -1, 1, 1) if plain.A.ndim == 4 else (-1,)
+            tensors[f"{name}.lora_magnitude_vector{end}"] = torch.tensor(magnitude.reshape(shape)).to(dtype)
+    peft = {METADATA: json.dumps(_peft_metadata(folded), sort_keys=True)}
+    write_tensors(path, tensors, header(about, modelspec(about, adapter="lora", implementation="diffusers")) | peft)
+    verify(path, layers, {}, dtype=dtype)
+
+
+def _folded(path: Path, layer: str, change: Delta, dtype: torch.dtype) -> tuple[LowRank, Array | None]:
+    """Return a layer's LoRA with its scale in B, and DoRA's lengths."""
+    plain = change.change if isinstance(change, DoRA) else change
+    if not isinstance(plain, LowRank) or (isinstance(change, DoRA) and change.axis != 0):
+        what = "DoRA by inputs" if isinstance(change, DoRA) else change.kind
         raise UserError(
-            f"{path}: is not a LoRA in the diffusers layout (first key that does not belong: {strange}).",
-            "Use a file that Limner or diffusers wrote.",
+            f"{path}: the diffusers layout cannot hold {what} (first: {layer}).", "Write it with --to kohya."
         )
-    return state, json.loads(metadata.get(HEADER, "{}"))
+    plain = LowRank(plain.A, plain.B * np.float32(plain.scale), float(plain.rank))
+    plain = balanced(plain, dtype)
+    assert isinstance(plain, LowRank)
+    return plain, change.magnitude if isinstance(change, DoRA) else None
 
 
-def _peft_metadata(layers: list[str], tensors: Mapping[str, Tensor]) -> dict[str, object]:
+def _peft_metadata(layers: Mapping[str, tuple[LowRank, Array | None]]) -> dict[str, object]:
     """Return what peft's LoraConfig needs per component, rank equal to alpha because the scale is folded in."""
     metadata: dict[str, object] = {}
     for component in sorted({layer.partition(".")[0] for layer in layers}):
-        own = [layer for layer in layers if layer.startswith(f"{component}.")]
-        ranks = {layer.partition(".")[2]: tensors[f"{layer}.lora_A.weight"].shape[0] for layer in own}
+        own = {n.partition(".")[2]: layer for n, layer in layers.items() if n.startswith(f"{component}.")}
+        ranks = {path: plain.rank for path, (plain, _) in own.items()}
         common = max(set(ranks.values()), key=list(ranks.values()).count)
-        others = {layer: rank for layer, rank in ranks.items() if rank != common}
+        others = {path: rank for path, rank in ranks.items() if rank != common}
         metadata |= {
             f"{component}.r": common,
             f"{component}.lora_alpha": common,
             f"{component}.target_modules": sorted(ranks),
             f"{component}.rank_pattern": others,
             f"{component}.alpha_pattern": others,
+            f"{component}.use_dora": any(magnitude is not None for _, magnitude in own.values()),
         }
     return metadata
-
-
-def _verify(state: Mapping[str, Tensor], path: Path, *, tolerance: float) -> None:
-    """Read the file back and compare each layer's change of weight with the one in memory, relative to its size."""
-    written, _ = read_lora(path)
-    if written.keys() != state.keys():
-        raise RuntimeError(f"{path}: {len(written)} tensors read back, {len(state)} were written")
-    for layer in {name.rpartition(".")[0] for name in state}:
-        wanted, found = _delta(state, layer), _delta(written, layer)
-        error = float((wanted - found).abs().max())
-        if error > tolerance * max(1.0, float(wanted.abs().max())):
-            raise RuntimeError(f"{path}: {layer} reads back with an error of {error:g}")
-
-
-def _delta(state: Mapping[str, Tensor], layer: str) -> Tensor:
-    A, B = state[f"{layer}.lora_A"].float().flatten(1), state[f"{layer}.lora_B"].float()
-    return B @ A * (float(state[f"{layer}.alpha"]) / A.shape[0])
-
-
-def has_effect(state: Mapping[str, Tensor]) -> bool:
-    """Return whether the LoRA changes anything: some layer's B is not zero."""
-    return any(bool(tensor.any()) for name, tensor in state.items() if name.endswith(".lora_B"))

@@ -17,6 +17,7 @@ from limner.errors import UserError
 from limner.export.header_alphas import HeaderAlphas
 from limner.export.lora_names import LAYERS_PER_BLOCK, layout_of, split_name
 from limner.export.old_loras import cloneofsimo_name
+from limner.families.recognise import FAMILIES, family_of_layers
 from limner.families.weights import read_arrays, read_header
 
 if TYPE_CHECKING:
@@ -67,6 +68,14 @@ class AnyLora:
 
         own = None if weight is None else weight.detach().float().cpu().numpy()
         return torch.from_numpy(self.layers[layer].delta(own))
+
+    @property
+    def family(self) -> str | None:
+        """The family that it is for, as far as the file tells."""
+        own = self.about.get("family")
+        said = self.metadata.get("ss_base_model_version") or self.metadata.get("modelspec.architecture", "")
+        widths = {name: one.shape[1] for name, one in self.layers.items() if len(one.shape) > 1}
+        return str(own) if own in FAMILIES else family_of_layers(widths, said)
 
     @property
     def is_low_rank(self) -> bool:

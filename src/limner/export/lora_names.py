@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import SimpleNamespace
 
@@ -115,7 +115,7 @@ def with_text_model(layer: str) -> str:
 
 def kohya_name(
     layer: str,
-    prefixes: dict[str, str],
+    prefixes: Mapping[str, str],
     *,
     original: bool,
     layers_per_block: int = LAYERS_PER_BLOCK,

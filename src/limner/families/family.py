@@ -148,6 +148,7 @@ class Family(ABC):
         return {
             "base": self.name, "family": self.kind, "identity": self.identity,
             "prediction_type": self.schedule.prediction_type, "resolution_px": self.native_resolution_px,
+            "layers_per_block": self.unet.config.layers_per_block,
         }  # fmt: skip
 
     @property

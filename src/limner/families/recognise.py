@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,18 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 
 
 @dataclass(frozen=True)
+class Kohya:
+    """How kohya's tools write a family's LoRA: others read what they write."""
+
+    prefixes: Mapping[str, str]
+    """How the names of each part's layers begin."""
+    base_model_version: str
+    """What `ss_base_model_version` says; A1111 tells the family by it."""
+    original_names: bool = False
+    """Whether the UNet's blocks have the original layout's names; else diffusers'."""
+
+
+@dataclass(frozen=True)
 class Known:
     """What is known of a family before anything of it is loaded."""
 
@@ -31,21 +44,27 @@ class Known:
     """The family that can finish the pictures which this one begins."""
     published: str = ""
     """The hub name of the best known model."""
+    kohya: Kohya = field(default_factory=lambda: Kohya({}, ""))
+    """How its LoRA files are written."""
 
 
 FAMILIES = {
     "sd15": Known("SD 1.x", {
         "unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer.",
-    }, modelspec="stable-diffusion-v1", published="stable-diffusion-v1-5/stable-diffusion-v1-5"),
+    }, modelspec="stable-diffusion-v1", published="stable-diffusion-v1-5/stable-diffusion-v1-5",
+       kohya=Kohya({"unet": "lora_unet", "text_encoder": "lora_te"}, "sd_v1")),
     "sd2": Known("SD 2.x"),
     "sdxl": Known("SDXL", {
         "unet": UNET, "vae": VAE, "text_encoder": "conditioner.embedders.0.transformer.",
         "text_encoder_2": "conditioner.embedders.1.model.",
     }, modelspec="stable-diffusion-xl-v1-base", refiner="sdxl-refiner",
-       published="stabilityai/stable-diffusion-xl-base-1.0"),
+       published="stabilityai/stable-diffusion-xl-base-1.0",
+       kohya=Kohya({"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
+                   "sdxl_base_v1-0", original_names=True)),
     "sdxl-refiner": Known("the SDXL refiner", {
         "unet": UNET, "vae": VAE, "text_encoder_2": "conditioner.embedders.0.model.",
-    }, modelspec="stable-diffusion-xl-v1-refiner", published="stabilityai/stable-diffusion-xl-refiner-1.0"),
+    }, modelspec="stable-diffusion-xl-v1-refiner", published="stabilityai/stable-diffusion-xl-refiner-1.0",
+       kohya=Kohya({"unet": "lora_unet", "text_encoder_2": "lora_te2"}, "sdxl_refiner", original_names=True)),
 }  # fmt: skip
 """Families by the names that they have in files; the class of each that can be trained is in `load.MEMBERS`."""
 SUPPORTED = tuple(family for family, known in FAMILIES.items() if known.prefixes)
@@ -128,6 +147,27 @@ class Recognised:
         return (
             f"base {self.name}: {self.called}{kind}, {self.prediction_type} ({said_by}), {self.native_resolution_px} px"
         )
+
+
+def up_blocks(family: str) -> list[str]:
+    """Return the classes of a family's UNet's blocks on the way up."""
+    return read_json(ASSETS / family / "unet" / "config.json")["up_block_types"]
+
+
+def family_of_layers(widths: Mapping[str, int], said: str = "") -> str | None:
+    """Return the family that a LoRA is for, by its layers with their input widths, else by what its header says.
+
+    None where neither tells: CLIP-L alone is the text encoder of SD 1.x and SDXL alike.
+    """
+    width = next((width for name, width in widths.items() if re.search(r"attn2\.to_[kv]$", name)), 0)
+    if width in BY_CROSS_ATTENTION or width == 768:
+        return BY_CROSS_ATTENTION.get(width, "sd15")
+    names = "\n".join(widths)
+    if "text_encoder_2." in names or re.search(r"\.transformer_blocks\.[1-9]", names) or "xl" in said:
+        return "sdxl"
+    if "down_blocks.0.attentions." in names or said.startswith(("sd_v1", FAMILIES["sd15"].modelspec)):
+        return "sd15"
+    return None
 
 
 def size_step_px(unet_blocks: Sequence[int], vae_blocks: Sequence[int]) -> int:

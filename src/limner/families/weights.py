@@ -92,7 +92,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
             numbers = held[first:end].view(NUMPY[about["dtype"]])
             if about["dtype"] == "BF16":  # the upper half of a float32
                 numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
-            arrays[name] = np.asarray(numbers, np.float32).reshape(about["shape"])
+            arrays[name] = np.array(numbers, np.float32).reshape(about["shape"])
     return arrays
 
 

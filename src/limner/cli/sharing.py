@@ -1,0 +1,44 @@
+"""The verbs on files for and from other programs: export, inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from limner.cli.app import JsonOption, app
+from limner.cli.words import print_made, read_settings
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder, or a LoRA's or embedding's file.", metavar="RUN|FILE")],
+    to: Annotated[str, typer.Option(help="diffusers, kohya, single-file or embedding.", metavar="LAYOUT")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="precision=float32, float16 or bfloat16.", metavar="[precision=...]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The file, or a folder for it.", metavar="PATH")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Alpha in the place of what the file says.", min=0)] = None,
+    family: Annotated[str | None, typer.Option(help="The family, where a LoRA does not tell it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run's result, or another program's LoRA, for diffusers, ComfyUI, A1111 and kohya; read back at once."""
+    from limner import sharing
+
+    chosen = read_settings(settings or [])
+    made = sharing.export(source, to=to, out=out, alpha=alpha, family=family, settings=chosen)
+    print_made(as_json, **{path.stem if len(made) > 1 else "file": path for path in made})
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A LoRA, an embedding, a model, or anything else.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a file is, what it changes and how much, and which programs load it; in a moment, nothing is run."""
+    from limner import inspecting
+
+    found = inspecting.inspect(file)
+    print(json.dumps(found.facts) if as_json else "\n".join(found.lines))
