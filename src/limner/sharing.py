@@ -13,12 +13,13 @@ from limner.errors import UserError
 from limner.export.diffusers_folder import ABOUT, write_diffusers_folder
 from limner.export.diffusers_lora import write_diffusers
 from limner.export.embedding import read_embedding, write_embedding
+from limner.export.header_alphas import SPEC
 from limner.export.kohya_lora import write_kohya
 from limner.export.lora_check import require_effect
 from limner.export.lora_files import AnyLora, read_any_lora
 from limner.export.lora_names import layout_of
+from limner.export.modelspec import HEADER
 from limner.export.single_file import write_single_file
-from limner.export.tensors import HEADER
 from limner.families.load import load
 from limner.families.recognise import FAMILIES
 from limner.families.weights import read_header
@@ -87,7 +88,8 @@ def _holdings(source: Path) -> tuple[list[Path], list[Path], Path | None]:
     if source.is_dir():
         run = RunDir.open(source)
         return [run.adapter] * run.adapter.is_file(), run.embeddings(), run.model if run.model.is_dir() else None
-    if layout_of(list(read_header(source).shapes)):
+    header = read_header(source)
+    if SPEC in header.metadata or layout_of(list(header.shapes)):
         return [source], [], None
     return [], [source], None
 

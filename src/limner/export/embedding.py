@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from limner.errors import UserError
-from limner.export.modelspec import modelspec
-from limner.export.tensors import HEADER, header, read_tensors, write_tensors
+from limner.export.modelspec import HEADER, modelspec
+from limner.export.tensors import header, read_tensors, write_tensors
 
 Vectors = dict[str, Float[Tensor, "vectors width"]]
 """Vectors of one word for each text encoder, by the encoder's name in the base; `attach_words` takes them so."""

@@ -12,8 +12,10 @@ from limner.adapters.deltas import Delta
 from limner.errors import UserError
 from limner.export.lora_names import canonical
 
+SPEC, CONFIGS = "limner_adapter", "peft"
+"""Limner's own keys: the settings of an adapter of peft's, and peft's own config of each part."""
 METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps peft's settings, by `<part>.<setting>`; `peft` is Limner's own, by part."""
+"""Where diffusers keeps peft's settings, by `<part>.<setting>`."""
 BESIDE = "adapter_config.json"
 """Where peft keeps its settings: beside the weights."""
 
@@ -70,13 +72,18 @@ class HeaderAlphas:
         return float(alpha) * math.sqrt(rank) if settings.get("use_rslora") else float(alpha)
 
 
+def method_of(metadata: Mapping[str, str]) -> str:
+    """Return the name of peft's method that a file of Limner's is of."""
+    return str(_read(metadata.get(SPEC, "")).get("method", "unknown"))
+
+
 def _by_part(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     flat = _read(metadata.get(METADATA, ""))
     parts: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         part, _, name = key.partition(".")
         parts.setdefault(part, {})[name] = value
-    parts |= {part: value for part, value in _read(metadata.get("peft", "")).items() if isinstance(value, dict)}
+    parts |= {part: value for part, value in _read(metadata.get(CONFIGS, "")).items() if isinstance(value, dict)}
     beside = path.parent / BESIDE
     if not parts and path.name.startswith("adapter_model.") and beside.is_file():
         parts[""] = _read(beside.read_text(encoding="utf-8", errors="replace"))

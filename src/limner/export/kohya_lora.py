@@ -89,7 +89,7 @@ def _training(layers: Mapping[str, Delta], about: Mapping[str, Any], name: str) 
         "network_alpha": f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic",
         "network_args": json.dumps(arguments),
         "output_name": name,
-        "sd_model_name": about.get("base"),
+        "sd_model_name": str(about["base"]).replace("\\", "/").rpartition("/")[2] if about.get("base") else None,
         "resolution": f"({side}, {side})" if side else None,
         "tag_frequency": json.dumps({name: {token: 1}}) if token else None,
         "learning_rate": recipe.get("learning_rate"),

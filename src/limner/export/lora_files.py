@@ -14,8 +14,9 @@ import numpy as np
 
 from limner.adapters.deltas import Array, Delta, Difference, DoRA, LoHa, LoKr, LowRank, collapsed
 from limner.errors import UserError
-from limner.export.header_alphas import HeaderAlphas
+from limner.export.header_alphas import SPEC, HeaderAlphas, method_of
 from limner.export.lora_names import LAYERS_PER_BLOCK, layout_of, split_name
+from limner.export.modelspec import HEADER
 from limner.export.old_loras import cloneofsimo_name
 from limner.families.recognise import FAMILIES, family_of_layers
 from limner.families.weights import read_arrays, read_header
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from limner.adapters.adapter import Attached
 
 
-HEADER = "limner"
 OTHERS = {
     "joint_blocks": "SD3", "joint_transformer": "SD3", "double_blocks": "Flux", "single_blocks": "Flux",
     "single_transformer": "Flux", "blocks_0_cross_attn": "Wan", "transformer_blocks.0.attn.add": "SD3 or Flux",
@@ -122,6 +122,11 @@ def read_any_lora(path: Path, *, alpha: float | None = None) -> AnyLora:
     header = read_header(path)
     about = _about(header.metadata.get(HEADER, ""))
     by_layer, words, strange = _sort(header.shapes, header.metadata, about)
+    if strange and SPEC in header.metadata:
+        raise UserError(
+            f"{path}: is an adapter of peft's method {method_of(header.metadata)}, and no LoRA.",
+            "Limner draws with it as it is: generate --adapter.",
+        )
     if strange or not by_layer:
         raise _not_read(path, strange, list(header.shapes))
     arrays = read_arrays(path)

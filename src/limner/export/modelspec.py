@@ -7,6 +7,8 @@ from typing import Any
 
 from limner.families.recognise import FAMILIES
 
+HEADER = "limner"
+"""Key of our own JSON in a file's header."""
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 """ModelSpec's name of each prediction type."""
 ORIGINAL = "https://github.com/Stability-AI/generative-models"

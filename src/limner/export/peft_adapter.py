@@ -19,11 +19,10 @@ from torch import Tensor
 from limner.adapters.peft import METHODS, Peft
 from limner.errors import UserError
 from limner.export.diffusers_lora import write_lora
-from limner.export.modelspec import modelspec
-from limner.export.tensors import HEADER, header, read_tensors, write_tensors
+from limner.export.header_alphas import CONFIGS, SPEC
+from limner.export.modelspec import HEADER, modelspec
+from limner.export.tensors import header, read_tensors, write_tensors
 
-SPEC, CONFIGS = "limner_adapter", "peft"
-"""Keys of the header: the settings of `Peft`, and peft's own config of each part."""
 MAGNITUDE = ".lora_magnitude_vector"
 """How the UNet's DoRA magnitudes end in a file; in memory they are a module's `.weight`.
 

@@ -12,10 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limner.errors import Guarded, UserError
+from limner.export.modelspec import HEADER
 from limner.files import replacing
-
-HEADER = "limner"
-"""Key of our own JSON in a file's header."""
 
 
 def header(about: Mapping[str, object], spec: Mapping[str, str]) -> dict[str, str]:

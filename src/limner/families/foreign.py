@@ -20,15 +20,19 @@ def refuse_what_is_no_base(name: str, path: Path, header: Header | None = None) 
     """Raise with what a file, or a folder without model_index.json, is instead of a base."""
     if header is None:
         _refuse_folder(name, path)
-    for kind in (_lora, _embedding, _part, _other_family):
-        found = kind(header)
-        if found:
-            what, hint = found
-            raise UserError(f"base={name!r}: is {what}, not a base.", hint)
+    found = what_is(header)
+    if found:
+        what, hint = found
+        raise UserError(f"base={name!r}: is {what}, not a base.", hint)
     first = min(header.shapes, default="none")
     raise UserError(
         f"base={name!r}: is no model that Limner knows (its first tensor: {first}).", "Give an SD 1.5 or SDXL model."
     )
+
+
+def what_is(header: Header) -> tuple[str, str] | None:
+    """Return what a file is that is no whole model of ours, with what to do; None for one that is not known."""
+    return next((found for kind in (_lora, _embedding, _part, _other_family) if (found := kind(header))), None)
 
 
 def _refuse_folder(name: str, folder: Path) -> NoReturn:
