@@ -116,7 +116,7 @@ def _lora(lora: AnyLora, header: Header) -> Inspection:
     largest = dict(sorted(known.items(), key=lambda item: -item[1])[:LARGEST])
     family = FAMILIES[lora.family].called if lora.family else "a family that it does not tell"
     programs = uses(list(header.shapes))
-    facts = {
+    facts: dict[str, Any] = {
         "kind": "lora", "family": lora.family, "layout": lora.layout, "kinds": dict(kinds), "ranks": dict(ranks),
         "alphas": dict(alphas), "alpha_is_assumed": lora.alpha_is_assumed, "precision": lora.precision,
         "layers": dict(sorted(Counter(map(_target, lora.layers)).items())), "trigger_words": _words(lora),

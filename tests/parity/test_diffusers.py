@@ -15,7 +15,8 @@ from safetensors import safe_open
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.lora import LoRA
 from limner.errors import UserError
-from limner.export.diffusers_lora import read_lora, write_lora
+from limner.export.diffusers_lora import write_lora
+from limner.export.lora_files import read_any_lora
 from limner.families.family import Family
 from limner.families.load import load
 from limner.generate.draw import Request, Sampling, _scheduler, draw
@@ -179,8 +180,9 @@ def test_adapter_file_reads_back_with_its_scale_folded_in(family: Family, tmp_pa
     adapter = trained(family, LoRA(rank=16, alpha=4.0))
     state, path = adapter.state_dict(), tmp_path / "a.safetensors"
     write_lora(state, path, {"token": "sks"})
-    read, about = read_lora(path)
-    assert about == {"token": "sks"}
+    lora = read_any_lora(path)
+    read = lora.state_dict()
+    assert lora.about == {"token": "sks"}
     for name in {key.rpartition(".")[0] for key in state}:
         wanted = state[f"{name}.lora_B"] @ state[f"{name}.lora_A"].flatten(1) * (4 / 16)
         assert float(read[f"{name}.alpha"]) == 16
@@ -195,16 +197,16 @@ def test_files_that_are_no_lora_are_refused(family: Family, tmp_path: Path) -> N
     from safetensors.torch import save_file
 
     with pytest.raises(UserError, match="there is no such file"):
-        read_lora(tmp_path / "none.safetensors")
+        read_any_lora(tmp_path / "none.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    with pytest.raises(UserError, match="is not a readable safetensors file"):
-        read_lora(tmp_path / "torn.safetensors")
+    with pytest.raises(UserError, match="is not a readable .safetensors file"):
+        read_any_lora(tmp_path / "torn.safetensors")
     save_file({"some.weight": torch.zeros(2)}, str(tmp_path / "other.safetensors"))
     with pytest.raises(UserError, match=r"first key that does not belong: some.weight"):
-        read_lora(tmp_path / "other.safetensors")
-    save_file({"unet.x.lora_A.weight": torch.zeros(2, 3)}, str(tmp_path / "half.safetensors"))
+        read_any_lora(tmp_path / "other.safetensors")
+    save_file({"unet.conv_in.lora_A.weight": torch.zeros(2, 3)}, str(tmp_path / "half.safetensors"))
     with pytest.raises(UserError, match="has an A and no B"):
-        read_lora(tmp_path / "half.safetensors")
+        read_any_lora(tmp_path / "half.safetensors")
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "euler"])

@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from limner.adapters.adapter import SlotSettings
-from limner.adapters.lora import attach_lora
 from limner.adapters.peft import METHODS, Peft, PeftLayers, attach_peft
 from limner.errors import UserError
-from limner.export.diffusers_lora import read_lora
+from limner.export.lora_files import read_any_lora
 from limner.export.peft_adapter import read_peft, write_peft
 from limner.families.family import Family
 from limner.families.load import load
@@ -138,8 +137,8 @@ def test_its_file_reads_back_here_and_in_peft(spec: Peft, family: Family, random
 
     plain_lora = METHODS[spec.method].kind == "LORA" and spec.method != "dora"
     if plain_lora:
-        state, about = read_lora(path)
-        again = attach_lora(family.modules, state)
+        lora = read_any_lora(path)
+        about, again = lora.about, lora.attach(family.modules)
         with pytest.raises(UserError, match="is not in the layout of adapter.kind=peft"):
             read_peft(path)
     else:
