@@ -107,36 +107,41 @@ def _processor(layer: str) -> str:
     return f"{part}.{module}.{dict(q_proj='to_q', k_proj='to_k', v_proj='to_v', out_proj='to_out')[last]}_lora"
 
 
-DOTS: Callable[[str], str] = lambda layer: ".".join(_dotted(layer))  # noqa: E731
+def _dots(layer: str) -> str:
+    return ".".join(_dotted(layer))
+
+
+def _other_parts(**names: str) -> Callable[[str], str]:
+    return lambda layer: f"{names.get(_dotted(layer)[0], _dotted(layer)[0])}.{_dotted(layer)[1]}"
+
+
 TE = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
-ONE_TRAINER = {"unet": "unet", "text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-NAMES: dict[str, tuple[Callable[[str], str], tuple[str, str]]] = {
-    "kohya": (_kohya(TE), (".lora_down.weight", ".lora_up.weight")),
-    "kohya's SDXL prefixes": (_kohya({**TE, "text_encoder": "lora_te1"}), (".lora_down.weight", ".lora_up.weight")),
-    "OneTrainer": (
-        lambda layer: f"{ONE_TRAINER[_dotted(layer)[0]]}.{_dotted(layer)[1]}", (".lora_down.weight", ".lora_up.weight")
+KOHYA, PEFT = (".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight")
+ALL, UNET, TEXT, ATTENTION = "", r"^unet\.", r"^text_encoder", r"(to_q|to_out\.0|q_proj|out_proj)$"
+NAMES: dict[str, tuple[Callable[[str], str], tuple[str, str], str]] = {
+    "kohya": (_kohya(TE), KOHYA, ALL),
+    "kohya's SDXL prefixes": (_kohya({**TE, "text_encoder": "lora_te1"}), KOHYA, ALL),
+    "OneTrainer": (_other_parts(text_encoder="clip_l", text_encoder_2="clip_g"), KOHYA, ALL),
+    "SimpleTuner": (lambda layer: f"lycoris_{_dotted(layer)[1].replace('.', '_')}", KOHYA, UNET),
+    "diffusers": (_dots, PEFT, ALL),
+    "diffusers since transformers 5.6": (lambda layer: layer, PEFT, ALL),
+    "diffusers 0.20": (_dots, (".lora.down.weight", ".lora.up.weight"), ALL),
+    "diffusers 0.19": (_dots, (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"), TEXT),
+    "attention processors": (_processor, (".down.weight", ".up.weight"), ATTENTION),
+    "ai-toolkit": (_other_parts(unet="diffusion_model"), PEFT, UNET),
+    "peft": (
+        lambda layer: f"base_model.model.{_dotted(layer)[1]}",
+        (".lora_A.default.weight", ".lora_B.default.weight"),
+        UNET,
     ),
-    "SimpleTuner's LyCORIS": (
-        lambda layer: f"lycoris_{_dotted(layer)[1].replace('.', '_')}", (".lora_down.weight", ".lora_up.weight")
-    ),
-    "diffusers": (DOTS, (".lora_A.weight", ".lora_B.weight")),
-    "diffusers since transformers 5.6": (lambda layer: layer, (".lora_A.weight", ".lora_B.weight")),
-    "diffusers 0.20": (DOTS, (".lora.down.weight", ".lora.up.weight")),
-    "diffusers 0.19, text": (DOTS, (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")),
-    "attention processors": (_processor, (".down.weight", ".up.weight")),
-    "ai-toolkit": (
-        lambda layer: f"{dict(unet='diffusion_model').get(_dotted(layer)[0], _dotted(layer)[0])}.{_dotted(layer)[1]}",
-        (".lora_A.weight", ".lora_B.weight"),
-    ),
-    "peft": (lambda layer: f"base_model.model.{_dotted(layer)[1]}", (".lora_A.default.weight", ".lora_B.default.weight")),
 }  # fmt: skip
-"""What programs call a layer's A and B: the name of the layer, and the ends of the two names."""
-HAS_ALPHA = ("kohya", "kohya's SDXL prefixes", "OneTrainer", "SimpleTuner's LyCORIS")
+"""What programs call a layer's A and B: the name of the layer, the ends of the two names; and which layers have any."""
+HAS_ALPHA = ("kohya", "kohya's SDXL prefixes", "OneTrainer", "SimpleTuner")
 
 
 def as_written_by(program: str, layers: Mapping[str, Delta]) -> dict[str, np.ndarray[Any, Any]]:
     """Return the tensors of a plain LoRA as a program would have written them; alpha is folded where it has none."""
-    name, (down, up) = NAMES[program]
+    name, (down, up), _ = NAMES[program]
     tensors: dict[str, np.ndarray[Any, Any]] = {}
     for layer, change in layers.items():
         own, has_alpha = change.tensors(), program in HAS_ALPHA

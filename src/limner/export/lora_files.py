@@ -144,11 +144,12 @@ def read_any_lora(path: Path, *, alpha: float | None = None) -> AnyLora:
                 biases[layer] = parts.pop(role)
         rank = _rank(parts)
         found = float(parts.pop("alpha").reshape(-1)[0]) if "alpha" in parts and parts["alpha"].size else None
-        chosen = alpha or said.choose(layer, rank, found)
+        chosen = alpha or said.choose(layer, rank, found)  # kohya's tools take an alpha of 0 for the rank
         assumed = assumed or (chosen is None and rank > 0)
         layers[layer] = _build(path, layer, parts, chosen or float(rank or 1), peft=said.is_peft)
     formats = Counter(dtype for name, dtype in header.dtypes.items() if header.shapes[name])
-    precision = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(formats.most_common(1)[0][0], "float32")
+    most = next((dtype for dtype, _ in formats.most_common(1)), "F32")
+    precision = {"F16": "float16", "BF16": "bfloat16"}.get(most, "float32")
     if alpha is None:
         said.refuse_conflict({n: c.alpha for n, c in layers.items() if isinstance(c, LowRank)}, layers)
     learned = {word: {part: arrays[key] for part, key in keys.items()} for word, keys in words.items()}
@@ -242,7 +243,7 @@ def _plain(path: Path, layer: str, parts: Mapping[str, Array], alpha: float, *, 
         # LyCORIS and ComfyUI heed no alpha where both factors are whole; peft does.
         return LoKr(dict(parts), alpha / rank if rank else alpha if peft else 1.0)
     (role,) = names
-    _require(role in ("diff", "w_norm"))
+    _require(role in ("diff", "w_norm") and parts[role].ndim > 0)
     return Difference(parts[role], role)
 
 
