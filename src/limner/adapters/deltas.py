@@ -156,7 +156,9 @@ class LoKr(Delta):
     def tensors(self) -> dict[str, Array]:
         if self.rank:
             return {**self.parts, "alpha": np.array(self.factor * self.rank, np.float32)}
-        return {**self.parts, "lokr_w1": self.parts["lokr_w1"] * np.float32(self.factor)}  # its alpha is not heeded
+        # Its alpha is not heeded, and LyCORIS reads no file without one.
+        w1 = self.parts["lokr_w1"] * np.float32(self.factor)
+        return {**self.parts, "lokr_w1": w1, "alpha": np.array(1.0, np.float32)}
 
     def norm(self) -> float:
         one, two = (float(np.linalg.norm(self._factor(i).astype(np.float64))) for i in (1, 2))

@@ -34,7 +34,7 @@ def export(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A LoRA, an embedding, a model, or anything else.")],
+    file: Annotated[Path, typer.Argument(help="A LoRA, an embedding, a model, or anything else.", metavar="FILE")],
     as_json: JsonOption = False,
 ) -> None:
     """Say what a file is, what it changes and how much, and which programs load it; in a moment, nothing is run."""

@@ -1,0 +1,128 @@
+"""Does LyCORIS mean by a file what Limner means by it, and the other way round?
+
+`pip install lycoris-lora && python -m benchmarks.lycoris_reads [--out FILE]`
+
+On a small UNet of SD 1.5's classes with random weights: Limner writes LoRA, LoHa, LoKr and DoRA by kohya's names, LyCORIS merges each file into the UNet, and every weight is compared with Limner's own. Then LyCORIS makes and
+saves a network of each of its algorithms, and Limner reads and merges that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lycoris import LycorisNetwork, create_lycoris, create_lycoris_from_weights
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from limner.adapters.adapter import SlotSettings
+from limner.adapters.peft import Peft
+from limner.export.kohya_lora import write_kohya
+from limner.export.lora_files import read_any_lora
+from limner.export.peft_adapter import write_peft
+from limner.families.family import Family
+from limner.families.load import load
+from limner.rundir import write_json
+from tests.random_base import make_random_base
+
+MADE = {
+    "locon": {"algo": "locon"}, "locon with cores": {"algo": "locon", "use_tucker": True},
+    "loha": {"algo": "loha"}, "loha with cores": {"algo": "loha", "use_tucker": True},
+    "lokr": {"algo": "lokr", "factor": 4}, "lokr with cores": {"algo": "lokr", "factor": 4, "use_tucker": True},
+    "lokr, both whole": {"algo": "lokr", "full_matrix": True},
+    "dora by inputs": {"algo": "locon", "dora_wd": True, "wd_on_output": False},
+    "dora by outputs": {"algo": "locon", "dora_wd": True, "wd_on_output": True},
+    "full": {"algo": "full"},
+}  # fmt: skip
+"""What LyCORIS is asked for."""
+TRAINED: dict[str, dict[str, Any]] = {
+    "rslora": {"method": "rslora"}, "dora": {"method": "dora"}, "loha": {"method": "loha"},
+    "loha with cores": {"method": "loha", "options": {"use_effective_conv2d": True}}, "lokr": {"method": "lokr"},
+    "lokr with cores": {"method": "lokr", "options": {"use_effective_conv2d": True}},
+    "lokr, linear layers": {"method": "lokr", "targets": "attention"},
+}  # fmt: skip
+"""What Limner trains, by peft's methods: LyCORIS reads a LoKr only where its layers are divided as its own are."""
+
+
+def main() -> None:
+    """Parse the command line, compare in both directions, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lycoris_reads", description=__doc__)
+    parser.add_argument("--out", type=Path, help="write the result here too")
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as passing:
+        base = make_random_base(Path(passing) / "base")
+        found = {
+            "lycoris": version("lycoris-lora"), "torch": torch.__version__,
+            "LyCORIS reads Limner's file": {kind: _theirs(base, Path(passing), how) for kind, how in TRAINED.items()},
+            "Limner reads LyCORIS's file": {name: _ours(base, Path(passing), how) for name, how in MADE.items()},
+        }  # fmt: skip
+    for direction, rows in found.items():
+        print(direction, "" if isinstance(rows, dict) else rows)
+        for name, row in rows.items() if isinstance(rows, dict) else ():
+            if "refused" in row:
+                print(f"  {name:<20} LyCORIS refuses it: {row['refused']}")
+                continue
+            print(f"  {name:<20}{row['layers']:>4} layers  largest difference {row['difference']:.1e} of {row['change']:.2f}")
+    if given.out:
+        write_json(given.out, found)
+
+
+def _theirs(base: Path, folder: Path, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare LyCORIS's merge of a file of ours with our own."""
+    ours, other = (load(str(base), dtype=torch.float32, device="cpu") for _ in range(2))
+    spec, before = Peft(**{"rank": 2, "alpha": 3.0, "targets": "all", **how}), _weights(ours)
+    adapter = spec.attach(ours, [SlotSettings(seed=1)])
+    for parameter in adapter.slot_parameters(0).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    write_peft(spec, adapter.state_dict(), folder / "run.safetensors", ours.facts)
+    adapter.merge()
+    write_kohya(read_any_lora(folder / "run.safetensors").layers, folder / "x.safetensors", ours.facts)
+    # Its wrapper for diffusers has a prefix of its own; what follows is the same.
+    named = {n.replace("lora_unet_", "lycoris_"): t for n, t in load_file(folder / "x.safetensors").items()}
+    try:
+        network, _ = create_lycoris_from_weights(1.0, "", other.unet, named)
+    except (AttributeError, RuntimeError) as error:  # it makes a LoKr anew by rules of its own, and then copies into it
+        return {"refused": str(error)}
+    network.merge_to(1.0)
+    return _compared(_weights(ours), _weights(other), before, len(network.loras))
+
+
+def _ours(base: Path, folder: Path, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Compare our merge of a file of LyCORIS's with its own."""
+    ours, other = (load(str(base), dtype=torch.float32, device="cpu") for _ in range(2))
+    before = _weights(ours)
+    LycorisNetwork.apply_preset({"target_module": ["Transformer2DModel", "ResnetBlock2D"]})
+    network = create_lycoris(other.unet, 1.0, linear_dim=3, linear_alpha=2.0, conv_dim=3, conv_alpha=2.0, **how)
+    network.apply_to()
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape)
+    save_file({n: t.contiguous() for n, t in network.state_dict().items()}, folder / "y.safetensors")
+    network.restore()
+    network.merge_to(1.0)
+    read_any_lora(folder / "y.safetensors").attach(ours.modules).merge()
+    return _compared(_weights(other), _weights(ours), before, len(network.loras))
+
+
+def _weights(family: Family) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in family.unet.state_dict().items()}
+
+
+def _compared(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], before: Mapping[str, Tensor], layers: int
+) -> dict[str, Any]:
+    own = {name for name in wanted if name in found and name in before}
+    return {
+        "layers": layers,
+        "difference": max(float((wanted[name] - found[name]).abs().max()) for name in own),
+        "change": round(max(float((wanted[name] - before[name]).abs().max()) for name in own), 4),
+    }
+
+
+if __name__ == "__main__":
+    main()
