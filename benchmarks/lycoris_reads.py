@@ -70,9 +70,8 @@ def main() -> None:
             if "refused" in row:
                 print(f"  {name:<20} LyCORIS refuses it: {row['refused']}")
                 continue
-            print(
-                f"  {name:<20}{row['layers']:>4} layers  largest difference {row['difference']:.1e} of {row['change']:.2f}"
-            )
+            off = f"largest difference {row['difference']:.1e} of {row['change']:.2f}"
+            print(f"  {name:<20}{row['layers']:>4} layers  {off}")
     if given.out:
         write_json(given.out, found)
 
