@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from limner.families.source import ASSETS
 from limner.recipe import load_recipe, save_recipe
+from tests.pipeline.bad_loras import SHARING, make_bad_loras
 from tests.pipeline.conftest import Result
 
 PICTURES = ASSETS / "demo" / "critter"
@@ -235,83 +236,6 @@ COMPARISONS = {
     "comparison under a file": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} --run {bad}/full/something.txt/x", "cannot be written .Not a directory"),
 }  # fmt: skip
 
-SHARING = {
-    "export of nothing": Row("export", "Missing argument .RUN.FILE."),
-    "export from nowhere": Row(
-        "export {bad}/nowhere --to kohya", "nowhere: there is no such run or file. Give a run's folder"
-    ),
-    "export to nowhere": Row(
-        "export {bad}/lora.safetensors --to comfy",
-        "--to comfy: is no layout that Limner writes. Use one of diffusers, kohya",
-    ),
-    "export in no number format": Row(
-        "export {bad}/lora.safetensors --to kohya precision=int4",
-        "precision=int4: is no number format. Use one of float32, float16, bfloat16",
-    ),
-    "export with a setting of a run": Row(
-        "export {bad}/lora.safetensors --to kohya steps=4", "export: steps is none of its settings. It takes precision="
-    ),
-    "export of an untrained run": Row(
-        "export {bad}/untrained --to kohya",
-        "untrained: holds nothing that can be written.*Give a run that has been trained",
-    ),
-    "export of a LoRA as a model": Row(
-        "export {bad}/lora.safetensors --to single-file",
-        "holds a LoRA, not for --to single-file. Use --to diffusers or kohya",
-    ),
-    "export of a LoRA that does nothing": Row(
-        "export {bad}/lora.safetensors --to kohya",
-        "lora.safetensors: the adapter has no effect: every change in it is zero",
-    ),
-    "export for no family": Row(
-        "export {bad}/acting.safetensors --to kohya --family flux",
-        "--family flux: is none that a LoRA can be written for. Use one of",
-    ),
-    "export of half a LoRA": Row(
-        "export {bad}/half.safetensors --to kohya", "half.safetensors: unet.conv_in has an A and no B"
-    ),
-    "export of two alphas": Row(
-        "export {bad}/alphas.safetensors --to diffusers",
-        "alpha tensor says 8, metadata says 16 for unet.conv_in.*--alpha N",
-    ),
-    "export over an alpha of nothing": Row(
-        "export {bad}/acting.safetensors --to kohya --alpha -1", "Invalid value for '--alpha'"
-    ),
-    "export of a damaged file": Row(
-        "export {bad}/nothing.safetensors --to kohya", "nothing.safetensors: is not a readable .safetensors file"
-    ),
-    "export of what changes biases": Row(
-        "export {bad}/biases.safetensors --to diffusers --family sd15",
-        "changes biases, which the diffusers layout cannot hold. Use --to kohya",
-    ),
-    "another family's LoRA": Row(
-        "generate {base} --prompt x --adapter {bad}/flux.safetensors",
-        "2 of 2 keys do not fit .first key .*It looks like a LoRA for Flux",
-    ),
-    "half of a LoRA": Row(
-        "generate {base} --prompt x --adapter {bad}/half.safetensors",
-        "half.safetensors: unet.conv_in has an A and no B",
-    ),
-    "a LoRA of other layers": Row(
-        "generate {base} --prompt x --adapter {bad}/other.safetensors",
-        "0 of 1 layers are in it .first that is not: unet.down_blocks.3",
-    ),
-    "a LoRA with too large a header": Row(
-        "generate {base} --prompt x --adapter {bad}/claims.safetensors", "claims.safetensors: is not a readable"
-    ),
-    "inspect nothing": Row("inspect", "Missing argument .FILE."),
-    "inspect nowhere": Row("inspect {bad}/nowhere", "nowhere: there is no such file or folder"),
-    "inspect a damaged file": Row(
-        "inspect {bad}/nothing.safetensors", "nothing.safetensors: is not a readable .safetensors file"
-    ),
-    "inspect a header that claims too much": Row(
-        "inspect {bad}/claims.safetensors", "its header claims 1099511627776 bytes"
-    ),
-    "inspect a picture": Row("inspect {pictures}/1.png", "1.png: is a PNG picture, and holds no weights"),
-    "inspect a pickle": Row("inspect {bad}/model.ckpt", "model.ckpt: is a bare pickle or damaged, and was not loaded"),
-    "inspect an empty folder": Row("inspect {bad}/empty", "is no model folder"),
-    "inspect an untrained run": Row("inspect {bad}/untrained", "is a run without a result yet. Train it first"),
-}
 MACHINES = {
     "no GPU": Row(DEMO + " device=cuda", "device='cuda': torch finds no CUDA GPU. Use device=auto or device=cpu"),
     "no eighth GPU": Row(DEMO + " device=cuda:7", "device='cuda:7': torch finds no CUDA GPU|there is no such device"),
@@ -324,7 +248,8 @@ MACHINES = {
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
-ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | SHARING | MACHINES
+SHARED = {name: Row(words, message) for name, (words, message) in SHARING.items()}
+ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | SHARED | MACHINES
 
 
 @pytest.fixture
@@ -350,19 +275,7 @@ def bad(tmp_path: Path) -> Path:
     pair = {"lora_A": torch.zeros(2, 32), "lora_B": torch.zeros(32, 2)}
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{layer}.{name}.weight": tensor for name, tensor in pair.items()}, tmp_path / "lora.safetensors")
-    loras: dict[str, dict[str, torch.Tensor]] = {
-        "acting": {f"{layer}.{name}.weight": tensor + 1 for name, tensor in pair.items()},
-        "half": {"unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3)},
-        "other": {f"unet.down_blocks.3.resnets.0.conv1.lora_{x}.weight": torch.ones(2, 2) for x in "AB"},
-        "flux": {f"transformer.single_transformer_blocks.0.lora_{x}.weight": torch.ones(2, 2) for x in "AB"},
-        "biases": {f"lora_unet_conv_out.{end}": torch.ones(4) for end in ("diff", "diff_b")},
-    }
-    for name, tensors in loras.items():
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-    conv_in = {"lora_down.weight": torch.ones(4, 4), "lora_up.weight": torch.ones(4, 4), "alpha": torch.tensor(8.0)}
-    said = {"ss_network_alpha": "16", "ss_network_dim": "4"}
-    save_file({f"lora_unet_conv_in.{n}": t for n, t in conv_in.items()}, tmp_path / "alphas.safetensors", said)
-    (tmp_path / "claims.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    make_bad_loras(tmp_path)
     save_recipe(load_recipe("demo"), tmp_path / "untrained" / "recipe.toml")
     (tmp_path / "damaged" / "recipe.toml").write_text("steps = \n")
     save_recipe(load_recipe("demo"), tmp_path / "torn" / "recipe.toml")

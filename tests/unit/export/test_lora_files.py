@@ -145,9 +145,7 @@ def test_an_old_bin_file_is_read_and_pickled_code_is_never_run(tmp_path: Path) -
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "run",))
 
-    torch.save(
-        {**{n: torch.tensor(a) for n, a in PLAIN.items()}, "x": Harm()}, tmp_path / "b.bin"
-    )
+    torch.save({**{n: torch.tensor(a) for n, a in PLAIN.items()}, "x": Harm()}, tmp_path / "b.bin")
     for reader in (read_any_lora, inspect):
         with pytest.raises(UserError, match=r"contains pickled code \(.*\) and was not loaded"):
             reader(tmp_path / "b.bin")
