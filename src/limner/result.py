@@ -172,6 +172,9 @@ def attach_file(family: Family, path: Path, strength: float) -> Attached:
         width = lora_width(read_header(path))
         family = partner if partner and width == partner.unet.config.cross_attention_dim else family
         check_lora_family(path, family.unet.config.cross_attention_dim)
-        adapter = read_any_lora(path).attach(family.modules)
+        lora = read_any_lora(path)
+        adapter = lora.attach(family.modules)
+        if lora.words:
+            adapter = Together(adapter, attach_words(family, lora.vectors()))
     adapter.set_strength(strength)
     return adapter
