@@ -108,8 +108,7 @@ def read_adapter(path: Path) -> list[AdapterFile]:
             return [PeftFile(path, about, spec, state)]
         if is_lora(header):
             lora = read_any_lora(path)
-            words = {word: {part: torch.from_numpy(one) for part, one in parts.items()}
-                     for word, parts in lora.words.items()}  # fmt: skip
+            words = lora.vectors()
             found: list[AdapterFile] = [LoRAFile(path, lora.about, lora, lora_width(header))]
             return [*found, WordsFile(path, {}, words)] if words else found
     token, vectors = read_embedding(path)

@@ -61,8 +61,9 @@ def inspect(path: Path) -> Inspection:
         what = f"an adapter of peft's method {method}, which Limner and peft load"
         return _told(path, what, {"kind": "peft", "method": method}, [_tensors(header)])
     found = what_is(header)
-    if found and "embedding" in found[0]:
-        return _embedding(path, header, found[0])
+    own = header.metadata.get("modelspec.architecture", "").endswith("/textual-inversion")
+    if own or (found and "embedding" in found[0]):
+        return _embedding(path, header, found[0] if found else "a textual inversion embedding")
     what = found[0] if found else f"no model, LoRA or embedding that Limner knows (first tensor: {min(header.shapes)})"
     return _told(path, what, {"kind": "part" if found else "unknown"}, [_tensors(header)])
 

@@ -146,7 +146,7 @@ def attach_file(family: Family, path: Path, strength: float) -> Attached:
 
     One that was trained on the model which draws together with the family (the refiner) is attached to that.
     """
-    (file,) = read_adapter(path)
-    (adapter,) = file.attach(family)
+    first, *words = (adapter for file in read_adapter(path) for adapter in file.attach(family))
+    adapter = Together(first, words[0]) if words and isinstance(words[0], LearnedWords) else first
     adapter.set_strength(strength)
     return adapter

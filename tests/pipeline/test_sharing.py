@@ -19,7 +19,7 @@ from limner.export.diffusers_lora import write_lora
 from limner.export.embedding import write_embedding
 from limner.families.load import load
 from limner.recipe import load_recipe, save_recipe
-from tests.lora_layouts import as_written_by, changes, save
+from tests.lora_layouts import as_written_by, changes, draw, save
 from tests.pipeline.conftest import Result
 
 Limner = Callable[..., Result]
@@ -75,10 +75,11 @@ def test_a_run_exported_and_taken_back_draws_the_same(
 
 def test_inspect_tells_all_of_a_run(run_limner: Limner, run: Path) -> None:
     word = {"text_encoder": torch.ones(2, 32)}
-    write_embedding(word, run / "embeddings" / "dog.safetensors", token="<dog>", about={})
+    write_embedding(word, run / "embeddings" / "dog.safetensors", token="<dog>", about={"family": "sd15"})
     code, out, err = run_limner("inspect", run, "--json")
     assert code == 0, err
-    (lora, *_) = json.loads(out)["holds"]
+    lora, embedding = json.loads(out)["holds"]
+    assert {key: embedding[key] for key in ("kind", "token")} == {"kind": "embedding", "token": "<dog>"}
     assert {key: lora[key] for key in ("kind", "family", "layout", "trigger_words", "precision", "has_effect")} == {
         "kind": "lora", "family": "sd15", "layout": "diffusers", "trigger_words": ["sks"], "precision": "float32",
         "has_effect": True,
@@ -103,6 +104,18 @@ def test_what_is_no_plain_lora_is_drawn_with_too(
     pictures = drawn(run_limner, random_base, save(tensors, tmp_path / "x.safetensors"), tmp_path / "drawn")
     assert len(pictures) == 2
     assert f" {kind.split()[0]}" in run_limner("inspect", tmp_path / "x.safetensors")[1]
+
+
+def test_words_that_a_lora_brings_along_are_drawn_with(run_limner: Limner, random_base: Path, tmp_path: Path) -> None:
+    family = load(str(random_base), dtype=torch.float32, device="cpu")
+    layers = changes(family, "LoRA", every=20)
+    tensors = {name: 0 * array for name, array in as_written_by("kohya", layers).items()}
+    pictures = []
+    for scale in (0.0, 9.0):
+        word = {"bundle_emb.sks.clip_l": scale * draw(1, 32)}
+        file = save({**tensors, **word}, tmp_path / f"{scale}.safetensors")
+        pictures.append(drawn(run_limner, random_base, file, tmp_path / f"drawn-{scale}"))
+    assert np.abs(pictures[0][0] - pictures[1][0]).max() > 0
 
 
 def test_a_run_begins_with_a_file_of_kohyas(run_limner: Limner, random_base: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
-from limner.adapters.lora import LoRA, StackedLoRA
+from limner.adapters.lora import LoRA
 from limner.adapters.strength import Strength
 from limner.adapters.textual_inversion import LearnedWords, TextualInversion
 from limner.spec import Spec
@@ -37,7 +37,7 @@ class Together(Attached):
 
     learns_text = True
 
-    def __init__(self, lora: StackedLoRA, words: LearnedWords) -> None:
+    def __init__(self, lora: Attached, words: LearnedWords) -> None:
         self.lora, self.words = lora, words
         self.parts = (lora, words)
         self.slots = lora.slots

@@ -69,6 +69,15 @@ class AnyLora:
         own = None if weight is None else weight.detach().float().cpu().numpy()
         return torch.from_numpy(self.layers[layer].delta(own))
 
+    def vectors(self) -> dict[str, dict[str, Tensor]]:
+        """Return the learned words as tensors, as `attach_words` takes them."""
+        import torch
+
+        return {
+            word: {part: torch.from_numpy(array.reshape(-1, array.shape[-1])) for part, array in parts.items()}
+            for word, parts in self.words.items()
+        }
+
     @property
     def family(self) -> str | None:
         """The family that it is for, as far as the file tells."""
