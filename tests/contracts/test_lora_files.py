@@ -119,8 +119,8 @@ def test_stock_diffusers_holds_the_same_weights(writer: str, family: Family, ran
     pipe.load_lora_weights(str(path))
     pipe.fuse_lora()
     pipe.unload_lora_weights()
-    before = {name: family.modules[name.partition(".")[0]].get_submodule(name.partition(".")[2]).get_parameter("weight").clone()
-              for name in layers}  # fmt: skip
+    roots = {name: family.modules[name.partition(".")[0]].get_submodule(name.partition(".")[2]) for name in layers}
+    before = {name: layer.get_parameter("weight").clone() for name, layer in roots.items()}
     read_any_lora(path).attach(family.modules).merge()
     for name in layers:
         root, _, inside = name.partition(".")
