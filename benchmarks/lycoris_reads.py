@@ -79,7 +79,7 @@ def main() -> None:
 def _theirs(base: Path, folder: Path, how: Mapping[str, Any]) -> dict[str, Any]:
     """Compare LyCORIS's merge of a file of ours with our own."""
     ours, other = (load(str(base), dtype=torch.float32, device="cpu") for _ in range(2))
-    spec, before = Peft(**{"rank": 2, "alpha": 3.0, "targets": "all", **how}), _predicted(ours)
+    spec, before = Peft.model_validate({"rank": 2, "alpha": 3.0, "targets": "all", **how}), _predicted(ours)
     adapter = spec.attach(ours, [SlotSettings(seed=1)])
     for parameter in adapter.slot_parameters(0).values():
         parameter.data += 0.1 * torch.randn(parameter.shape)

@@ -58,7 +58,7 @@ def dora(axis: int) -> Callable[..., DoRA]:
 
 
 def difference(out: int, *inputs: int) -> Difference:
-    return Difference(0.1 * draw(out, *inputs), "diff" if inputs else "w_norm")
+    return Difference(np.float32(0.1) * draw(out, *inputs), "diff" if inputs else "w_norm")
 
 
 KINDS: dict[str, Callable[..., Delta]] = {

@@ -119,12 +119,12 @@ def test_stock_diffusers_holds_the_same_weights(writer: str, family: Family, ran
     pipe.load_lora_weights(str(path))
     pipe.fuse_lora()
     pipe.unload_lora_weights()
-    before = {name: family.modules[name.partition(".")[0]].get_submodule(name.partition(".")[2]).weight.clone()
-              for name in layers}  # fmt: skip
+    roots = {name: family.modules[name.partition(".")[0]].get_submodule(name.partition(".")[2]) for name in layers}
+    before = {name: layer.get_parameter("weight").clone() for name, layer in roots.items()}
     read_any_lora(path).attach(family.modules).merge()
     for name in layers:
         root, _, inside = name.partition(".")
-        theirs = getattr(pipe, root).get_submodule(inside).weight
-        ours = family.modules[root].get_submodule(inside).weight
+        theirs = getattr(pipe, root).get_submodule(inside).get_parameter("weight")
+        ours = family.modules[root].get_submodule(inside).get_parameter("weight")
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(ours, before[name], atol=1e-4)
