@@ -98,8 +98,8 @@ DOTTED = "mid_block.attentions.0.transformer_blocks.0.attn1"
 TEXT = "text_model_encoder_layers_0_self_attn_q_proj"
 TEXT_DOTTED = "encoder.layers.0.self_attn.q_proj"
 # What each program's own key map takes: comfy/lora.py (model_lora_keys_unet, model_lora_keys_clip) and
-# comfy/weight_adapter/lora.py; A1111's extensions-builtin/Lora/networks.py; sd-scripts' networks/lora.py; diffusers'
-# loaders/lora_conversion_utils.py, as their authors' sources stood in August 2026.
+# comfy/weight_adapter/lora.py; A1111's extensions-builtin/Lora/networks.py; sd-scripts' networks/lora.py (02298e3);
+# diffusers' loaders/lora_conversion_utils.py (0.42.1). The names were read there; A1111's file kinds were not.
 KEY_MAPS = {
     f"lora_unet_{UNET}.lora_down.weight": "diffusers kohya A1111 ComfyUI",
     f"lora_unet_{ORIGINAL}.lora_up.weight": "diffusers kohya A1111 ComfyUI",
