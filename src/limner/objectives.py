@@ -115,10 +115,7 @@ class Denoising(Spec):
                 taught = teacher.taught.view(-1, 1, 1, 1)
                 target = torch.where(taught, teacher.predict(x_t, t).to(target), target)
         squared = (predict(x_t, t).float() - target).square()
-        if mask is not None:
-            # the mask weighs latents; dividing by its mean keeps a small subject's loss on the scale of a whole picture
-            squared = squared * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
-        losses = squared.mean(dim=(1, 2, 3))
+        losses = _mean(squared, mask)
         if self.snr_gamma:
             losses = losses * schedule.min_snr_weight(t, self.snr_gamma)
         return losses
@@ -207,6 +204,12 @@ class Consistency(Spec):
             target = self.jump(predict, nearer, earlier, schedule)
         error = (self.jump(predict, x_t, t, schedule) - target).square()
         losses = (error + self.huber**2).sqrt() - self.huber
-        if mask is not None:
-            losses = losses * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
-        return losses.mean(dim=(1, 2, 3))
+        return _mean(losses, mask)
+
+
+def _mean(errors: Latents, mask: Tensor | None) -> PerExample:
+    """Return each row's mean error; a mask weighs the latents."""
+    if mask is not None:
+        # dividing by the mask's mean keeps a small subject's loss on the scale of a whole picture
+        errors = errors * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-3)
+    return errors.mean(dim=(1, 2, 3))

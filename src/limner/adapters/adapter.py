@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from limner.adapters.strength import Strength
+from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 
 
@@ -126,6 +127,49 @@ class Attached(ABC):
     def trainable_parameters(self, slot: int = 0) -> int:
         """Return how many numbers the slot trains."""
         return sum(p.numel() for p in self.slot_parameters(slot).values())
+
+
+class Layered(Attached):
+    """An adapter in layers: each has its strength, and all can be folded into the base's weights and out again."""
+
+    def __init__(self, layers: Iterable[str]) -> None:
+        self._enabled, self._strengths = True, dict.fromkeys(layers, 1.0)
+        self._pristine: dict[Tensor, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        self.learns_text = any(name.startswith("text_encoder") for name in self._strengths)
+
+    @abstractmethod
+    def folded(self, slot: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each of the base's weights that the slot changes, and what it is with the change, in float32."""
+
+    def set_strength(self, strength: Strength | float) -> None:
+        self._strengths = {name: as_strength(strength).of(name) for name in self._strengths}
+
+    def enable(self, enabled: bool) -> None:
+        self._enabled = enabled
+
+    @torch.no_grad()
+    def merge(self, slot: int = 0) -> None:
+        self.unmerge()
+        for weight, value in self.folded(slot):
+            self._pristine[weight] = weight.detach().clone()
+            weight.copy_(value)
+        self.enable(False)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        if not self._pristine:
+            return
+        for weight, value in self._pristine.items():
+            weight.copy_(value)
+        self._pristine.clear()
+        self.enable(True)
+
+    def detach(self) -> None:
+        self.unmerge()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
 
 def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attached, Change, require_fit, sum_by_group
+from limner.adapters.adapter import Change, Layered, require_fit, sum_by_group
 from limner.adapters.deltas import Array, Delta
 from limner.adapters.lora import find_layers
-from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 
 ABLE = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
@@ -43,7 +42,7 @@ def attach_deltas(
     return WeightChanges(layers, weights, shifts)
 
 
-class WeightChanges(Attached):
+class WeightChanges(Layered):
     """A fixed change of each layer's weight and bias; nothing of it learns."""
 
     slots = 1
@@ -56,9 +55,7 @@ class WeightChanges(Attached):
             kind = type(layers[strange]).__name__
             raise UserError(f"the LoRA changes {strange}, a {kind}, which Limner cannot change.", "Use another LoRA.")
         self.layers, self._weights, self._biases = dict(layers), dict(weights), dict(biases)
-        self.learns_text = any(name.startswith("text_encoder") for name in layers)
-        self._enabled, self._strengths = True, dict.fromkeys(self.layers, 1.0)
-        self._pristine: dict[Tensor, Tensor] = {}
+        super().__init__(self.layers)
         self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
 
     def _hook(self, name: str, layer: nn.Module):
@@ -97,36 +94,11 @@ class WeightChanges(Attached):
     def changes(self, slot: int = 0) -> dict[str, Change]:
         return sum_by_group((name, Change(1, t.numel(), float(t.float().norm()))) for name, t in self._named().items())
 
-    def set_strength(self, strength: Strength | float) -> None:
-        self._strengths = {name: as_strength(strength).of(name) for name in self.layers}
-
-    def enable(self, enabled: bool) -> None:
-        self._enabled = enabled
-
-    def detach(self) -> None:
-        self.unmerge()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def merge(self, slot: int = 0) -> None:
-        self.unmerge()
+    def folded(self, slot: int) -> Iterator[tuple[Tensor, Tensor]]:
         for key, change in self._named().items():
             name, _, part = key.rpartition(".")
             parameter = getattr(self.layers[name], part)
-            self._pristine[parameter] = parameter.detach().clone()
-            with torch.no_grad():
-                parameter.copy_(parameter.float() + self._strengths[name] * change.float())
-        self.enable(False)
-
-    def unmerge(self) -> None:
-        if not self._pristine:
-            return
-        with torch.no_grad():
-            for parameter, weight in self._pristine.items():
-                parameter.copy_(weight)
-        self._pristine.clear()
-        self.enable(True)
+            yield parameter, parameter.float() + self._strengths[name] * change.float()
 
 
 def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -14,8 +14,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit, sum_by_group
-from limner.adapters.strength import Strength, as_strength
+from limner.adapters.adapter import Attachable, Change, Layered, SlotSettings, require_fit, sum_by_group
 from limner.errors import UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -257,16 +256,14 @@ class LoRALayer(nn.Module):
         return (B @ A.flatten(1) * self.scale[slot]).view(B.shape[0], *A.shape[1:])
 
 
-class StackedLoRA(Attached):
+class StackedLoRA(Layered):
     """LoRA layers attached by forward hooks: the base's modules, names and weights stay as they are."""
 
     def __init__(self, layers: Mapping[str, LoRALayer], targets: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
         self.layers, self._targets = dict(layers), dict(targets)
         self.slots = len(next(iter(self.layers.values())).ranks)
-        self.learns_text = any(name.startswith("text_encoder") for name in self.layers)
-        self._enabled, self._strengths = True, dict.fromkeys(self.layers, 1.0)
+        super().__init__(self.layers)
         self._slot_of_row: Tensor | None = None
-        self._pristine: dict[str, Tensor] = {}
         self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
 
     def _hook(self, name: str, layer: LoRALayer):
@@ -320,32 +317,7 @@ class StackedLoRA(Attached):
             for name, layer in self.layers.items()
         )  # fmt: skip
 
-    def set_strength(self, strength: Strength | float) -> None:
-        self._strengths = {name: as_strength(strength).of(name) for name in self.layers}
-
-    def enable(self, enabled: bool) -> None:
-        self._enabled = enabled
-
-    def detach(self) -> None:
-        self.unmerge()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def merge(self, slot: int = 0) -> None:
-        self.unmerge()
+    def folded(self, slot: int) -> Iterator[tuple[Tensor, Tensor]]:
         for name, layer in self.layers.items():
             weight = self._targets[name].weight
-            self._pristine[name] = weight.detach().clone()
-            with torch.no_grad():
-                weight.copy_(weight.float() + self._strengths[name] * layer.delta_weight(slot))
-        self.enable(False)
-
-    def unmerge(self) -> None:
-        if not self._pristine:
-            return
-        for name, weight in self._pristine.items():
-            with torch.no_grad():
-                self._targets[name].weight.copy_(weight)
-        self._pristine.clear()
-        self.enable(True)
+            yield weight, weight.float() + self._strengths[name] * layer.delta_weight(slot)

@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
+from limner.adapters.adapter import Attachable, Change, Layered, SlotSettings, require_fit
 from limner.adapters.lora import LoRA
-from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 from limner.seeds import seed_of
 from limner.spec import Spec
@@ -235,7 +234,7 @@ class Layer:
         return found
 
 
-class PeftLayers(Attached):
+class PeftLayers(Layered):
     """Layers of peft that compute in the place of the base's, whose modules, names and weights stay as they are."""
 
     slots = 1
@@ -243,9 +242,7 @@ class PeftLayers(Attached):
     def __init__(self, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:
         self.layers, self._tensors = dict(layers), dict(tensors)
         self._learning = {name: t for name, t in tensors.items() if t.requires_grad}
-        self.learns_text = any(name.startswith("text_encoder") for name in self.layers)
-        self._enabled, self._strengths = True, dict.fromkeys(self.layers, 1.0)
-        self._pristine: dict[Tensor, Tensor] = {}
+        super().__init__(self.layers)
         for name, layer in self.layers.items():
             vars(layer.target)["forward"] = partial(self._forward, name, layer)  # found before the class's own
 
@@ -294,36 +291,17 @@ class PeftLayers(Attached):
             for group, square in squares.items()
         }
 
-    def set_strength(self, strength: Strength | float) -> None:
-        self._strengths = {name: as_strength(strength).of(name) for name in self.layers}
-
-    def enable(self, enabled: bool) -> None:
-        self._enabled = enabled
+    def folded(self, slot: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for name, layer in self.layers.items():
+            tuned = layer.tuned()
+            for key, parameter in layer.target.named_parameters():
+                yield parameter, torch.lerp(parameter.float(), tuned[key], self._strengths[name])
 
     def detach(self) -> None:
         self.unmerge()
         for layer in self.layers.values():
             del vars(layer.target)["forward"]
         self.layers.clear()
-
-    def merge(self, slot: int = 0) -> None:
-        self.unmerge()
-        for name, layer in self.layers.items():
-            tuned = layer.tuned()
-            for key, parameter in layer.target.named_parameters():
-                self._pristine[parameter] = parameter.detach().clone()
-                with torch.no_grad():
-                    parameter.copy_(torch.lerp(parameter.float(), tuned[key], self._strengths[name]))
-        self.enable(False)
-
-    def unmerge(self) -> None:
-        if not self._pristine:
-            return
-        with torch.no_grad():
-            for parameter, weight in self._pristine.items():
-                parameter.copy_(weight)
-        self._pristine.clear()
-        self.enable(True)
 
 
 def attach_peft(base: Attachable, spec: Peft, state: Mapping[str, Tensor]) -> PeftLayers:
