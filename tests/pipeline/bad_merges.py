@@ -12,7 +12,7 @@ COMBINING = {
     "merge into no base": (f"merge ./nowhere {LORA} --out {{bad}}/new", "base='./nowhere': there is no such folder or file"),
     "merge of a file that is not there": ("merge {base} {bad}/a.safetensors --out {bad}/new", "a.safetensors: there is no such file"),
     "merge of a LoRA that does not fit": (f"merge {{base}} {LORA} --out {{bad}}/new", "the LoRA does not fit this base"),
-    "merge at a setting that is none": (f"merge {{base}} {LORA} --out {{bad}}/new exactness=float32", r"merge: exactness is not a setting. Did you mean precision\?"),
+    "merge at a setting that is none": (f"merge {{base}} {LORA} --out {{bad}}/new precise=float32", r"merge: precise is not a setting. Did you mean precision\?"),
     "merge at a precision that is none": (f"merge {{base}} {LORA} --out {{bad}}/new precision=fp16", "merge: precision = 'fp16' is not allowed .*'float16'"),
     "merge to a layout that is none": (f"merge {{base}} {LORA} --to onnx --out {{bad}}/new", "--to onnx: is no layout of a model. Use diffusers or single-file"),
     "a single file in shards": (f"merge {{base}} {LORA} --to single-file --out {{bad}}/new shard=1", "shard: a single file is never split"),

@@ -184,7 +184,8 @@ class Training:
             conditioning = replace(untouched, hidden=told.hidden, pooled=told.pooled).to(device, dtype)
         masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
         mask = None if all(b.mask is None for b in batches) else torch.cat(masks)[own].to(device)
-        taught = torch.tensor([self._is_taught(row) for b in batches for row in b.is_prior], device=device)[own]
+        every = [self._is_taught(row) for b in batches for row in b.is_prior]
+        taught = torch.tensor([every[row] for row in own], device=device)
         teacher = Teacher(
             predict=lambda x_t, t: self._taught(x_t, t, untouched, taught),
             unconditional=lambda x_t, t: self._taught(x_t, t, self._without_prompt(untouched), taught),
@@ -203,7 +204,7 @@ class Training:
             draws=draws,
             own=own,
             mask=mask,
-            teacher=teacher if bool(taught.any()) else None,
+            teacher=teacher if any(every[row] for row in own) else None,  # a plan has no values to look at
         )
         return losses, drawn[0]
 
