@@ -159,7 +159,7 @@ def _drawn(arms: Sequence[str], measured: Mapping[str, Inference], link: str) ->
             cells.setdefault(arms[0], AxisCell(in_time(base.median_s), f"{base.steps} steps"))
             told = ", ".join(f"{w} {_times(m.to_base)}" for w, m in ways)
             cells[arm] = AxisCell(in_time(ways[0][1].median_s), f"{told} the base's")
-    return Measure(title, link, cells, "" if cells else "limner measure RUN does")
+    return Measure(title, link, cells, "" if cells else "limner measure RUN measures it")
 
 
 def _times(ratio: Ratio | None) -> str:
@@ -171,7 +171,7 @@ def _times(ratio: Ratio | None) -> str:
 
 def _energy(arms: Sequence[str], measured: Mapping[str, Inference], link: str) -> Measure:
     """Return the energy of one picture, where the hardware tells it."""
-    title, cells, why = "energy of one picture", dict[str, AxisCell](), "limner measure RUN does"
+    title, cells, why = "energy of one picture", dict[str, AxisCell](), "limner measure RUN measures it"
     for arm, one in measured.items():
         why = one.design.energy
         for name, way in ((arms[0], one.usual("base")), (arm, one.usual("unmerged") or one.usual("whole"))):
