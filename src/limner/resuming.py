@@ -69,11 +69,15 @@ def refuse_finished(folder: RunDir, recipe: Recipe, steps: int) -> None:
     """
     chosen = read_json(folder.provenance).get("chosen", {})
     trained = chosen.get("trained_steps", 0)
-    if trained >= steps and chosen.get("choose") == recipe.checkpoint.choose and results(folder):
+    patience = recipe.validation.patience if chosen.get("is_early") else 0
+    is_over = trained >= steps or bool(patience)
+    if is_over and chosen.get("choose") == recipe.checkpoint.choose and results(folder):
         newest = newest_checkpoint(folder.checkpoints, lambda _: None)
         if newest == checkpoint_of(folder.checkpoints, trained):
-            raise UserError(f"{folder.path}: is already finished: {trained} of {steps} steps.",
-                            "Raise steps to continue: limner train --resume RUN steps=N")  # fmt: skip
+            by_patience = f", ended by validation.patience={patience}" if trained < steps else ""
+            way = "validation.patience=0" if by_patience else "steps=N"
+            raise UserError(f"{folder.path}: is already finished: {trained} of {steps} steps{by_patience}.",
+                            f"To go on with it: limner train --resume RUN {way}")  # fmt: skip
 
 
 def continue_run(

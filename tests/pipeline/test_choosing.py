@@ -163,7 +163,8 @@ def test_a_run_ends_when_only_forgetting_goes_on_and_goes_on_when_that_is_asked(
     assert read_json(run.provenance)["trained"]["steps"] == 6
     assert any("ends at step 6 of 10, because of validation.patience" in line for line in watch.said)
     assert tensors(run) == tensors(judged)
-    assert losses(limner.resume(run.path))[6:] == []
+    with pytest.raises(UserError, match=r"6 of 10 steps, ended by validation.patience=1\..*validation.patience=0"):
+        limner.resume(run.path)
     assert len(losses(limner.resume(run.path, settings={"validation.patience": 0}))) == 10
     assert course_of(run).steps == (0, 2, 4, 6, 8, 10)
 
