@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from limner.run import DEMO_ARMS
+from limner.demonstration import DEMO_ARMS
 
 SIDE, GAP, LABEL, COLUMNS = 128, 6, 22, 7
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from limner.comparing import compare
+    from limner.demonstration import demo
     from limner.measuring import measure
-    from limner.run import check, demo, evaluate, generate, report, resume, train
+    from limner.run import check, evaluate, generate, report, resume, train
 
 __all__ = ["check", "compare", "demo", "evaluate", "generate", "measure", "report", "resume", "train"]
-PLACES = {"compare": "comparing", "measure": "measuring"}
+PLACES = {"compare": "comparing", "demo": "demonstration", "measure": "measuring"}
 """Where the verbs are that are not in `run`."""
 
 

@@ -41,12 +41,6 @@ from limner.starting import find_start
 from limner.training_run import train_adapter
 from limner.watch import Watch
 
-DEMO_ARMS: dict[str, dict[str, Any]] = {
-    "lora": {"prior.enabled": False},
-    "dreambooth": {"adapter.kind": "full", "learning_rate": 2e-4},
-    "dreambooth-lora": {},
-}
-"""The methods that the demo compares, as settings over its recipe."""
 DRAWING = ("generation", "resolution", "base", "device", "precision", "evaluation")
 """The settings that drawing heeds; the last is for a run's comparison."""
 Settings = Mapping[str, Any]
@@ -325,26 +319,6 @@ def caption(
         captioner = load_captioner(model, device=machine.place(recipe.device, recipe.precision).device)
     with watch.phase("caption"):
         return caption_pictures(_paths(pictures), captioner, Path(out), spec=recipe.pictures, progress=watch.progress)
-
-
-def demo(run: str | Path | None = None, *, settings: Settings | None = None, watch: Watch | None = None) -> Path:
-    """Do the main job on the embedded base and five shipped pictures with each method; return the page that compares.
-
-    LoRA, DreamBooth, and LoRA + DreamBooth train on the same pictures and are judged side by side.
-    """
-    from limner.families.source import ASSETS
-
-    watch = watch or Watch()
-    folder = Path(run) if run else unused(Path("runs"), "demo")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is not empty.", "Name another folder with --run.")
-    recipes = {arm: load_recipe("demo", {**own, **(settings or {})}) for arm, own in DEMO_ARMS.items()}
-    arms = []
-    for arm, recipe in recipes.items():
-        watch.say(f"{arm}:")
-        arms.append(train(ASSETS / "demo" / "critter", recipe=recipe, run=folder / arm, watch=watch).path)
-    evaluate(arms, watch=watch)
-    return report(arms, watch=watch)
 
 
 def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:

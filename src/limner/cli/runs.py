@@ -24,10 +24,10 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Do everything once on the embedded base: train, draw, score, report."""
-    from limner import run as runs
+    from limner.demonstration import demo as do_everything
 
     with watch_for(as_json) as watch:
-        page = runs.demo(run, settings=read_settings(settings or []), watch=watch)
+        page = do_everything(run, settings=read_settings(settings or []), watch=watch)
     print_made(as_json, runs=page.parent, report=page)
 
 
