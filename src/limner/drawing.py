@@ -19,7 +19,7 @@ from limner.ladder import draw_places, drop_others, places_of
 from limner.prepare.check import Checked, check_class_pictures
 from limner.recipe import Recipe
 from limner.refining import check_partner, load_partner, require_beginning
-from limner.result import attach_result, has_strength, require_result, result_hash
+from limner.result import attach_result, require_result, result_hash
 from limner.rundir import RunDir, read_json
 from limner.seeds import seed_of
 from limner.watch import Watch
@@ -71,7 +71,7 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
     identity, others = _identities(folder, recipe, family)
     about = {"base": recipe.base, "identity": identity, "strength": 1.0}
     untouched = {**about, "arm": "base", "adapter": None, "adapter_sha256": None}
-    at_base, beyond = places_of(recipe, has_strength=has_strength(folder))
+    at_base, beyond = places_of(recipe, has_strength=folder.has_strength())
     drop_others(folder, (*at_base, *beyond))
     key = seed_of("comparison", *family.identity.values(), *others.values(), recipe.base,
                   recipe.generation.model_dump_json(), str(family.scheduler_config), named["resolution_px"],

@@ -108,11 +108,6 @@ def result_hash(folder: RunDir) -> str:
     return digest.hexdigest()
 
 
-def has_strength(folder: RunDir) -> bool:
-    """Return whether what a run trained can be scaled; a whole model and a learned word are there or not."""
-    return folder.adapter.is_file()
-
-
 def attach_result(family: Family, folder: RunDir) -> list[Attached]:
     """Attach a run's LoRA and learned words to its base. A whole model is loaded as a base instead."""
     return [adapter for file in read_run(folder) for adapter in file.attach(family)]

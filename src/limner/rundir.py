@@ -107,6 +107,10 @@ class RunDir:
             else:
                 file.truncate(whole)
 
+    def has_strength(self) -> bool:
+        """Tell whether what was trained can be scaled; a whole model and a learned word are there or not."""
+        return self.adapter.is_file()
+
     def require_log(self) -> None:
         """Refuse to go on as if nothing were: the disk did not take some lines of the log.
 

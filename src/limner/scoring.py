@@ -52,7 +52,7 @@ def score(runs: Sequence[RunDir] | Mapping[str, RunDir], recipes: Sequence[Recip
     evaluate(runs, out, panel=panel, progress=watch.progress)
     for folder in folders:
         if any(folder.ladder.glob("*/manifest.json")):
-            evaluate_ladder(folder, panel, has_strength=folder.adapter.is_file(), progress=watch.progress)
+            evaluate_ladder(folder, panel, progress=watch.progress)
 
 
 def _keep_others(folder: RunDir, recipe: Recipe, distractors: Path, watch: Watch) -> None:

@@ -262,8 +262,13 @@ def choose_checkpoint(folder: RunDir, recipe: Recipe, training: Training, watch:
             load_checkpoint(training, path)
         watch.say(f"result: step {training.index}. {course.knee.words}")
         chosen |= {"step": training.index, "why": course.knee.words}
-    seconds = {row["step"]: row["seconds"] for row in folder.read_log("step") if row["step"] <= chosen["step"]}
-    return {**chosen, "seconds": round(sum(seconds.values()), 3)}
+    return {**chosen, "seconds": trained_seconds(folder, chosen["step"])}
+
+
+def trained_seconds(folder: RunDir, step: int) -> float:
+    """Return how long the run trained up to a step; of steps that were taken twice the last time counts."""
+    seconds = {row["step"]: row["seconds"] for row in folder.read_log("step") if row["step"] <= step}
+    return round(sum(seconds.values()), 3)
 
 
 def _nothing_to_choose(folder: RunDir, found: str) -> UserError:

@@ -30,7 +30,7 @@ from limner.result import try_result
 from limner.resuming import continue_run
 from limner.rundir import RunDir
 from limner.starting import start_from
-from limner.stepping import choose_checkpoint, save_adapter, take_steps
+from limner.stepping import choose_checkpoint, save_adapter, take_steps, trained_seconds
 from limner.train.checkpoint import complete_checkpoints, newest_checkpoint
 from limner.train.loop import Training
 from limner.train.probe import probe
@@ -140,9 +140,8 @@ def _finish(folder: RunDir, recipe: Recipe, family: Family, training: Training, 
         training.check_changes()
         _save_result(folder, recipe, family, training, chosen)
         _tell_changes(folder, training.adapter, watch)
-    seconds = {row["step"]: row["seconds"] for row in folder.read_log("step")}
     epochs = plan.epochs * steps / plan.steps
-    folder.update_provenance(trained={"steps": steps, "epochs": epochs, "seconds": round(sum(seconds.values()), 3)})
+    folder.update_provenance(trained={"steps": steps, "epochs": epochs, "seconds": trained_seconds(folder, steps)})
 
 
 def _require_room(folder: RunDir, recipe: Recipe, training: Training, result_bytes: int) -> None:

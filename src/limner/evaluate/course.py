@@ -14,7 +14,7 @@ from limner.metrics.course import Course, Curve
 from limner.metrics.encoder import ImageEncoder
 from limner.metrics.metric import Metric, View
 from limner.metrics.questions import CLASS_DRIFT, COPYING, PROMPT_FOLLOWING, SUBJECT_FIDELITY
-from limner.metrics.standard import standard_metrics
+from limner.metrics.standard import first_of, standard_metrics
 from limner.rundir import RunDir
 
 QUESTIONS = (SUBJECT_FIDELITY, PROMPT_FOLLOWING, CLASS_DRIFT, COPYING)
@@ -29,8 +29,7 @@ class Judges:
         self._encoders = {encoder.name: encoder for encoder in encoders}
         self._subject, self._held_out = read_pictures(run.pictures), read_pictures(run.held_out)
         self._base, self._batch = read_images(base), batch
-        first = {metric.question.kind: metric for metric in reversed(standard_metrics(encoders))}
-        asked = [first[question.kind] for question in QUESTIONS if question.kind in first]
+        asked = first_of(standard_metrics(encoders), [question.kind for question in QUESTIONS])
         self._metrics = [metric for metric in asked if self._is_answerable(metric)]
         self._seen = {
             name: self._look(name, [*self._subject, *self._held_out, *(image.path for image in self._base)])
@@ -52,7 +51,7 @@ class Judges:
     def _curve(self, metric: Metric, images: Sequence[ArmImage], seen: Seen, step: int, before: Curve | None) -> Curve:
         question, own = metric.question, self._seen[metric.encoder]
         rows, base = ([image for image in some if image.set in question.sets] for some in (images, self._base))
-        prompts = tuple(f"{row.set}/{row.prompt_index}" for row in rows)
+        prompts = tuple(row.prompt_key for row in rows)
         untouched = own.rows([row.path for row in base])
         at_base = View(
             images=untouched,

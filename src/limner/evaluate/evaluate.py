@@ -103,7 +103,7 @@ def _look(panel: Panel, material: Material, batch: int, progress: Progress) -> d
     groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for arm in material.arms:
         for image in _rows(PERCEIVED_DIVERSITY, arm):
-            groups[arm.name, _prompt(image)].append(image.path)
+            groups[arm.name, image.prompt_key].append(image.path)
     return {
         e.name: look(e, paths, prompts, masks=material.masks, batch=batch, progress=progress) for e in panel.encoders
     } | {d.name: look_apart(d, paths, list(groups.values()), progress=progress) for d in panel.distances}
@@ -146,7 +146,7 @@ def _why_not(question: Question, material: Material, judge: ImageEncoder | Lpips
         return f"it takes {question.least_images:,} images of each arm, and there {_is(len(rows))}"
     if len(material.subject) < question.least_pictures:
         return f"it takes {question.least_pictures} training pictures, and there {_is(len(material.subject))}"
-    if min(Counter(_prompt(row) for row in rows).values()) < question.least_images_per_prompt:
+    if min(Counter(row.prompt_key for row in rows).values()) < question.least_images_per_prompt:
         return f"it takes {question.least_images_per_prompt} images of each prompt"
     return ""
 
@@ -159,7 +159,7 @@ def _score(metric: Metric, material: Material, seen: Seen, seed: int, *, is_firs
     """Take one metric for every arm, and the paired differences of every two arms; the first of a kind may claim."""
     question = metric.question
     base = _rows(question, material.arms[0])
-    prompts = [_prompt(row) for row in base]
+    prompts = [row.prompt_key for row in base]
     views = {arm.name: _view(_rows(question, arm), base, material, seen) for arm in material.arms}
     values = {name: question.per_image(view).double().numpy() for name, view in views.items()}
     levels = metric.levels(views[material.arms[0].name])
@@ -169,7 +169,7 @@ def _score(metric: Metric, material: Material, seen: Seen, seed: int, *, is_firs
             score=(rate_interval if question.is_rate else interval)(values[arm.name], prompts, seed=seed),
             beyond_limit=None if limit is None else int((values[arm.name] > limit).sum()),
             images=tuple(
-                ImageValue(file=str(row.path.relative_to(arm.run.path)), prompt=_prompt(row), value=float(value))
+                ImageValue(file=str(row.path.relative_to(arm.run.path)), prompt=row.prompt_key, value=float(value))
                 for row, value in zip(_rows(question, arm), values[arm.name], strict=True)
             ),
         )
@@ -195,7 +195,7 @@ def _view(rows: list[ArmImage], base: list[ArmImage], material: Material, seen: 
     return View(
         images=seen.rows([row.path for row in rows]),
         base=seen.rows([row.path for row in base]),
-        prompt=tuple(_prompt(row) for row in rows),
+        prompt=tuple(row.prompt_key for row in rows),
         subject=seen.rows(material.subject),
         class_pictures=seen.rows(material.class_pictures),
         text=seen.text_rows([row.plain_prompt for row in rows]),
@@ -208,10 +208,6 @@ def _view(rows: list[ArmImage], base: list[ArmImage], material: Material, seen: 
 
 def _rows(question: Question, arm: Arm) -> list[ArmImage]:
     return [image for image in arm.images if image.set in question.sets]
-
-
-def _prompt(image: ArmImage) -> str:
-    return f"{image.set}/{image.prompt_index}"
 
 
 def _design(material: Material, apart: Sequence[dict[str, Setting]], folder: Path, seed: int) -> Design:

@@ -44,6 +44,11 @@ class ArmImage:
         """Return what the image shares with its partner in every other arm."""
         return self.set, self.prompt_index, self.image_index
 
+    @property
+    def prompt_key(self) -> str:
+        """Return which prompt it was drawn from: images with equal ones belong together."""
+        return f"{self.set}/{self.prompt_index}"
+
 
 @dataclass(frozen=True)
 class Arm:

@@ -28,6 +28,12 @@ def standard_metrics(encoders: Sequence[ImageEncoder]) -> tuple[Metric, ...]:
     )
 
 
+def first_of(metrics: Sequence[Metric], kinds: Sequence[str]) -> list[Metric]:
+    """Return the first metric of each question, in the order of `kinds`; questions that nobody answers are left out."""
+    first = {metric.question.kind: metric for metric in reversed(metrics)}
+    return [first[kind] for kind in kinds if kind in first]
+
+
 def quality_metric(model: ImageEncoder) -> Metric:
     """Return the question that a model of image quality answers."""
     return Metric(PREFERENCE if isinstance(model, TextImageEncoder) else AESTHETIC, model.name)

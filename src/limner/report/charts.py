@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limner.metrics.scores import MetricScore
+from limner.metrics.scores import Interval, MetricScore
 from limner.metrics.study import StudyMetric
 
 
@@ -174,6 +174,12 @@ def smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
         total, weight = keep * total + value, keep * weight + 1
         smoothed.append((step, total / weight))
     return smoothed
+
+
+def ends(score: Interval) -> tuple[float, float, float]:
+    """Return mean, low and high; the mean for all where there is no interval."""
+    low, high = (score.mean if end is None else end for end in (score.low, score.high))
+    return score.mean, low, high
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:

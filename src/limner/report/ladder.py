@@ -8,7 +8,7 @@ from pathlib import Path
 
 from limner.metrics.ladder import Ladder, LadderMetric, Rung
 from limner.metrics.scores import Interval, read_written
-from limner.report.charts import Tick, nice_ticks
+from limner.report.charts import Tick, ends, nice_ticks
 from limner.report.material import Trained
 from limner.report.numbers import number
 
@@ -123,7 +123,7 @@ def _plot(metric: LadderMetric, over: str, rungs: dict[tuple[str, bool], list[tu
     scores = {
         key: [(label, rung.scores[metric.key].score) for label, rung in rows if rung] for key, rows in rungs.items()
     }
-    values = [v for rows in scores.values() for _, score in rows for v in _ends(score)]
+    values = [v for rows in scores.values() for _, score in rows for v in ends(score)]
     ticks = nice_ticks(min(values), max(values))
     labels = [label for label, _ in next(iter(rungs.values()))]
 
@@ -142,13 +142,8 @@ def _plot(metric: LadderMetric, over: str, rungs: dict[tuple[str, bool], list[tu
 
 
 def _point(x: float, score: Interval, y_at: Callable[[float], float], label: str) -> Point:
-    mean, low, high = _ends(score)
+    mean, low, high = ends(score)
     return Point(x, y_at(mean), y_at(low), y_at(high), f"{label}: {number(mean)}")
-
-
-def _ends(score: Interval) -> tuple[float, float, float]:
-    low, high = (score.mean if end is None else end for end in (score.low, score.high))
-    return score.mean, low, high
 
 
 def _words(ladder: Ladder) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from limner.metrics.scores import Interval, MetricScore, Scores
 from limner.metrics.study import Study, StudyMetric
-from limner.report.charts import Line, Tick, nice_ticks
+from limner.report.charts import Line, Tick, ends, nice_ticks
 from limner.report.numbers import listed
 
 PLANES = (("subject_fidelity", "prompt_following"), ("subject_fidelity", "other_drift"))
@@ -81,9 +81,9 @@ def _plane(
         else []
         for arm in scores
     }
-    xs = [v for x, _ in scores.values() for v in _ends(x)] + [level.value for level in along.levels]
+    xs = [v for x, _ in scores.values() for v in ends(x)] + [level.value for level in along.levels]
     xs += [x for rows in small.values() for x, _ in rows]
-    ys = [v for _, y in scores.values() for v in _ends(y)] + [y for rows in small.values() for _, y in rows]
+    ys = [v for _, y in scores.values() for v in ends(y)] + [y for rows in small.values() for _, y in rows]
     x_ticks, y_ticks = nice_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
 
     def x_at(value: float) -> float:
@@ -97,8 +97,8 @@ def _plane(
     marks = tuple(
         Mark(
             arm=arm, x=x_at(x.mean), y=y_at(y.mean), name_y=names[arm], is_right=x_at(x.mean) > 75,
-            across=(x_at(_ends(x)[1]), x_at(_ends(x)[2])),
-            upright=(min(y_at(v) for v in _ends(y)), max(y_at(v) for v in _ends(y))),
+            across=(x_at(ends(x)[1]), x_at(ends(x)[2])),
+            upright=(min(y_at(v) for v in ends(y)), max(y_at(v) for v in ends(y))),
             dots=tuple((x_at(a), y_at(b)) for a, b in small[arm]),
         )
         for arm, (x, y) in scores.items()
@@ -118,12 +118,6 @@ def _words(best: Sequence[str], scores: Mapping[str, tuple[Interval, Interval]])
         return ""
     text = f"By their means {listed(best)} {'is' if len(best) == 1 else 'are'} beaten by no other in both."
     return f"{text} Where crosses overlap, that may be chance."
-
-
-def _ends(score: Interval) -> tuple[float, float, float]:
-    """Return mean, low and high; the mean for all where there is no interval."""
-    low, high = (score.mean if end is None else end for end in (score.low, score.high))
-    return score.mean, low, high
 
 
 def _spread(places: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -25,11 +25,13 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Ladder]:
             for p, (colour, rgb) in enumerate(list(BACKGROUNDS.items())[:6]):
                 (star if strength == 1 else member)(p, rgb).save(folder / f"subject-{p:02d}-00.png")
                 rows.append({"file": f"subject-{p:02d}-00.png", "prompt": f"a sks critter on {colour}",
-                             "plain_prompt": f"a critter on {colour}", "prompt_index": p})  # fmt: skip
+                             "plain_prompt": f"a critter on {colour}", "set": "subject", "prompt_index": p,
+                             "image_index": 0, "seed": p})  # fmt: skip
             write_json(folder / "manifest.json", {"strength": strength, "num_inference_steps": steps, "images": rows})
+    run.adapter.touch()
     encoder = ColourHistogram()
     panel = Panel((encoder,), tuple(standard_metrics([encoder])))
-    return run, evaluate_ladder(run, panel, has_strength=True)
+    return run, evaluate_ladder(run, panel)
 
 
 def test_every_place_is_scored_by_every_prompt(scored: tuple[RunDir, Ladder]) -> None:
