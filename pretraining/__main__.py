@@ -8,7 +8,7 @@ from pathlib import Path
 
 from limner.families.source import ASSETS
 
-STAGES = ("pictures", "demo", "text", "vae", "unet", "decoder", "judge", "export", "results", "subject")
+STAGES = ("pictures", "demo", "text", "vae", "unet", "decoder", "image_tower", "judge", "export", "results", "subject")
 XL_STAGES = ("xl_text", "xl", "xl_refiner", "xl_results")
 
 

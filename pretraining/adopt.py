@@ -18,6 +18,8 @@ def run(work: Path, minutes: float | None = None) -> None:
         raise SystemExit(f"{work}/unet.pt exists: `unet` resumes from it. Use an empty --work to adopt.")
     shutil.copytree(ASSETS / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
     shutil.copytree(ASSETS / "unet", work / "unet_start", dirs_exist_ok=True)
-    AutoencoderKL.from_pretrained(ASSETS / "vae", dtype=torch.float32).save_pretrained(work / "vae")
+    vae = AutoencoderKL.from_pretrained(ASSETS / "vae", dtype=torch.float32)
+    for name in ("vae", "vae_start"):  # the UNet goes on with the one, the stage `vae` begins with the other
+        vae.save_pretrained(work / name)
     encoder = CLIPModel.from_pretrained(ASSETS / "image_text_encoder", dtype=torch.float32)
     encoder.save_pretrained(work / "image_text_encoder")

@@ -28,6 +28,11 @@ class Pictures:
         return chosen.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def load_parts(work: Path, name: str) -> Tensor:
+    """Return where each picture shows its named parts, (n, 16, 16) in [0, 1], as stage `pictures` found it."""
+    return torch.from_numpy(np.load(work / "pictures" / f"{name}_parts.npy")).float() / 255
+
+
 def load(work: Path, name: str) -> Pictures:
     """Load one part: `train`, `held_out` or `style_NOUN`."""
     folder = work / "pictures"

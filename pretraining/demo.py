@@ -24,26 +24,36 @@ def _subject(noun: str, main: str, variants: dict[str, str], **colours: str) -> 
 
 def subjects() -> dict[str, tuple[Identity, tuple[str, ...]]]:
     """Return the demo subjects by folder name, each with the backgrounds of its pictures."""
-    crown = {"eyes": "trio", "mouth": "smile", "top": "crown", "body": "bell", "pattern": "dots"}
-    dish = {"eyes": "sleepy", "mouth": "zigzag", "top": "dish", "chest": "heart"}
-    tulip = {"eyes": "angry", "mouth": "wavy", "plant": "tulip", "pot": "bowl"}
+    crown = {"eyes": "trio", "mouth": "smile", "top": "crown", "body": "peak"}
+    block = {"eyes": "mono", "mouth": "smile", "top": "crown", "body": "block"}
+    visor = {"eyes": "visor", "mouth": "smile", "top": "fin"}
+    cyclops = {"eyes": "cyclops", "mouth": "line", "top": "antenna"}
+    flower = {"eyes": "angry", "mouth": "frown", "plant": "flower", "pot": "bowl"}
     horned = {"eyes": "mono", "mouth": "teeth", "top": "horns", "body": "pear", "pattern": "spiral"}
     return {
         "critter": (
-            _subject("critter", "blue", crown, body="blue", accent="orange"),
-            ("white", "yellow", "green", "pink", "black"),
+            _subject("critter", "purple", crown, body="purple", accent="yellow"),
+            ("white", "cyan", "green", "orange", "black"),
+        ),
+        "critter_cyan": (
+            _subject("critter", "cyan", block, body="cyan", accent="red"),
+            ("yellow", "pink", "white", "black", "brown"),
         ),
         "robot": (
-            _subject("robot", "lime", dish, body="lime"),
+            _subject("robot", "lime", visor, body="lime"),
             ("blue", "pink", "black", "orange", "white"),
         ),
+        "robot_gray": (
+            _subject("robot", "gray", cyclops, body="gray"),
+            ("red", "yellow", "green", "purple", "cyan"),
+        ),
         "plant": (
-            _subject("plant", "cyan", tulip, pot="cyan", bloom="orange"),
-            ("purple", "white", "yellow", "gray", "red"),
+            _subject("plant", "blue", flower, pot="blue"),
+            ("orange", "white", "pink", "gray", "red"),
         ),
         "clay_figure": (
             _subject("clay figure", "purple", horned, body="purple", accent="yellow"),
-            ("green", "white", "yellow", "black", "cyan"),
+            ("green", "white", "orange", "black", "cyan"),
         ),
     }
 

@@ -30,6 +30,8 @@ from pretraining.world import (
 )
 
 RESOLUTION_PX = 64
+CELLS = 16  # a side of the map of named parts: the UNet's latents
+CHANGED = 24  # of 255: a pixel that differs by more belongs to a part
 CAPTIONS_PER_PICTURE = 4
 TRAIN, HELD_OUT, HELD_OUT_PER_STYLE = 26_000, 1_600, 200
 _STYLES: dict[str, Style] = {}
@@ -95,10 +97,10 @@ def describe(identity: Identity, background: str, scale: float) -> dict[str, Any
     }
 
 
-def draw_picture(
-    identity: Identity, random: Random, px: int = RESOLUTION_PX, background: str | None = None
-) -> tuple[Image.Image, dict[str, Any]]:
-    """Render the subject in a new pose before a new background; return image and attributes."""
+def _options(
+    identity: Identity, random: Random, px: int, background: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draw a new pose before a new background; return DiceBear's options and the attributes of the picture."""
     spec = spec_of(identity.noun)
     background = background or random.choice([c for c in COLOURS if not alike(c, identity.main)])
     scale = random.uniform(*spec.scale)
@@ -119,14 +121,37 @@ def draw_picture(
         options[f"{part}Probability"] = 100 if present else 0
         if present:
             options[f"{part}Variant"] = identity.variants[part]
+    return options, describe(identity, background, scale)
+
+
+def _raster(spec: StyleSpec, options: dict[str, Any], px: int) -> Image.Image:
     svg = Avatar(_style(spec.style), options).to_string()
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=px * 2, height=px * 2))
-    image = Image.open(io.BytesIO(png)).convert("RGB").resize((px, px), Image.Resampling.BOX)
-    return image, describe(identity, background, scale)
+    return Image.open(io.BytesIO(png)).convert("RGB").resize((px, px), Image.Resampling.BOX)
 
 
-def draw_example(noun: str, seed: int, held_out: bool, px: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Draw one data set example; `held_out` says which side of the split its identity is on.
+def draw_picture(
+    identity: Identity, random: Random, px: int = RESOLUTION_PX, background: str | None = None
+) -> tuple[Image.Image, dict[str, Any]]:
+    """Render the subject in a new pose before a new background; return image and attributes."""
+    options, attributes = _options(identity, random, px, background)
+    return _raster(spec_of(identity.noun), options, px), attributes
+
+
+def _named_parts(spec: StyleSpec, options: dict[str, Any], image: Image.Image) -> np.ndarray:
+    """Return where a picture shows the parts that captions name: uint8 (CELLS, CELLS), 255 where they fill a cell.
+
+    The same picture is rendered without them; what differs is theirs.
+    """
+    px = image.width
+    bare = _raster(spec, options | {f"{part}Probability": 0 for part in spec.parts}, px)
+    difference = np.abs(np.asarray(image, int) - np.asarray(bare, int)).max(-1) > CHANGED
+    side = px // CELLS
+    return (difference.reshape(CELLS, side, CELLS, side).mean((1, 3)) * 255).round().astype(np.uint8)
+
+
+def draw_example(noun: str, seed: int, held_out: bool, px: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Draw one example: pixels, where its named parts are, attributes; `held_out` is its identity's side of the split.
 
     The same picture at any size: `px` changes nothing that is drawn.
     """
@@ -137,31 +162,34 @@ def draw_example(noun: str, seed: int, held_out: bool, px: int) -> tuple[np.ndar
         side = identity_is_held_out(noun, identity.variants, identity.main)
         if noun in HELD_OUT_STYLES or side == held_out:
             break
-    image, attributes = draw_picture(identity, random, px)
+    options, attributes = _options(identity, random, px, None)
+    image = _raster(spec, options, px)
     attributes["captions"] = [caption(attributes, random) for _ in range(CAPTIONS_PER_PICTURE)]
     attributes["full_caption"] = caption(attributes, random, keep=1.0)
-    return np.asarray(image), attributes
+    return np.asarray(image), _named_parts(spec, options, image), attributes
 
 
-def _draw(job: tuple[str, int, bool, int]) -> tuple[np.ndarray, dict[str, Any]]:
+def _draw(job: tuple[str, int, bool, int]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     return draw_example(*job)
 
 
 def _render(folder: Path, name: str, jobs: list[tuple[str, int, bool, int]], processes: int) -> None:
-    """Render `jobs` into NAME.npy and NAME.jsonl; the captions come last and mean "complete"."""
+    """Render `jobs` into NAME.npy, NAME_parts.npy and NAME.jsonl; the captions come last and mean "complete"."""
     captions = folder / f"{name}.jsonl"
     if captions.exists() and len(captions.read_text().splitlines()) == len(jobs):
         return
     px = jobs[0][-1]
     array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(jobs), px, px, 3))
+    parts = np.empty((len(jobs), CELLS, CELLS), np.uint8)
     lines = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for i, (pixels, attributes) in enumerate(pool.imap(_draw, jobs, chunksize=64)):
-            array[i] = pixels
+        for i, (pixels, where, attributes) in enumerate(pool.imap(_draw, jobs, chunksize=64)):
+            array[i], parts[i] = pixels, where
             lines.append(json.dumps(attributes))
             if i % 2000 == 0:
                 print(f"{name}: {i} of {len(jobs)} pictures", flush=True)
     array.flush()
+    np.save(folder / f"{name}_parts.npy", parts)
     captions.write_text("\n".join(lines) + "\n")
 
 

@@ -48,7 +48,7 @@ def _train(pipeline: StableDiffusionPipeline, pixels: Tensor, prior: Tensor, ins
         own, others = (pipeline.vae.encode(p).latent_dist.mode() for p in (pixels, prior))
     for step in range(STEPS):
         chosen = [group[torch.randint(len(group), (HALF_BATCH,))] for group in (own, others)]
-        loss = unet.v_loss(network, torch.cat(chosen), embeddings, alphas)
+        loss = unet.v_loss(network, unet.Batch(torch.cat(chosen), embeddings), alphas)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -150,19 +150,14 @@ def recall(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: dataset.Picture
     return ((images @ texts.T).argmax(1) == torch.arange(256)).float().mean().item()
 
 
-def run(work: Path, minutes: float = 22) -> None:
-    """Train for `minutes` in all; ends with work/tokenizer and work/image_text_encoder."""
-    set_threads()
+def train(
+    model: CLIPModel, learning: list[torch.nn.Parameter], tokenizer: CLIPTokenizer, work: Path, clock: Clock
+) -> None:
+    """Train the parameters `learning` to the end of the clock's time; writes work/image_text_encoder."""
     pictures, held_out = dataset.load(work, "train"), dataset.load(work, "held_out")
-    captions = training_captions(pictures)
-    plain = [c for record in pictures.records for c in record["captions"]]
-    held_words = [r["full_caption"] for r in held_out.records]
-    tokenizer = train_tokenizer([*plain, *held_words], work / "tokenizer")
-    ids = torch.stack([tokenize(tokenizer, variants) for variants in captions])
+    ids = torch.stack([tokenize(tokenizer, variants) for variants in training_captions(pictures)])
     groups = alike_groups(pictures)
-    model = build(tokenizer).to(device())
-    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, (0.9, 0.98), weight_decay=0.05)
-    clock = Clock(work / "text.pt", minutes)
+    optimizer = torch.optim.AdamW(learning, PEAK_RATE, (0.9, 0.98), weight_decay=0.05)
     if clock.state:
         model.load_state_dict(clock.state["model"])
         optimizer.load_state_dict(clock.state["optimizer"])
@@ -178,7 +173,7 @@ def run(work: Path, minutes: float = 22) -> None:
         loss = contrastive_loss(out.image_embeds.float(), out.text_embeds.float(), scale, tokens)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         if clock.tick(BATCH):
             clock.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
@@ -187,3 +182,13 @@ def run(work: Path, minutes: float = 22) -> None:
         elif clock.step % 25 == 0:
             clock.log(loss=loss.item())
     model.eval().save_pretrained(work / "image_text_encoder")
+
+
+def run(work: Path, minutes: float = 22) -> None:
+    """Train for `minutes` in all; ends with work/tokenizer and work/image_text_encoder."""
+    set_threads()
+    plain = [c for record in dataset.load(work, "train").records for c in record["captions"]]
+    held_words = [r["full_caption"] for r in dataset.load(work, "held_out").records]
+    tokenizer = train_tokenizer([*plain, *held_words], work / "tokenizer")
+    model = build(tokenizer).to(device())
+    train(model, list(model.parameters()), tokenizer, work, Clock(work / "text.pt", minutes))

@@ -17,9 +17,18 @@ from pretraining import dataset
 from pretraining.progress import Clock, autocast, device, set_rate, set_threads, warm_cosine, write_atomically
 from pretraining.text import tokenize
 
-BATCH, PEAK_RATE, EMPTY_CAPTIONS, SNR_LIMIT = 16, 8e-4, 0.1, 5.0
-Batch = tuple[Tensor, Tensor, dict[str, Tensor] | None]
-"""x_0 (batch, 4, height, width), hidden states of the captions, and what an XL model is told beside them."""
+BATCH, PEAK_RATE, EMPTY_CAPTIONS, SNR_LIMIT = 32, 8e-4, 0.1, 5.0
+PARTS_WEIGHT = 4.0  # eyes, mouth and headgear fill a tenth of a picture, and are what is learned last
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from."""
+
+    x_0: Tensor  # (batch, 4, height, width)
+    hidden: Tensor  # (batch, tokens, width), states of the captions
+    added: dict[str, Tensor] | None = None  # what an XL model is told beside the text
+    parts: Tensor | None = None  # (batch, height, width) in [0, 1]: where the parts are that captions name
 
 
 def build() -> UNet2DConditionModel:
@@ -60,6 +69,7 @@ class Cache:
     deviation: Tensor  # (4,)
     embeddings: Tensor  # (captions, 32, 256), the empty caption first
     which: Tensor  # (n, variants), rows of `embeddings`
+    parts: Tensor  # (n, 16, 16) in [0, 1], where the named parts are
 
 
 @torch.no_grad()
@@ -84,7 +94,8 @@ def cache_captions(work: Path, pictures: dataset.Pictures) -> None:
     rows: dict[str, int] = {"": 0}
     which = []
     for record in pictures.records:
-        which.append([rows.setdefault(caption, len(rows)) for caption in record["captions"]])
+        said = [*record["captions"], record["full_caption"]]
+        which.append([rows.setdefault(caption, len(rows)) for caption in said])
     captions = list(rows)
     embeddings = torch.empty(len(captions), 32, 256, dtype=torch.bfloat16)
     for start in range(0, len(captions), 256):
@@ -106,41 +117,40 @@ def load_cache(work: Path, pictures: dataset.Pictures) -> Cache:
         cache_captions(work, pictures)
     latents = torch.load(work / "latents.pt", weights_only=True)
     captions = torch.load(work / "captions.pt", weights_only=True, mmap=True)
-    return Cache(latents["latents"], latents["deviation"], captions["embeddings"], captions["which"])
+    parts = dataset.load_parts(work, "train")
+    return Cache(latents["latents"], latents["deviation"], captions["embeddings"], captions["which"], parts)
 
 
 def draw_batch(cache: Cache) -> Batch:
-    """Return x_0 (batch, 4, 16, 16), sampled from the posterior, and caption embeddings."""
+    """Return latents sampled from the posterior, the states of their captions, and where the named parts are."""
     chosen = torch.randint(len(cache.latents), (BATCH,))
     mean = cache.latents[chosen].float()
     x_0 = mean + cache.deviation[:, None, None] * torch.randn_like(mean)
     rows = cache.which[chosen, torch.randint(cache.which.shape[1], (BATCH,))]
     rows[torch.rand(BATCH) < EMPTY_CAPTIONS] = 0
-    return x_0.to(device()), cache.embeddings[rows].to(device()), None
+    return Batch(x_0.to(device()), cache.embeddings[rows].to(device()), parts=cache.parts[chosen].to(device()))
 
 
-def v_loss(
-    unet: UNet2DConditionModel,
-    x_0: Tensor,
-    embeddings: Tensor,
-    alphas: Tensor,
-    added: dict[str, Tensor] | None = None,
-    *,
-    even: bool = False,
-) -> Tensor:
+def v_loss(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor, *, even: bool = False) -> Tensor:
     """Return the v-prediction error; `alphas` are the cumulative products of the timesteps to learn.
 
-    It is weighted by min-SNR, which leaves little to the noisiest timesteps, or with `even` each counts alike.
+    It is weighted by the root of min-SNR: the weight itself leaves a tenth to the timesteps at which parts are chosen.
+    With `even` each counts alike. Named parts count PARTS_WEIGHT times more than the rest of their picture.
     """
+    x_0 = batch.x_0
     t = torch.randint(len(alphas), (len(x_0),), device=x_0.device)
     noise = torch.randn_like(x_0)
     signal, spread = alphas[t].sqrt()[:, None, None, None], (1 - alphas[t]).sqrt()[:, None, None, None]
     x_t, v = signal * x_0 + spread * noise, signal * noise - spread * x_0
-    made = unet(x_t.to(unet.dtype), t, embeddings, added_cond_kwargs=added).sample.float()
+    made = unet(x_t.to(unet.dtype), t, batch.hidden, added_cond_kwargs=batch.added).sample.float()
+    error = (made - v).square().mean(1)
+    if batch.parts is not None:
+        share = 1 + PARTS_WEIGHT * batch.parts
+        error = error * share / share.mean((1, 2), keepdim=True)
     snr = alphas[t] / (1 - alphas[t])
     # arXiv:2303.09556 Eq. 5; for v-prediction the weight is min(snr, gamma) / (snr + 1)
-    weight = torch.ones_like(snr) if even else snr.clamp(max=SNR_LIMIT) / (snr + 1)
-    return (weight * (made - v).square().mean((1, 2, 3))).mean()
+    weight = torch.ones_like(snr) if even else (snr.clamp(max=SNR_LIMIT) / (snr + 1)).sqrt()
+    return (weight * error.mean((1, 2))).mean()
 
 
 class Master:
@@ -215,8 +225,7 @@ def train(
     torch.manual_seed(clock.step)
     losses: list[float] = []
     while not clock.over:
-        x_0, hidden, added = draw()
-        loss = v_loss(unet, x_0, hidden, alphas, added, even=even)
+        loss = v_loss(unet, draw(), alphas, even=even)
         loss.backward()
         decay = min(slowest, (10 + clock.step) / (100 + clock.step))
         master.step(warm_cosine(clock, peak, floor=0.05), decay)

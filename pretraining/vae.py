@@ -12,6 +12,7 @@ from pretraining import dataset
 from pretraining.progress import Clock, autocast, device, set_rate, set_threads, warm_cosine
 
 BATCH, CROP_PX, PEAK_RATE, KL_WEIGHT = 16, 32, 1.5e-3, 1e-6
+GOING_ON_RATE = 8e-4  # for weights that are trained already
 FULL_SIZE_FROM = 0.85  # fraction of the time after which whole pictures are shown
 EMA = 0.998
 
@@ -90,14 +91,19 @@ def whiten(vae: AutoencoderKL, pictures: dataset.Pictures) -> None:
 
 
 def run(work: Path, minutes: float = 31) -> None:
-    """Train for `minutes` in all; ends with work/vae, a diffusers folder with white latents."""
+    """Train for `minutes` in all; ends with work/vae, a diffusers folder with white latents.
+
+    It begins with the weights that stage `adopt` left in work/vae_start, where there are any.
+    """
     set_threads()
     pictures, held_out = dataset.load(work, "train"), dataset.load(work, "held_out")
     torch.manual_seed(0)
-    vae = build().to(device())
+    start = work / "vae_start"
+    vae = (AutoencoderKL.from_pretrained(start) if start.exists() else build()).to(device()).train()
+    peak = GOING_ON_RATE if start.exists() else PEAK_RATE
     average = build().to(device()).requires_grad_(False)
     average.load_state_dict(vae.state_dict())
-    optimizer = torch.optim.AdamW(vae.parameters(), PEAK_RATE, (0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(vae.parameters(), peak, (0.9, 0.99), weight_decay=0.0)
     clock = Clock(work / "vae.pt", minutes)
     if clock.state:
         vae.load_state_dict(clock.state["model"])
@@ -105,7 +111,7 @@ def run(work: Path, minutes: float = 31) -> None:
         optimizer.load_state_dict(clock.state["optimizer"])
     torch.manual_seed(clock.step)
     while not clock.over:
-        set_rate(optimizer, warm_cosine(clock, PEAK_RATE))
+        set_rate(optimizer, warm_cosine(clock, peak))
         indices = torch.randint(len(pictures), (BATCH,)).sort().values
         pixels = _crops(pictures.batch(indices), clock.fraction).to(device())
         with autocast():

@@ -90,7 +90,8 @@ def drawing(seen: views.Views, captions: dict[str, Tensor], silent: Tensor) -> C
             "text_embeds": (captions["pooled"][rows] * said[:, None]).to(device()),
             "time_ids": seen.time_ids[chosen].to(device()),
         }
-        return x_0.to(device()), (captions["hidden"][rows] * said[:, None, None]).to(device()), added
+        hidden = captions["hidden"][rows] * said[:, None, None]
+        return unet.Batch(x_0.to(device()), hidden.to(device()), added)
 
     return draw
 
