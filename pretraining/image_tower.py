@@ -1,4 +1,4 @@
-"""Stage `image_tower`: go on training the encoder that looks at pictures; the text states, and so the UNet, stay valid."""
+"""Stage `image_tower`: train the encoder that looks at pictures on; text states, and so the UNet, stay valid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pretraining.progress import Clock, device, set_threads
 
 
 def run(work: Path, minutes: float = 15) -> None:
-    """Train for `minutes` in all what comes after the text tower's states: the image tower, both projections, the scale."""
+    """Train for `minutes` in all what comes after the text states: the image tower, both projections, the scale."""
     set_threads()
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     model = CLIPModel.from_pretrained(work / "image_text_encoder").to(device()).train()

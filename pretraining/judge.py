@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pretraining import dataset
-from pretraining.progress import Clock, autocast, device, set_rate, set_threads, warm_cosine
+from pretraining.progress import Clock, device, set_rate, set_threads, warm_cosine
 from pretraining.text import shifted
 from pretraining.world import COLOURS, STYLES
 
@@ -109,13 +109,12 @@ def answer(judge: Judge, pixels: Tensor) -> Tensor:
 
 
 def _loss(judge: Judge, pixels: Tensor, rows: Tensor, right: Tensor) -> Tensor:
-    with autocast():
-        images, answers = judge.look(pixels)
+    images, answers = judge.look(pixels)
     texts = judge.understand(rows)
-    logits = judge.log_scale.exp().clamp(max=60) * images.float() @ texts.T
+    logits = judge.log_scale.exp().clamp(max=60) * images @ texts.T
     target = torch.arange(len(rows), device=rows.device)
     matched = functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
-    questions = sum(functional.cross_entropy(made.float(), right[:, i]) for i, made in enumerate(answers))
+    questions = sum(functional.cross_entropy(made, right[:, i]) for i, made in enumerate(answers))
     return 0.5 * matched + questions
 
 
@@ -131,7 +130,7 @@ def run(work: Path, minutes: float = 30) -> None:
     right = torch.tensor([truth(r) for r in pictures.records])
     held_right = torch.tensor([truth(r) for r in held_out.records[:500]])
     torch.manual_seed(SEED)
-    judge = Judge(len(vocabulary)).to(device())
+    judge = Judge(len(vocabulary)).to(device(), memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), PEAK_RATE, weight_decay=0.05)
     clock = Clock(work / "judge.pt", minutes)
     if clock.state:
@@ -141,7 +140,7 @@ def run(work: Path, minutes: float = 30) -> None:
     while not clock.over:
         set_rate(optimizer, warm_cosine(clock, PEAK_RATE))
         chosen = torch.randint(len(pictures), (BATCH,)).sort().values
-        pixels = shifted(pictures.batch(chosen)).to(device())
+        pixels = shifted(pictures.batch(chosen)).to(device(), memory_format=torch.channels_last)
         loss = _loss(judge, pixels, rows[chosen].to(device()), right[chosen].to(device()))
         optimizer.zero_grad()
         loss.backward()
