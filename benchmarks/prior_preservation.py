@@ -91,8 +91,8 @@ def told(with_prior: list[Values], without: list[Values]) -> dict[str, Any]:
     drawn = means[:, chosen, within].mean((2, 3))
     low, high = np.quantile(drawn[0] / drawn[1], (0.025, 0.975))
     first, second = means.mean((1, 2))
-    return {"with": round(first, 4), "without": round(second, 4), "ratio": round(first / second, 3), "low": round(low, 3),
-            "high": round(high, 3), "trainings": trainings, "prompts": prompts}  # fmt: skip
+    return {"with": round(first, 4), "without": round(second, 4), "ratio": round(first / second, 3),
+            "low": round(low, 3), "high": round(high, 3), "trainings": trainings, "prompts": prompts}  # fmt: skip
 
 
 if __name__ == "__main__":

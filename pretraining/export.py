@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel
 
-from pretraining import decoder, unet
+from pretraining import decoder, unet, whitening
 from pretraining.text import MEAN, STD
 from pretraining.world import COLOURS, HELD_OUT_STYLES, STYLES
 
@@ -92,7 +92,7 @@ def run(work: Path, minutes: float | None = None, *, target: Path | None = None)
     decoder.average_of(work).half().save_pretrained(target / "vae")
     saved = torch.load(work / "unet.pt", map_location="cpu", weights_only=True)
     network = unet.build()
-    network.load_state_dict(saved["state"]["ema"])
+    network.load_state_dict(whitening.load(work / "captions.pt").to_plain(saved["state"]["ema"]))
     network.half().save_pretrained(target / "unet")
     unet.scheduler().save_pretrained(target / "scheduler")
     index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",

@@ -13,11 +13,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from pretraining import dataset
+from pretraining import dataset, whitening
 from pretraining.progress import Clock, autocast, device, set_rate, set_threads, warm_cosine, write_atomically
 from pretraining.text import tokenize
 
-BATCH, PEAK_RATE, EMPTY_CAPTIONS, SNR_LIMIT = 32, 8e-4, 0.1, 5.0
+BATCH, PEAK_RATE, EMPTY_CAPTIONS = 32, 8e-4, 0.1
 PARTS_WEIGHT = 4.0  # eyes, mouth and headgear fill a tenth of a picture, and are what is learned last
 
 
@@ -67,7 +67,7 @@ class Cache:
 
     latents: Tensor  # (n, 4, 16, 16)
     deviation: Tensor  # (4,)
-    embeddings: Tensor  # (captions, 32, 256), the empty caption first
+    embeddings: Tensor  # (captions, 32, 256), whitened, the empty caption first
     which: Tensor  # (n, variants), rows of `embeddings`
     parts: Tensor  # (n, 16, 16) in [0, 1], where the named parts are
 
@@ -103,7 +103,10 @@ def cache_captions(work: Path, pictures: dataset.Pictures) -> None:
         with autocast():
             states = text(ids).last_hidden_state
         embeddings[start : start + 256] = states.bfloat16().cpu()
-    write_atomically(work / "captions.pt", {"embeddings": embeddings, "which": torch.tensor(which)})
+    white = whitening.fit(embeddings)
+    for some in embeddings.split(1024):
+        some.copy_(white.apply(some.float()))
+    write_atomically(work / "captions.pt", {"embeddings": embeddings, "which": torch.tensor(which), **vars(white)})
 
 
 def load_cache(work: Path, pictures: dataset.Pictures) -> Cache:
@@ -131,11 +134,10 @@ def draw_batch(cache: Cache) -> Batch:
     return Batch(x_0.to(device()), cache.embeddings[rows].to(device()), parts=cache.parts[chosen].to(device()))
 
 
-def v_loss(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor, *, even: bool = False) -> Tensor:
-    """Return the v-prediction error; `alphas` are the cumulative products of the timesteps to learn.
+def v_loss(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor) -> Tensor:
+    """Return the v-prediction error; `alphas` are the cumulative products of the timesteps to learn, each counts alike.
 
-    It is weighted by the root of min-SNR: the weight itself leaves a tenth to the timesteps at which parts are chosen.
-    With `even` each counts alike. Named parts count PARTS_WEIGHT times more than the rest of their picture.
+    Named parts count PARTS_WEIGHT times more than the rest of their picture.
     """
     x_0 = batch.x_0
     t = torch.randint(len(alphas), (len(x_0),), device=x_0.device)
@@ -147,10 +149,7 @@ def v_loss(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor, *, even: bo
     if batch.parts is not None:
         share = 1 + PARTS_WEIGHT * batch.parts
         error = error * share / share.mean((1, 2), keepdim=True)
-    snr = alphas[t] / (1 - alphas[t])
-    # arXiv:2303.09556 Eq. 5; for v-prediction the weight is min(snr, gamma) / (snr + 1)
-    weight = torch.ones_like(snr) if even else (snr.clamp(max=SNR_LIMIT) / (snr + 1)).sqrt()
-    return (weight * error.mean((1, 2))).mean()
+    return error.mean()
 
 
 class Master:
@@ -195,11 +194,12 @@ class Master:
 
 
 def _continue_from_assets(work: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the weights that stage `adopt` placed in the working folder, if any."""
+    """Return the weights that stage `adopt` placed in the working folder, if any, as they read whitened states."""
     folder = work / "unet_start"
     if not folder.exists():
         return {}
     weights = UNet2DConditionModel.from_pretrained(folder).float().state_dict()
+    weights = whitening.load(work / "captions.pt").to_white(weights)
     return {"weights": weights, "ema": weights}
 
 
@@ -212,7 +212,6 @@ def train(
     start: dict[str, dict[str, Tensor]],
     peak: float = PEAK_RATE,
     slowest: float = 0.999,
-    even: bool = False,
 ) -> None:
     """Train to the end of the clock's time; every checkpoint holds the moving average that is exported.
 
@@ -225,7 +224,7 @@ def train(
     torch.manual_seed(clock.step)
     losses: list[float] = []
     while not clock.over:
-        loss = v_loss(unet, draw(), alphas, even=even)
+        loss = v_loss(unet, draw(), alphas)
         loss.backward()
         decay = min(slowest, (10 + clock.step) / (100 + clock.step))
         master.step(warm_cosine(clock, peak, floor=0.05), decay)

@@ -114,6 +114,5 @@ def run(work: Path, minutes: float = 10, *, base: Path) -> None:
     network.to(device(), torch.bfloat16).train()
     draw = drawing(seen, captions, torch.zeros(1))  # to SDXL's base no prompt is zeros
     alphas = unet.scheduler().alphas_cumprod.to(device())
-    # even: where a subject stands, and so its size and crop, is decided at the noisiest timesteps
-    unet.train(network, clock, draw, alphas, start=start, peak=PEAK_RATE, slowest=SLOWEST, even=True)
+    unet.train(network, clock, draw, alphas, start=start, peak=PEAK_RATE, slowest=SLOWEST)
     xl_export.write("tiny-xl", work, base, network, clock)
