@@ -97,6 +97,6 @@ def warm_cosine(clock: Clock, peak: float, warm_steps: int = 100, floor: float =
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group, times its scale where it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("scale", 1.0)
