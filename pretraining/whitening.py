@@ -1,4 +1,4 @@
-"""Text states whitened for training, and folded back into plain weights: words for small parts weigh what colours do."""
+"""Text states whitened for training, folded back into plain weights after it: small words weigh what colours do."""
 
 from __future__ import annotations
 

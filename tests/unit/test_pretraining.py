@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from pretraining import views, xl
+from pretraining import unet, views, whitening, xl
 
 
 def large() -> Tensor:
@@ -67,3 +67,42 @@ def test_the_unet_begins_as_that_of_the_base_whatever_it_is_told(random_sd15: Pa
 def test_states_of_new_encoders_are_fitted_to_the_known_ones() -> None:
     new, way = torch.randn(20, 32, 6), torch.randn(6, 4)
     torch.testing.assert_close(xl.fitted(new @ way, new), way, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_whitened_and_folded_back_the_unet_is_the_same(random_sd15: Path) -> None:
+    """Exact in both directions: white weights on white states, and plain weights again on plain ones."""
+    base = UNet2DConditionModel.from_pretrained(random_sd15 / "unet")
+    mixing = torch.randn(32, 32, generator=torch.Generator().manual_seed(1)) * torch.logspace(0, -2, 32)
+    states = torch.randn(64, 8, 32) @ mixing.T + 2
+    white = whitening.fit(states)
+    assert 0.5 < float(white.apply(states).std((0, 1)).mean()) <= 1.01
+    x_t, t = torch.randn(2, 4, 16, 16), torch.tensor([10, 900])
+    plain = {name: weight.clone() for name, weight in base.state_dict().items()}
+    expected = base(x_t, t, states[:2]).sample
+    base.load_state_dict(white.to_white(plain))
+    torch.testing.assert_close(base(x_t, t, white.apply(states[:2])).sample, expected, atol=1e-4, rtol=1e-4)
+    base.load_state_dict(white.to_plain(white.to_white(plain)))
+    torch.testing.assert_close(base(x_t, t, states[:2]).sample, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_named_parts_count_more_and_a_picture_counts_as_before() -> None:
+    """The weights of a picture have a mean of 1: an even error costs the same with and without parts."""
+    parts = torch.zeros(1, 16, 16)
+    parts[:, 4:8, 4:8] = 1
+
+    class Wrong(torch.nn.Module):
+        dtype = torch.float32
+
+        def forward(self, x_t: Tensor, *_: object, **__: object) -> object:
+            return type("Made", (), {"sample": torch.zeros_like(x_t)})
+
+    alphas = torch.full((10,), 1e-9)  # v is -x_0 then
+    even, inside = torch.ones(1, 4, 16, 16), parts[:, None].expand(1, 4, 16, 16)
+    loss = {
+        name: float(unet.v_loss(Wrong(), unet.Batch(x_0, torch.zeros(1), parts=weights), alphas))  # pyright: ignore[reportArgumentType]
+        for name, x_0, weights in [("even", even, parts), ("in parts", inside, parts), ("plain", inside, None)]
+    }
+    assert abs(loss["even"] - 1) < 1e-3
+    share = 16 / 256
+    assert abs(loss["in parts"] / loss["plain"] - 5 / (1 + 4 * share)) < 1e-3
