@@ -151,19 +151,24 @@ def recall(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: dataset.Picture
 
 
 def train(
-    model: CLIPModel, learning: list[torch.nn.Parameter], tokenizer: CLIPTokenizer, work: Path, clock: Clock
+    model: CLIPModel,
+    learning: list[torch.nn.Parameter],
+    tokenizer: CLIPTokenizer,
+    work: Path,
+    clock: Clock,
+    peak: float = PEAK_RATE,
 ) -> None:
     """Train the parameters `learning` to the end of the clock's time; writes work/image_text_encoder."""
     pictures, held_out = dataset.load(work, "train"), dataset.load(work, "held_out")
     ids = torch.stack([tokenize(tokenizer, variants) for variants in training_captions(pictures)])
     groups = alike_groups(pictures)
-    optimizer = torch.optim.AdamW(learning, PEAK_RATE, (0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(learning, peak, (0.9, 0.98), weight_decay=0.05)
     if clock.state:
         model.load_state_dict(clock.state["model"])
         optimizer.load_state_dict(clock.state["optimizer"])
     torch.manual_seed(clock.step)
     while not clock.over:
-        set_rate(optimizer, warm_cosine(clock, PEAK_RATE, warm_steps=50))
+        set_rate(optimizer, warm_cosine(clock, peak, warm_steps=50))
         chosen = draw_indices(groups)
         tokens = without_padding(ids[chosen, torch.randint(ids.shape[1], (BATCH,))]).to(device())
         pixels = shifted(pictures.batch(chosen)).to(device())

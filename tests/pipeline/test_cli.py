@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -125,39 +119,3 @@ def test_a_prior_of_weight_0_is_a_prior_that_is_off(random_base: Path, tmp_path:
     expected = weights(off.path)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(zero.path).items())
     assert not zero.class_pictures.exists()
-
-
-def interrupted(phase: str, *words: str | Path) -> str:
-    """Run a real process, send it Ctrl-C when a phase has begun, and return what it said on stderr."""
-    command = [sys.executable, "-m", "limner", "train", *map(str, words)]
-    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests that run in the background ignore Ctrl-C
-    process = subprocess.Popen(command, env=os.environ.copy(), preexec_fn=heeding, **pipes)
-    assert process.stderr
-    while not process.stderr.readline().startswith(f"{phase}: "):
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    return err
-
-
-def test_ctrl_c_leaves_a_run_that_ends_as_an_undisturbed_one(random_base: Path, tmp_path: Path) -> None:
-    """Interrupt a real process in the middle of training; resume; the weights are those of a run in one go."""
-    settings = {"base": str(random_base), "steps": 60, "prior.enabled": False}
-    words = [PICTURES, "--recipe", "demo", "--run", tmp_path / "run", "checkpoint.every_steps=0"]
-    err = interrupted("train", *words, *(f"{k}={str(v).lower() if v is False else v}" for k, v in settings.items()))
-    assert re.search(r"Stopped at step (\d+) of 60: .* are saved. Continue with: limner train --resume", err), err
-    assert weights(tmp_path / "run")
-    limner.resume(tmp_path / "run")
-    expected = weights(limner.train(PICTURES, recipe="demo", run=tmp_path / "whole", settings=settings).path)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "run").items())
-
-
-def test_ctrl_c_before_training_is_one_line(random_base: Path, tmp_path: Path) -> None:
-    """Interrupt while class pictures are drawn: one line, exit code 130, and the run goes on from there."""
-    words = [PICTURES, "--recipe", "demo", "--run", tmp_path / "run", f"base={random_base}", "steps=2"]
-    err = interrupted("class pictures", *words, "prior.count=20", "generation.batch=1")
-    assert err.splitlines()[-1].startswith("Stopped. What is finished stays; a run goes on with: limner train --resume")
-    assert limner.resume(tmp_path / "run", settings={"checkpoint.keep": 1}).adapter.is_file()
