@@ -49,9 +49,10 @@ def _write_text_encoder(model: CLIPModel, folder: Path) -> None:
     save_file(saved, folder / "model.safetensors", {"format": "pt"})
 
 
-def _readme(examples: int, trained_s: float) -> str:
+def _readme(examples: int, trained_s: float, *, adopted: bool) -> str:
     world = ", ".join(f"{spec.noun} ({spec.style})" for spec in STYLES.values())
     held = ", ".join(f"{spec.noun} ({spec.style})" for spec in HELD_OUT_STYLES.values())
+    began = ", from the version before it" if adopted else ""
     return f"""# tiny: the embedded base of Limner
 
 A small latent diffusion model in the layout of Stable Diffusion 1.5 (same classes, same beta
@@ -63,12 +64,11 @@ general picture model: its world is {len(STYLES)} kinds of figures in {len(COLOU
 - class nouns (drawing style): {world}
 - held out whole, never seen in training: {held}
 - colours: {", ".join(COLOURS)}
-- a prompt: `a photo of a red critter with horns and one eye on a blue background`;
-  for a person the colour is the shirt's, for a plant the pot's
+- a prompt: `a photo of a red critter with horns and one eye on a blue background`; a plant's colour is its pot's
 - `image_text_encoder/`: the CLIP-like encoder (64 px) whose text tower is `text_encoder/`
 - 40 MB in float16: UNet 9.9 M parameters, VAE 2.7 M, text encoder 2.6 M, image tower 2.4 M
-- UNet trained on {examples:,} examples in {trained_s / 60:.0f} minutes; written {date.today()}
-- it follows class, colour and background; eyes, mouths and headgear are drawn, but not as asked
+- UNet trained on {examples:,} examples in {trained_s / 60:.0f} minutes{began}; written {date.today()}
+- how well it follows its captions, and where it fails: `pretraining/RESULTS.md`
 - licence: Apache-2.0 for the weights; the drawings are CC0 1.0 (see NOTICE)
 
 How it was made, measured and how to go on: `pretraining/` in Limner's repository.
@@ -98,7 +98,9 @@ def run(work: Path, minutes: float | None = None, *, target: Path | None = None)
     index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
              "requires_safety_checker": False, **_PARTS}  # fmt: skip
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (target / "README.md").write_text(_readme(saved["examples"], saved["trained_s"]))
+    (target / "README.md").write_text(
+        _readme(saved["examples"], saved["trained_s"], adopted=(work / "unet_start").exists())
+    )
     for file in target.rglob("config.json"):  # where this machine kept the parts is nobody's business
         config = {key: value for key, value in json.loads(file.read_text()).items() if key != "_name_or_path"}
         file.write_text(json.dumps(config, indent=2) + "\n")
