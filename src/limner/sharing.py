@@ -1,4 +1,4 @@
-"""What a run or a file holds, written for another program: LoRA, embedding or model, each read back."""
+"""What a run or a file holds, written for another program: adapter, embedding or model, each read back."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from limner.errors import UserError
 from limner.export.diffusers_folder import ABOUT, write_diffusers_folder
 from limner.export.diffusers_lora import write_diffusers
 from limner.export.embedding import read_embedding, write_embedding
-from limner.export.header_alphas import SPEC
+from limner.export.header_alphas import SPEC, method_of
 from limner.export.kohya_lora import write_kohya
 from limner.export.lora_check import require_effect
 from limner.export.lora_files import AnyLora, read_any_lora
 from limner.export.lora_names import layout_of
 from limner.export.modelspec import HEADER
+from limner.export.peft_adapter import read_peft
+from limner.export.peft_folder import parts_of_lora, parts_of_method, write_peft_folder
 from limner.export.single_file import write_single_file
+from limner.families.foreign import check_lora_family, lora_width
 from limner.families.load import load
 from limner.families.recognise import FAMILIES
 from limner.families.weights import read_header
+from limner.recipe import load_recipe
 from limner.rundir import RunDir, read_json
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAMILY_NAMES = tuple(name for name, known in FAMILIES.items() if known.kohya.prefixes)
-LORAS = ("diffusers", "kohya")
+LORAS = ("diffusers", "kohya", "lycoris", "peft")
 MODELS = ("diffusers", "single-file")
-LAYOUTS = ("diffusers", "kohya", "single-file", "embedding")
-"""What can be written: a LoRA by diffusers' or kohya's names, a model as a folder or one file, a learned word."""
+LAYOUTS = (*LORAS, "single-file", "embedding")
+"""What can be written: an adapter by the names of four programs, a model as a folder or one file, a learned word."""
+SETTINGS = {"peft": ("precision", "base")}
+"""The settings that a layout heeds where it is not `precision` alone."""
 
 
 def export(
@@ -44,8 +50,9 @@ def export(
 ) -> list[Path]:
     """Write what a run or a file holds in the layout `to`; return what was written, each read back and compared.
 
-    `settings` may name a `precision`; left out, it is the source's. `alpha` takes the place of what a LoRA's file says
-    of it, and `family` names the one that it is for where the file does not tell.
+    `settings` may name a `precision`; left out, it is the source's. peft loads what was written for it into the base,
+    which is the one that the adapter was trained on unless `base` names another. `alpha` takes the place of what a
+    LoRA's file says of it, and `family` names the one that it is for where the file does not tell.
 
     Raises:
         UserError: there is nothing to write in that layout, or the source cannot be read.
@@ -53,9 +60,10 @@ def export(
     if to not in LAYOUTS:
         raise UserError(f"--to {to}: is no layout that Limner writes.", f"Use one of {', '.join(LAYOUTS)}.")
     settings = settings or {}
-    unknown, precision = sorted(settings.keys() - {"precision"}), settings.get("precision")
+    heeded, precision = SETTINGS.get(to, ("precision",)), settings.get("precision")
+    unknown = sorted(settings.keys() - set(heeded))
     if unknown:
-        raise UserError(f"export: {unknown[0]} is none of its settings.", "It takes precision=...")
+        raise UserError(f"export: {unknown[0]} is no setting of --to {to}.", f"It takes {'=..., '.join(heeded)}=...")
     if precision is not None and precision not in PRECISIONS:
         raise UserError(f"precision={precision}: is no number format.", f"Use one of {', '.join(PRECISIONS)}.")
     if family is not None and family not in FAMILY_NAMES:
@@ -73,6 +81,9 @@ def export(
         ]
     if adapters and to in LORAS:
         file = adapters[0]
+        if to == "peft":
+            place, base = _place(out, source, f"{file.stem}-peft", ""), settings.get("base")
+            return [_peft(file, place, precision, alpha, base or _base_of(source))]
         return [_lora(file, to, _place(out, source, f"{file.stem}-{to}", ".safetensors"), precision, alpha, family)]
     held = {"a LoRA": (adapters, LORAS), "a learned word": (words, ("embedding",)), "a model": (model, MODELS)}
     found = {what: layouts for what, (there, layouts) in held.items() if there}
@@ -113,8 +124,37 @@ def _lora(file: Path, to: str, out: Path, precision: str | None, alpha: float | 
             raise UserError(f"{file}: changes biases, which the diffusers layout cannot hold.", "Use --to kohya.")
         write_diffusers(lora.layers, out, about, dtype=dtype)
     else:
-        write_kohya(lora.layers, out, about, biases=lora.biases, dtype=dtype)
+        write_kohya(lora.layers, out, about, biases=lora.biases, dtype=dtype, network=to)
     return out
+
+
+def _peft(file: Path, out: Path, precision: str | None, alpha: float | None, base: str | None) -> Path:
+    """Write an adapter of any kind as peft's folders."""
+    header = read_header(file)
+    lora = None if SPEC in header.metadata else read_any_lora(file, alpha=alpha)
+    if alpha and lora is None:
+        raise UserError(f"--alpha: {file} is of peft's method {method_of(header.metadata)}, whose scale is known.",
+                        "Leave --alpha out.")  # fmt: skip
+    about = dict(lora.about if lora else json.loads(header.metadata.get(HEADER, "{}")))
+    base = base or (str(about["base"]) if about.get("base") else None)
+    if base is None:
+        raise UserError(f"{file}: does not tell the base that peft loads it into.", "Name it: base=NAME|FOLDER|FILE.")
+    if lora and (lora.biases or lora.words):
+        what = "changes biases" if lora.biases else f"brings learned words along ({', '.join(lora.words)})"
+        raise UserError(f"{file}: {what}, which peft's folders do not hold.", "Use the file as it is, or --to lycoris.")
+    family = load(base, dtype=torch.float32, device="cpu")
+    if lora:
+        check_lora_family(file, lora_width(header), family.unet.config.cross_attention_dim)
+        parts, held = parts_of_lora(family, file, lora.layers), lora.precision
+    else:
+        spec, state, _ = read_peft(file)
+        parts, held = parts_of_method(family, spec, state), "float32"
+    return write_peft_folder(family, parts, out, about, dtype=PRECISIONS[precision or held])
+
+
+def _base_of(source: Path) -> str | None:
+    """Return the base that a run was trained on."""
+    return load_recipe(RunDir(source).recipe).base if source.is_dir() else None
 
 
 def _about(lora: AnyLora, family: str | None) -> dict[str, Any]:

@@ -15,9 +15,12 @@ from limner.cli.words import print_made, read_settings
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder, or a LoRA's or embedding's file.", metavar="RUN|FILE")],
-    to: Annotated[str, typer.Option(help="diffusers, kohya, single-file or embedding.", metavar="LAYOUT")],
+    to: Annotated[
+        str, typer.Option(help="diffusers, kohya, lycoris, peft, single-file or embedding.", metavar="LAYOUT")
+    ],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="precision=float32, float16 or bfloat16.", metavar="[precision=...]")
+        list[str] | None,
+        typer.Argument(help="precision=float32, float16 or bfloat16; for peft also base=NAME.", metavar="[key=value]"),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file, or a folder for it.", metavar="PATH")] = None,
     alpha: Annotated[float | None, typer.Option(help="Alpha in the place of what the file says.", min=0)] = None,

@@ -134,7 +134,7 @@ def read_any_lora(path: Path, *, alpha: float | None = None) -> AnyLora:
     if strange and SPEC in header.metadata:
         raise UserError(
             f"{path}: is an adapter of peft's method {method_of(header.metadata)}, and no LoRA.",
-            "Limner draws with it as it is: generate --adapter.",
+            "Limner draws with it as it is (generate --adapter); limner export --to peft writes it for peft.",
         )
     if strange or not by_layer:
         raise _not_read(path, strange, list(header.shapes))
