@@ -51,16 +51,23 @@ class AdapterSet:
         """Return the word that each adapter was trained for, where its file says it."""
         return {name: t for name, files in self._loaded.items() if (t := ", ".join(_tokens(files)))}
 
-    def load(self, path: str | Path, *, name: str | None = None) -> str:
+    @property
+    def left_out(self) -> list[str]:
+        """Return lines about what was left out of the files that are loaded."""
+        return [line for files in self._loaded.values() for file in files for line in file.left_out()]
+
+    def load(self, path: str | Path, *, name: str | None = None, partial: bool = False) -> str:
         """Read a file or a run's adapter to the CPU and make sure that it fits the base; return its name.
 
-        Left out, the name is the file's or the run's, with a number where that is taken.
+        Left out, the name is the file's or the run's, with a number where that is taken. With `partial`, what of a
+        LoRA's file does not fit is left out, and `left_out` tells it.
 
         Raises:
             UserError: the file is damaged, or for another base, or the name is taken.
         """
         path = Path(path)
-        files = read_adapter(path)
+        files = read_adapter(path, partial=partial)
+        files = [file.fitting(self.family) for file in files] if partial else files
         if name in self._loaded:
             raise UserError(f"{name!r}: is loaded already.", "Remove that one first, or take another name.")
         names = chain([name or path.stem], (f"{path.stem}-{number}" for number in count(2)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from limner.adapters.adapter import Attachable, Change, Layered, SlotSettings, require_fit, sum_by_group
-from limner.errors import UserError
+from limner.errors import OR_WHAT_FITS, UserError
 from limner.seeds import generator
 from limner.spec import Spec
 
@@ -126,23 +126,38 @@ def find_layers(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[
     Raises:
         UserError: a layer is not in the base, or its weight is of another shape there.
     """
-    found = {name: _layer(modules, name) for name in shapes}
-    known = {name: one for name, one in found.items() if one and isinstance(getattr(one, "weight", None), Tensor)}
+    known = _known_layers(modules, shapes)
     unknown = [name for name in shapes if name not in known]
     if unknown or not shapes:
         raise UserError(
             f"the LoRA does not fit this base: {len(known)} of {len(shapes)} layers are in it"
             + (f" (first that is not: {unknown[0]})." if unknown else "."),
-            "Use the base that it was trained on.",
+            f"Use the base that it was trained on{OR_WHAT_FITS if known else ''}.",
         )
     for name, shape in shapes.items():
-        own = tuple(known[name].get_parameter("weight").shape)
-        if shape[0] != own[0] or math.prod(shape) != math.prod(own):
+        if not _fits(known[name], shape):
+            own = tuple(known[name].get_parameter("weight").shape)
             raise UserError(
                 f"the LoRA does not fit this base: {name} is {own} there, and {tuple(shape)} in the LoRA.",
                 "Use the base that it was trained on.",
             )
     return known
+
+
+def layers_that_fit(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """Return the paths of those layers that the base has, with a weight of the shape."""
+    return {name for name, layer in _known_layers(modules, shapes).items() if _fits(layer, shapes[name])}
+
+
+def _known_layers(modules: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, nn.Module]:
+    found = {name: _layer(modules, name) for name in names}
+    return {name: one for name, one in found.items() if one and isinstance(getattr(one, "weight", None), Tensor)}
+
+
+def _fits(layer: nn.Module, shape: Sequence[int]) -> bool:
+    """Tell whether a change of that shape is one of the layer's weight; a 1 x 1 convolution may be a linear layer."""
+    own = layer.get_parameter("weight").shape
+    return shape[0] == own[0] and math.prod(shape) == math.prod(own)
 
 
 def _layer(modules: Mapping[str, nn.Module], name: str) -> nn.Module | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from limner.adapters.adapter import require_fit
 from limner.adapters.deltas import Delta, DoRA, LowRank
+from limner.adapters.lora import find_layers
 from limner.adapters.peft import ROUNDING, Layer, Peft, attach_peft, tensors_beside
 from limner.errors import UserError
 from limner.export.modelspec import modelspec
@@ -60,13 +61,15 @@ def parts_of_lora(family: Family, path: Path, layers: Mapping[str, Delta]) -> di
     """Return a LoRA, or a DoRA with a length for each output, by the parts of the model that it changes.
 
     Raises:
-        UserError: a change is of another kind.
+        UserError: a change is of another kind, or for a layer that the base has not.
     """
-    return {
-        part: _lora_part(family.modules[part], path, {name.partition(".")[2]: change for name, change in own.items()})
-        for part in sorted({name.partition(".")[0] for name in layers})
-        if (own := {name: change for name, change in layers.items() if name.startswith(f"{part}.")})
+    there = find_layers(family.modules, {name: change.shape for name, change in layers.items()})
+    changed = {id(layer): layers[name] for name, layer in there.items()}
+    by_part = {
+        part: {place: changed[id(layer)] for place, layer in module.named_modules() if id(layer) in changed}
+        for part, module in family.modules.items()
     }
+    return {part: _lora_part(family.modules[part], path, own) for part, own in by_part.items() if own}
 
 
 def write_peft_folder(
