@@ -99,7 +99,7 @@ class LoRA(Spec):
 
 
 def attach_lora(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> StackedLoRA:
-    """Attach a trained LoRA given by its `state_dict`, whatever its layers and ranks; one slot.
+    """Attach a trained LoRA given by its `state_dict`, whose memory it shares where it can; one slot.
 
     Raises:
         UserError: a layer is not in the base, or has another shape there.
@@ -112,11 +112,10 @@ def attach_lora(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -
         targets[name] = target
     layers = {}
     for name, target in targets.items():
-        A, B = state[f"{name}.lora_A"], state[f"{name}.lora_B"]
-        layers[name] = LoRALayer(target, [A.shape[0]], [float(state[f"{name}.alpha"])])
-        with torch.no_grad():  # a 1 x 1 convolution may be a linear layer in the file, and the other way round
-            layers[name].A[0] = A.reshape(A.shape[0], *target.weight.shape[1:])
-            layers[name].B[0] = B
+        A, B = (state[f"{name}.lora_{x}"].to(target.weight.device, torch.float32) for x in "AB")
+        layers[name] = layer = LoRALayer(target, [A.shape[0]], [float(state[f"{name}.alpha"])], empty=True)
+        # a 1 x 1 convolution may be a linear layer in the file, and the other way round
+        layer.A.data, layer.B.data = A.reshape(1, A.shape[0], *target.weight.shape[1:]), B[None]
     return StackedLoRA(layers, targets)
 
 
@@ -180,15 +179,23 @@ class LoRALayer(nn.Module):
     B: Float[Tensor, "slots out rank"]
     scale: Float[Tensor, " slots"]
 
-    def __init__(self, target: nn.Linear | nn.Conv2d, ranks: Sequence[int], alphas: Sequence[float]) -> None:
+    def __init__(
+        self,
+        target: nn.Linear | nn.Conv2d,
+        ranks: Sequence[int],
+        alphas: Sequence[float],
+        *,
+        empty: bool = False,
+    ) -> None:
+        """Make the layer with factors of zero, or of nothing where others are about to take their place."""
         super().__init__()
         if isinstance(target, nn.Conv2d) and (target.groups != 1 or target.padding_mode != "zeros"):
             raise ValueError(f"LoRA on a convolution with groups={target.groups}, padding_mode={target.padding_mode}")
         self.ranks, self.alphas = tuple(ranks), tuple(alphas)
         device, slots, rank = target.weight.device, len(ranks), max(ranks)
         inputs = target.weight.shape[1:]
-        self.A = nn.Parameter(torch.zeros(slots, rank, *inputs, device=device))
-        self.B = nn.Parameter(torch.zeros(slots, target.weight.shape[0], rank, device=device))
+        shapes = ((0,), (0,)) if empty else ((slots, rank, *inputs), (slots, target.weight.shape[0], rank))
+        self.A, self.B = (nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes)
         scale = [alpha / rank for alpha, rank in zip(alphas, ranks, strict=True)]
         self.register_buffer("scale", torch.tensor(scale, device=device))
         self.geometry: dict[str, Any] | None = None
@@ -279,6 +286,10 @@ class StackedLoRA(Layered):
         self.slots = len(next(iter(self.layers.values())).ranks)
         super().__init__(self.layers)
         self._slot_of_row: Tensor | None = None
+        self.attach_again()
+
+    def attach_again(self) -> None:
+        """Act on the base, for the first time or again after `detach`."""
         self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
 
     def _hook(self, name: str, layer: LoRALayer):
