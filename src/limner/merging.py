@@ -108,18 +108,25 @@ def merge(
             count = _compare_with_sum(base, family, pairs, dtype)
             apart = apart_by(on_the_fly, picture(family, files, watch))
         watch.say(f"{count} weights of the model are the base's and the change")
-        if apart is None:
-            watch.say("no picture was drawn to compare: a refiner begins none")
-        elif apart > LIMIT:
-            raise UserError(
-                f"{out}: the merged {spec.precision} model differs from the adapters on the fly by mean "
-                f"{apart:.1f}/255 (limit {LIMIT:g}), and was not written.",
-                "Set precision=float32, or use the adapters on the fly.",
-            )
-        else:
-            watch.say(f"merged {spec.precision} model differs from the adapters on the fly by mean {apart:.2f}/255 "
-                      f"(limit {LIMIT:g})")  # fmt: skip
+        watch.say(_tell_apart(apart, out, spec.precision))
     return out
+
+
+def _tell_apart(apart: float | None, out: Path, precision: str) -> str:
+    """Return a line about how far the merged model's picture is from the one on the fly, of 255.
+
+    Raises:
+        UserError: it is another picture.
+    """
+    if apart is None:
+        return "no picture was drawn to compare: a refiner begins none"
+    if apart > LIMIT:
+        raise UserError(
+            f"{out}: the merged {precision} model differs from the adapters on the fly by mean {apart:.1f}/255 "
+            f"(limit {LIMIT:g}), and was not written.",
+            "Set precision=float32, or use the adapters on the fly.",
+        )
+    return f"merged {precision} model differs from the adapters on the fly by mean {apart:.2f}/255 (limit {LIMIT:g})"
 
 
 def model_of(name: str) -> str:

@@ -209,11 +209,13 @@ def _peft(file: Path, out: Path, precision: str | None, how: Reading, base: str 
         check_lora_family(file, lora_width(header), family.unet.config.cross_attention_dim)
         lora = lora.fitting(family.modules) if how.partial else lora
         how.tell(lora)
-        parts, held = parts_of_lora(family, file, lora.layers), lora.precision
+        dtype = PRECISIONS[precision or lora.precision]
+        parts = parts_of_lora(family, file, lora.layers, dtype)
     else:
         spec, state, _ = read_peft(file)
-        parts, held = parts_of_method(family, spec, state), "float32"
-    return write_peft_folder(family, parts, out, about, dtype=PRECISIONS[precision or held])
+        dtype = PRECISIONS[precision or "float32"]
+        parts = parts_of_method(family, spec, state, dtype)
+    return write_peft_folder(family, parts, out, about, dtype=dtype)
 
 
 def _base_of(source: Path) -> str | None:

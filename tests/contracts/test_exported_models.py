@@ -59,7 +59,9 @@ def test_precision_is_the_sources_and_a_runs_model_is_its_folders(random_base: P
     file = "unet/diffusion_pytorch_model.safetensors"
     assert (again / file).read_bytes() == (half / file).read_bytes()
     run.mkdir()
-    save_recipe(load_recipe("dreambooth", {"base": str(random_base), "pictures.class_noun": "dog"}), run / "recipe.toml")
+    save_recipe(
+        load_recipe("dreambooth", {"base": str(random_base), "pictures.class_noun": "dog"}), run / "recipe.toml"
+    )
     half.rename(run / "model")
     (made,) = sharing.export(run, to="single-file")
     assert made == run / "model-single-file.safetensors"
