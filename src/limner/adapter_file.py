@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,14 @@ class AdapterFile(ABC):
     def attach(self, family: Family) -> list[Attached]:
         """Attach it to a base, or to the model that draws together with it if it was trained on that."""
 
+    def fitting(self, family: Family) -> AdapterFile:
+        """Return what of it fits a base: all or, of a LoRA, some of its layers."""
+        return self
+
+    def left_out(self) -> list[str]:
+        """Return lines about what was left out of the file, none where nothing was."""
+        return []
+
 
 @dataclass(frozen=True)
 class LoRAFile(AdapterFile):
@@ -52,10 +60,20 @@ class LoRAFile(AdapterFile):
     """Width of the text that it was trained on, 0 where it does not say."""
 
     def attach(self, family: Family) -> list[Attached]:
+        return [self.lora.attach(self._home(family).modules)]
+
+    def fitting(self, family: Family) -> LoRAFile:
+        return replace(self, lora=self.lora.fitting(self._home(family).modules))
+
+    def left_out(self) -> list[str]:
+        return self.lora.tell_left_out()
+
+    def _home(self, family: Family) -> Family:
+        """Return the base that it is for, or the model that draws together with it."""
         partner = family.refiner or family.begun_by
         family = partner if partner and self.width == partner.unet.config.cross_attention_dim else family
         check_lora_family(self.path, self.width, family.unet.config.cross_attention_dim)
-        return [self.lora.attach(family.modules)]
+        return family
 
 
 @dataclass(frozen=True)
@@ -93,8 +111,10 @@ class WordsFile(AdapterFile):
         return attached
 
 
-def read_adapter(path: Path) -> list[AdapterFile]:
+def read_adapter(path: Path, *, partial: bool = False) -> list[AdapterFile]:
     """Return what a LoRA's file, an embedding's, one of peft's methods, or a run with its words holds.
+
+    With `partial`, what of a LoRA's file is no part of a LoRA is left out.
 
     Raises:
         UserError: there is no such file or run, it has no adapter, or its file is damaged.
@@ -107,7 +127,7 @@ def read_adapter(path: Path) -> list[AdapterFile]:
             spec, state, about = read_peft(path)
             return [PeftFile(path, about, spec, state)]
         if is_lora(header):
-            lora = read_any_lora(path)
+            lora = read_any_lora(path, partial=partial)
             words = lora.vectors()
             found: list[AdapterFile] = [LoRAFile(path, lora.about, lora, lora_width(header))]
             return [*found, WordsFile(path, {}, words)] if words else found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from limner.adapter_file import AdapterFile, PeftFile, WordsFile, read_adapter
 from limner.adapters.adapter import Attached
+from limner.adapters.lora import StackedLoRA
 from limner.adapters.strength import Strength, as_strength, check_parts
 from limner.errors import UserError
 from limner.families.family import Family
@@ -32,6 +33,8 @@ class AdapterSet:
         self.family = family
         self._layers = [f"{root}.{name}" for root, m in family.modules.items() for name, _ in m.named_parameters()]
         self._loaded: dict[str, list[AdapterFile]] = {}
+        self._resting: dict[int, list[StackedLoRA]] = {}
+        """LoRAs that need not be built again to act, by their file: their memory is the file's own, on the CPU."""
         self._attached: dict[str, list[tuple[AdapterFile, list[Attached]]]] = {}
         self._strengths: dict[str, Strength] = {}
         self._merged: list[Attached] = []
@@ -51,24 +54,35 @@ class AdapterSet:
         """Return the word that each adapter was trained for, where its file says it."""
         return {name: t for name, files in self._loaded.items() if (t := ", ".join(_tokens(files)))}
 
-    def load(self, path: str | Path, *, name: str | None = None) -> str:
+    @property
+    def left_out(self) -> list[str]:
+        """Return lines about what was left out of the files that are loaded."""
+        return [line for files in self._loaded.values() for file in files for line in file.left_out()]
+
+    def load(self, path: str | Path, *, name: str | None = None, partial: bool = False) -> str:
         """Read a file or a run's adapter to the CPU and make sure that it fits the base; return its name.
 
-        Left out, the name is the file's or the run's, with a number where that is taken.
+        Left out, the name is the file's or the run's, with a number where that is taken. With `partial`, what of a
+        LoRA's file does not fit is left out, and `left_out` tells it.
 
         Raises:
             UserError: the file is damaged, or for another base, or the name is taken.
         """
         path = Path(path)
-        files = read_adapter(path)
+        files = read_adapter(path, partial=partial)
+        files = [file.fitting(self.family) for file in files] if partial else files
         if name in self._loaded:
             raise UserError(f"{name!r}: is loaded already.", "Remove that one first, or take another name.")
         names = chain([name or path.stem], (f"{path.stem}-{number}" for number in count(2)))
         name = next(name for name in names if name not in self._loaded)
         with self._none_acting():
             for file in files:
-                for adapter in file.attach(self.family):
+                adapters = file.attach(self.family)
+                for adapter in adapters:
                     adapter.detach()
+                resting = [adapter for adapter in adapters if isinstance(adapter, StackedLoRA)]
+                if len(resting) == len(adapters) and self.family.device.type == "cpu":
+                    self._resting[id(file)] = resting
         self._loaded[name] = files
         return name
 
@@ -99,7 +113,8 @@ class AdapterSet:
         """Forget an adapter, whether it acts or not; the others act on."""
         self._require(name)
         self.set({other: strength for other, strength in self._strengths.items() if other != name})
-        del self._loaded[name]
+        for file in self._loaded.pop(name):
+            self._resting.pop(id(file), None)
 
     def merge(self) -> None:
         """Fold what acts into the base's weights, in float32 where they are; `set` restores them bit for bit.
@@ -127,11 +142,16 @@ class AdapterSet:
         if name not in self._attached:
             self._attached[name] = []
             for file in files:
-                self._attached[name].append((file, file.attach(self.family)))
+                self._attached[name].append((file, self._attach(file)))
         for file, adapters in self._attached[name]:
             beside = isinstance(file, WordsFile) and len(files) > 1
             for adapter in adapters:
                 adapter.set_strength(float(strength != Strength(0.0)) if beside else strength)
+
+    def _attach(self, file: AdapterFile) -> list[Attached]:
+        for adapter in self._resting.get(id(file), []):
+            adapter.attach_again()
+        return [*self._resting[id(file)]] if id(file) in self._resting else file.attach(self.family)
 
     def _check_together(self, names: list[str]) -> None:
         files = [(name, file) for name in names for file in self._loaded[name]]

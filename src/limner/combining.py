@@ -48,7 +48,12 @@ class Extracting(Resizing):
 
 
 def merge_adapters(
-    adapters: Paths, out: str | Path, *, settings: Mapping[str, Any] | None = None, watch: Watch | None = None
+    adapters: Paths,
+    out: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    allow_partial: bool = False,
+    watch: Watch | None = None,
 ) -> tuple[Path, dict[str, Kept]]:
     """Make one LoRA of several, each at its strength; return its path, and how much of each layer's change it keeps.
 
@@ -60,7 +65,9 @@ def merge_adapters(
         if getattr(spec, name) != Combining.model_fields[name].default and name not in OF_USE[spec.how]:
             raise UserError(f"{name}: has no effect with how={spec.how}.", "Leave it out, or use another how.")
     require_new(out)
-    files = [_plain(Path(path)) for path, _ in adapters]
+    files = [_plain(Path(path), partial=allow_partial) for path, _ in adapters]
+    for line in (line for file in files for line in file.left_out()):
+        watch.say(line)
     families = {str(file.about["family"]): file.path for file in files if "family" in file.about}
     if len(families) > 1:
         told = " and ".join(f"{path} for {family}" for family, path in families.items())
@@ -176,13 +183,13 @@ def _tell_extracted(found: Extracted, spec: Cut, *, vae_differs: bool) -> Iterat
         yield "the VAE differs too, and stays the base's"
 
 
-def _plain(path: Path) -> LoRAFile:
+def _plain(path: Path, *, partial: bool = False) -> LoRAFile:
     """Return a plain LoRA's file.
 
     Raises:
         UserError: it is an adapter of another kind.
     """
-    for file in read_adapter(path):
+    for file in read_adapter(path, partial=partial):
         if isinstance(file, LoRAFile) and file.lora.is_low_rank:
             return file
     raise UserError(f"{path}: is no plain LoRA.", "Merge it into a base instead: limner merge BASE FILE --out MODEL")

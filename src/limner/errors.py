@@ -1,5 +1,8 @@
 """The ways in which a verb can end early, each with its exit code."""
 
+OR_WHAT_FITS = ", or take what fits with --allow-partial (generate, merge, export)"
+"""The end of a hint about a file of which some fits."""
+
 
 class UserError(Exception):
     """Something that the user can mend: one line that says where, what was found, what is allowed, what to do.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,12 +61,13 @@ def merge(
     *,
     to: str = "diffusers",
     settings: Mapping[str, Any] | None = None,
+    allow_partial: bool = False,
     watch: Watch | None = None,
 ) -> Path:
     """Bake adapters, each at its strength, into a base, in float32 and cast once; return the model's path.
 
     What was written is compared, weight by weight, with the base's file and the adapters', and by a picture that is
-    drawn with both.
+    drawn with both. With `allow_partial`, what of a LoRA's file does not fit is left out and said.
 
     Raises:
         UserError: an adapter does not fit, or the merged model draws another picture; nothing is written then.
@@ -77,13 +78,20 @@ def merge(
     if to == "single-file" and spec.shard:
         raise UserError("shard: a single file is never split.", "Leave it out, or use --to diffusers.")
     require_new(out)
-    _refuse_words([file for path, _ in adapters for file in read_adapter(Path(path))])
+    _refuse_words([file for path, _ in adapters for file in read_adapter(Path(path), partial=allow_partial)])
     base, dtype = model_of(base), getattr(torch, spec.precision)
     with watch.phase("load"):
         family = load(base, dtype=torch.float32, device=machine.place(spec.device, "float32").device)
     acting = AdapterSet(family)
-    acting.set({acting.load(path): strength for path, strength in adapters})
-    files = [file for path, _ in adapters for file in read_adapter(Path(path))]
+    acting.set({acting.load(path, partial=allow_partial): strength for path, strength in adapters})
+    for line in acting.left_out:
+        watch.say(line)
+    pairs = [
+        (file.fitting(family) if allow_partial else file, as_strength(strength))
+        for path, strength in adapters
+        for file in read_adapter(Path(path), partial=allow_partial)
+    ]
+    files = [file for file, _ in pairs]
     with watch.phase("draw on the fly"):
         on_the_fly = picture(family, files, watch)
     acting.merge()
@@ -95,22 +103,30 @@ def merge(
             else:
                 write_single_file(family, new, dtype=dtype, about=about)
         with watch.phase("compare"):
-            _take_written(family, new, dtype)
-            count = _compare_with_sum(base, family, adapters, dtype)
+            for weight, written in read_back(family, new, dtype):
+                weight.data.copy_(written)
+            count = _compare_with_sum(base, family, pairs, dtype)
             apart = apart_by(on_the_fly, picture(family, files, watch))
         watch.say(f"{count} weights of the model are the base's and the change")
-        if apart is None:
-            watch.say("no picture was drawn to compare: a refiner begins none")
-        elif apart > LIMIT:
-            raise UserError(
-                f"{out}: the merged {spec.precision} model differs from the adapters on the fly by mean "
-                f"{apart:.1f}/255 (limit {LIMIT:g}), and was not written.",
-                "Set precision=float32, or use the adapters on the fly.",
-            )
-        else:
-            watch.say(f"merged {spec.precision} model differs from the adapters on the fly by mean {apart:.2f}/255 "
-                      f"(limit {LIMIT:g})")  # fmt: skip
+        watch.say(_tell_apart(apart, out, spec.precision))
     return out
+
+
+def _tell_apart(apart: float | None, out: Path, precision: str) -> str:
+    """Return a line about how far the merged model's picture is from the one on the fly, of 255.
+
+    Raises:
+        UserError: it is another picture.
+    """
+    if apart is None:
+        return "no picture was drawn to compare: a refiner begins none"
+    if apart > LIMIT:
+        raise UserError(
+            f"{out}: the merged {precision} model differs from the adapters on the fly by mean {apart:.1f}/255 "
+            f"(limit {LIMIT:g}), and was not written.",
+            "Set precision=float32, or use the adapters on the fly.",
+        )
+    return f"merged {precision} model differs from the adapters on the fly by mean {apart:.2f}/255 (limit {LIMIT:g})"
 
 
 def model_of(name: str) -> str:
@@ -127,28 +143,33 @@ def is_base(name: str | Path) -> bool:
     return not RunDir(path).recipe.is_file() or model_of(str(name)) != str(name)
 
 
-def _take_written(family: Family, path: Path, dtype: torch.dtype) -> None:
-    """Give the family the weights of the model that was written from it, after comparing them bit for bit."""
+def read_back(family: Family, path: Path, dtype: torch.dtype) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+    """Yield each weight of a family and what Limner's loader reads of it from a model that was written of the family.
+
+    Raises:
+        RuntimeError: it is not the weight in `dtype`, bit for bit.
+    """
     for part, module in family.parts.items():
         written = weights_of(path, family.kind, part, module, dtype=torch.float32, device=family.device)
         for name, weight in module.named_parameters():
             if not torch.equal(written[name], weight.to(dtype).float()):
                 raise RuntimeError(f"{path}: {part}.{name} reads back differently")
-            weight.data.copy_(written[name])
+            yield weight, written[name]
 
 
 @torch.no_grad()
-def _compare_with_sum(base: str, family: Family, adapters: Paths, dtype: torch.dtype) -> int:
+def _compare_with_sum(
+    base: str, family: Family, adapters: Sequence[tuple[AdapterFile, Strength]], dtype: torch.dtype
+) -> int:
     """Add the adapters' changes to the base's own file and compare with the family's weights; return how many fit.
 
     What one of peft's methods makes of a layer is left to the picture.
     """
     rounding, count = torch.finfo(dtype), 0
-    loras = [(file, as_strength(s)) for path, s in adapters for file in read_adapter(Path(path))]
     for part, module in parts_of(base):
         module.to(family.device)
         skipped: set[str] = set()
-        for file, strength in loras:
+        for file, strength in adapters:
             if isinstance(file, LoRAFile):
                 _add(file, strength, part, module)
             elif isinstance(file, PeftFile):

@@ -220,12 +220,14 @@ def generate(
     seeds: Sequence[int] = (0, 1, 2, 3),
     out: str | Path | None = None,
     settings: Settings | None = None,
+    allow_partial: bool = False,
     watch: Watch | None = None,
 ) -> Path:
     """Draw pictures from a run or a base; return the folder.
 
     With prompts: one picture per prompt and seed, with the run's adapter and `adapters` (file or run, strength).
     Without: the run's comparison pictures, `images/base` and `images/tuned`, for the same prompts and seeds.
+    `allow_partial`: what of an adapter's file does not fit is left out and said, instead of an error.
     """
     watch = watch or Watch()
     folder = RunDir.open(Path(source)) if (Path(source) / "recipe.toml").is_file() else None
@@ -235,7 +237,7 @@ def generate(
     recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, on_base)
     require_use(settings or {}, DRAWING if folder else DRAWING[:-1], "drawing")
     for path, _ in adapters:
-        read_adapter(Path(path))  # says what is wrong with it before a base is loaded
+        read_adapter(Path(path), partial=allow_partial)  # says what is wrong with it before a base is loaded
     _require_place(Path(out) if out else None)
     refuse_idle(settings or {}, dict(without_effect(recipe)))
     if not prompts:
@@ -254,14 +256,15 @@ def generate(
     if folder and not model:
         strengths[acting.load(folder.path)] = 1.0
         follow_objective(family, recipe)
-    strengths |= {acting.load(path): strength for path, strength in adapters}
+    strengths |= {acting.load(path, partial=allow_partial): strength for path, strength in adapters}
     acting.set(strengths)
-    for line in acting.clashes():
+    for line in (*acting.left_out, *acting.clashes()):
         watch.say(line)
     out = Path(out) if out else unused(folder.path if folder else Path(), "drawn")
     requests = requests_for("free", [(prompt, prompt) for prompt in prompts], seeds)
     used = [*((path, 1.0) for path in own), *adapters]
-    about = {"base": recipe.base, "adapters": [[str(path), as_strength(strength).said] for path, strength in used]}
+    about = {"base": recipe.base, "adapters": [[str(path), as_strength(strength).said] for path, strength in used],
+             **({"left_out": acting.left_out} if acting.left_out else {})}  # fmt: skip
     with watch.phase("draw"):
         made = draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
                     resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip

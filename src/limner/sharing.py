@@ -1,79 +1,122 @@
-"""What a run or a file holds, written for another program: LoRA, embedding or model, each read back."""
+"""What a run or a file holds, written for another program: adapter, embedding or model, each read back."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from limner.errors import UserError
 from limner.export.diffusers_folder import ABOUT, write_diffusers_folder
 from limner.export.diffusers_lora import write_diffusers
 from limner.export.embedding import read_embedding, write_embedding
-from limner.export.header_alphas import SPEC
+from limner.export.header_alphas import SPEC, method_of
 from limner.export.kohya_lora import write_kohya
 from limner.export.lora_check import require_effect
 from limner.export.lora_files import AnyLora, read_any_lora
 from limner.export.lora_names import layout_of
 from limner.export.modelspec import HEADER
+from limner.export.peft_adapter import read_peft
+from limner.export.peft_folder import parts_of_lora, parts_of_method, write_peft_folder
 from limner.export.single_file import write_single_file
+from limner.families.foreign import check_lora_family, lora_width
 from limner.families.load import load
-from limner.families.recognise import FAMILIES
-from limner.families.weights import read_header
+from limner.families.recognise import FAMILIES, UNET
+from limner.families.source import files_of, is_hub_name, locate
+from limner.families.weights import precision_of, read_header, weights_files
+from limner.files import replacing
+from limner.merging import read_back, require_new
+from limner.recipe import load_recipe
 from limner.rundir import RunDir, read_json
+from limner.spec import Spec
+from limner.watch import Watch
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAMILY_NAMES = tuple(name for name, known in FAMILIES.items() if known.kohya.prefixes)
-LORAS = ("diffusers", "kohya")
+LORAS = ("diffusers", "kohya", "lycoris", "peft")
 MODELS = ("diffusers", "single-file")
-LAYOUTS = ("diffusers", "kohya", "single-file", "embedding")
-"""What can be written: a LoRA by diffusers' or kohya's names, a model as a folder or one file, a learned word."""
+LAYOUTS = (*LORAS, "single-file", "embedding")
+"""What can be written: an adapter by the names of four programs, a model as a folder or one file, a learned word."""
+SETTINGS = {"peft": ("precision", "base"), "diffusers": ("precision", "shard")}
+"""The settings that a layout heeds where it is not `precision` alone."""
+
+
+class Chosen(Spec):
+    """How something is written."""
+
+    precision: Literal["float32", "float16", "bfloat16"] | None = None
+    """Number format; left out, the source's."""
+    shard: float | None = Field(default=None, gt=0)
+    """Largest size of a file of a diffusers folder in GB; left out, each part is one file."""
+    base: str | None = None
+    """The base that peft loads an adapter into; left out, the one that it was trained on."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the user says of a LoRA's file, beside the file."""
+
+    alpha: float | None
+    family: str | None
+    partial: bool
+    watch: Watch
+
+    def tell(self, lora: AnyLora) -> None:
+        """Say what was left out."""
+        for line in lora.tell_left_out():
+            self.watch.say(line)
 
 
 def export(
-    source: Path,
+    source: str | Path,
     *,
     to: str,
     out: Path | None = None,
     settings: Mapping[str, Any] | None = None,
     alpha: float | None = None,
     family: str | None = None,
+    allow_partial: bool = False,
+    watch: Watch | None = None,
 ) -> list[Path]:
-    """Write what a run or a file holds in the layout `to`; return what was written, each read back and compared.
+    """Write what a run, a file or a base holds in the layout `to`; return what was written, each read back, compared.
 
-    `settings` may name a `precision`; left out, it is the source's. `alpha` takes the place of what a LoRA's file says
-    of it, and `family` names the one that it is for where the file does not tell.
+    `settings` may name a `precision`; left out, it is the source's. A model's folder may be split into files of `shard`
+    GB. peft loads what was written for it into the base, which is the one that the adapter was trained on unless `base`
+    names another. `alpha` takes the place of what a LoRA's file says of it, and `family` names the one that it is for
+    where the file does not tell. With `allow_partial`, what of a LoRA's file does not fit is left out and said.
 
     Raises:
         UserError: there is nothing to write in that layout, or the source cannot be read.
     """
     if to not in LAYOUTS:
         raise UserError(f"--to {to}: is no layout that Limner writes.", f"Use one of {', '.join(LAYOUTS)}.")
-    settings = settings or {}
-    unknown, precision = sorted(settings.keys() - {"precision"}), settings.get("precision")
-    if unknown:
-        raise UserError(f"export: {unknown[0]} is none of its settings.", "It takes precision=...")
-    if precision is not None and precision not in PRECISIONS:
-        raise UserError(f"precision={precision}: is no number format.", f"Use one of {', '.join(PRECISIONS)}.")
     if family is not None and family not in FAMILY_NAMES:
         raise UserError(f"--family {family}: is none that a LoRA can be written for.",
                         f"Use one of {', '.join(FAMILY_NAMES)}.")  # fmt: skip
-    if not source.exists():
-        raise UserError(f"{source}: there is no such run or file.", "Give a run's folder or a LoRA's file.")
-    adapters, words, model = _holdings(source)
+    chosen = _chosen(to, settings or {})
+    adapters, words, model = _holdings(str(source))
     if model and to in MODELS:
-        return [_model(model, to, _place(out, source, f"model-{to}", "" if to == "diffusers" else ".safetensors"),
-                       precision)]  # fmt: skip
+        return [_model(model, to, _place_of_model(out, str(source), model, to), chosen)]
+    source = Path(source)
     if words and to == "embedding":
         return [
-            _words(file, _place(out, source, f"{file.stem}-embedding", ".safetensors"), precision) for file in words
+            _words(file, _place(out, source, f"{file.stem}-embedding", ".safetensors"), chosen.precision)
+            for file in words
         ]
     if adapters and to in LORAS:
-        file = adapters[0]
-        return [_lora(file, to, _place(out, source, f"{file.stem}-{to}", ".safetensors"), precision, alpha, family)]
+        how = Reading(alpha, family, allow_partial, watch or Watch())
+        if chosen.shard:
+            raise UserError("shard: an adapter is one file.", "Leave it out.")
+        if to == "peft":
+            place = _place(out, source, f"{adapters[0].stem}-peft", "")
+            return [_peft(adapters[0], place, chosen.precision, how, chosen.base or _base_of(source))]
+        return [_lora(adapters[0], to, _place(out, source, f"{adapters[0].stem}-{to}", ".safetensors"),
+                      chosen.precision, how)]  # fmt: skip
     held = {"a LoRA": (adapters, LORAS), "a learned word": (words, ("embedding",)), "a model": (model, MODELS)}
     found = {what: layouts for what, (there, layouts) in held.items() if there}
     raise UserError(
@@ -83,15 +126,40 @@ def export(
     )  # fmt: skip
 
 
-def _holdings(source: Path) -> tuple[list[Path], list[Path], Path | None]:
-    """Return the adapter's files, the learned words' and the model's folder that a run or a file is."""
-    if source.is_dir():
-        run = RunDir.open(source)
-        return [run.adapter] * run.adapter.is_file(), run.embeddings(), run.model if run.model.is_dir() else None
-    header = read_header(source)
+def _chosen(to: str, settings: Mapping[str, Any]) -> Chosen:
+    heeded = SETTINGS.get(to, ("precision",))
+    for name in sorted(settings.keys() - set(heeded)):
+        raise UserError(f"export: {name} is no setting of --to {to}.", f"It takes {'=..., '.join(heeded)}=...")
+    precision = settings.get("precision")
+    if precision is not None and precision not in PRECISIONS:
+        raise UserError(f"precision={precision}: is no number format.", f"Use one of {', '.join(PRECISIONS)}.")
+    return Chosen.of(settings, "export")
+
+
+def _holdings(source: str) -> tuple[list[Path], list[Path], str | None]:
+    """Return the adapter's files, the learned words' and the model that a run, a file or a base is."""
+    path, run = Path(source), RunDir(Path(source))
+    if run.recipe.is_file():
+        model = str(run.model) if run.model.is_dir() else None
+        return [run.adapter] * run.adapter.is_file(), run.embeddings(), model
+    if not path.is_file():
+        if locate(source) is None and not is_hub_name(source):
+            raise UserError(f"{source}: there is no such run or file.", "Give a run's folder, a LoRA's file or a base.")
+        return [], [], source
+    header = read_header(path)
     if SPEC in header.metadata or layout_of(list(header.shapes)):
-        return [source], [], None
-    return [], [source], None
+        return [path], [], None
+    return ([], [], source) if any(key.startswith(UNET) for key in header.shapes) else ([], [path], None)
+
+
+def _place_of_model(out: Path | None, source: str, model: str, to: str) -> Path:
+    """Return where to write a model: in the run's folder, or where the user says, and never over another one."""
+    if model != source:
+        return _place(out, Path(source), f"model-{to}", "" if to == "diffusers" else ".safetensors")
+    if out is None:
+        raise UserError(f"export: {source} is a base, and no place for its copy was named.", "Name one: --out PATH.")
+    require_new(out)
+    return out
 
 
 def _place(out: Path | None, source: Path, name: str, suffix: str) -> Path:
@@ -101,10 +169,15 @@ def _place(out: Path | None, source: Path, name: str, suffix: str) -> Path:
     return out / f"{name}{suffix}" if suffix and (out.is_dir() or not out.suffix) else out
 
 
-def _lora(file: Path, to: str, out: Path, precision: str | None, alpha: float | None, family: str | None) -> Path:
-    lora = read_any_lora(file, alpha=alpha)
+def _read(file: Path, how: Reading) -> AnyLora:
+    return read_any_lora(file, alpha=how.alpha, partial=how.partial)
+
+
+def _lora(file: Path, to: str, out: Path, precision: str | None, how: Reading) -> Path:
+    lora = _read(file, how)
+    how.tell(lora)
     require_effect(file, lora.layers)
-    dtype, about = PRECISIONS[precision or lora.precision], _about(lora, family)
+    dtype, about = PRECISIONS[precision or lora.precision], _about(lora, how.family)
     if lora.words:
         raise UserError(f"{file}: brings learned words along ({', '.join(lora.words)}), which no other layout holds.",
                         "Use the file as it is: generate --adapter reads it.")  # fmt: skip
@@ -113,8 +186,41 @@ def _lora(file: Path, to: str, out: Path, precision: str | None, alpha: float | 
             raise UserError(f"{file}: changes biases, which the diffusers layout cannot hold.", "Use --to kohya.")
         write_diffusers(lora.layers, out, about, dtype=dtype)
     else:
-        write_kohya(lora.layers, out, about, biases=lora.biases, dtype=dtype)
+        write_kohya(lora.layers, out, about, biases=lora.biases, dtype=dtype, network=to)
     return out
+
+
+def _peft(file: Path, out: Path, precision: str | None, how: Reading, base: str | None) -> Path:
+    """Write an adapter of any kind as peft's folders."""
+    header = read_header(file)
+    lora = None if SPEC in header.metadata else _read(file, how)
+    if how.alpha and lora is None:
+        raise UserError(f"--alpha: {file} is of peft's method {method_of(header.metadata)}, whose scale is known.",
+                        "Leave --alpha out.")  # fmt: skip
+    about = dict(lora.about if lora else json.loads(header.metadata.get(HEADER, "{}")))
+    base = base or (str(about["base"]) if about.get("base") else None)
+    if base is None:
+        raise UserError(f"{file}: does not tell the base that peft loads it into.", "Name it: base=NAME|FOLDER|FILE.")
+    if lora and (lora.biases or lora.words):
+        what = "changes biases" if lora.biases else f"brings learned words along ({', '.join(lora.words)})"
+        raise UserError(f"{file}: {what}, which peft's folders do not hold.", "Use the file as it is, or --to lycoris.")
+    family = load(base, dtype=torch.float32, device="cpu")
+    if lora:
+        check_lora_family(file, lora_width(header), family.unet.config.cross_attention_dim)
+        lora = lora.fitting(family.modules) if how.partial else lora
+        how.tell(lora)
+        dtype = PRECISIONS[precision or lora.precision]
+        parts = parts_of_lora(family, file, lora.layers, dtype)
+    else:
+        spec, state, _ = read_peft(file)
+        dtype = PRECISIONS[precision or "float32"]
+        parts = parts_of_method(family, spec, state, dtype)
+    return write_peft_folder(family, parts, out, about, dtype=dtype)
+
+
+def _base_of(source: Path) -> str | None:
+    """Return the base that a run was trained on."""
+    return load_recipe(RunDir(source).recipe).base if source.is_dir() else None
 
 
 def _about(lora: AnyLora, family: str | None) -> dict[str, Any]:
@@ -136,10 +242,23 @@ def _words(file: Path, out: Path, precision: str | None) -> Path:
     return write_embedding(vectors, out, token=token, about=json.loads(held) if held else {})
 
 
-def _model(folder: Path, to: str, out: Path, precision: str | None) -> Path:
-    about = read_json(folder / ABOUT)
-    recipe = about.get("recipe", {})
-    family = load(str(folder), dtype=torch.float32, device="cpu")
-    dtype = PRECISIONS[precision or recipe.get("adapter", {}).get("save_precision", "float16")]
-    write = write_diffusers_folder if to == "diffusers" else write_single_file
-    return write(family, out, dtype=dtype, about=about)
+def _model(name: str, to: str, out: Path, chosen: Chosen) -> Path:
+    """Write a whole model, each weight cast once, and compare it with what Limner's loader reads of it."""
+    told = files_of(name, weights=True) / ABOUT
+    about = read_json(told) if told.is_file() else {}
+    dtype = PRECISIONS[chosen.precision or _precision_of_model(name)]
+    family = load(name, dtype=dtype, device="cpu")
+    with replacing(out) as new:
+        if to == "diffusers":
+            write_diffusers_folder(family, new, dtype=dtype, about=about, shard_gb=chosen.shard)
+        else:
+            write_single_file(family, new, dtype=dtype, about=about)
+        for _ in read_back(family, new, dtype):
+            pass
+    return out
+
+
+def _precision_of_model(name: str) -> str:
+    """Return the number format that most of a UNet's weights have in their file."""
+    path = files_of(name, weights=True)
+    return precision_of(read_header(path if path.is_file() else weights_files(path / "unet")[0]))

@@ -23,7 +23,7 @@ SHARING = {
     ),
     "export with a setting of a run": (
         "export {bad}/lora.safetensors --to kohya steps=4",
-        "export: steps is none of its settings. It takes precision=",
+        "export: steps is no setting of --to kohya. It takes precision=",
     ),
     "export of an untrained run": (
         "export {bad}/untrained --to kohya",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from limner.adapter_file import LoRAFile, read_adapter
 from limner.adapter_set import AdapterSet
 from limner.adapters.adapter import Attached, SlotSettings
-from limner.adapters.lora import find_layers
+from limner.adapters.lora import StackedLoRA, find_layers
 from limner.adapters.peft import Peft
 from limner.adapters.strength import Strength
 from limner.errors import UserError
@@ -187,6 +188,27 @@ def test_what_cannot_be_is_said(base: Family, files: dict[str, Path]) -> None:
     adapters.set({})
     with pytest.raises(UserError, match="None is loaded"):
         AdapterSet(base).remove("a")
+
+
+def test_a_swap_builds_nothing_and_copies_nothing(base: Family, files: dict[str, Path], monkeypatch) -> None:
+    """Built once when it is loaded, a LoRA's layers act on the file's own memory each time that they are set."""
+    adapters, untouched = loaded(base, files, "a b"), picture(base)
+    adapters.set({"a": 1.0})
+    first = picture(base)
+    monkeypatch.setattr("limner.adapters.lora.LoRALayer.__init__", None)
+    for name in ("b", "a"):
+        adapters.set({name: 1.0})
+    assert torch.equal(picture(base), first)
+    adapters.set({})
+    assert torch.equal(picture(base), untouched)
+    monkeypatch.undo()
+    (file,) = read_adapter(files["a"])
+    assert isinstance(file, LoRAFile)
+    (attached,) = file.attach(base)
+    assert isinstance(attached, StackedLoRA)
+    attached.detach()
+    for name, layer in attached.layers.items():
+        assert np.shares_memory(layer.A.detach().numpy(), file.lora.layers[name].A)
 
 
 def test_a_thousand_swaps_leave_nothing_behind(base: Family, tmp_path: Path) -> None:

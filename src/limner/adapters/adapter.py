@@ -143,7 +143,12 @@ class Layered(Attached):
         """Yield each of the base's weights that the slot changes, and what it is with the change, in float32."""
 
     def set_strength(self, strength: Strength | float) -> None:
-        self._strengths = {name: as_strength(strength).of(name) for name in self._strengths}
+        given = as_strength(strength)
+        self._strengths = (
+            {name: given.of(name) for name in self._strengths}
+            if given.parts
+            else dict.fromkeys(self._strengths, given.whole)
+        )
 
     def enable(self, enabled: bool) -> None:
         self._enabled = enabled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from limner.adapters.adapter import Attachable, Change, Layered, SlotSettings, require_fit, sum_by_group
-from limner.errors import UserError
+from limner.errors import OR_WHAT_FITS, UserError
 from limner.seeds import generator
 from limner.spec import Spec
 
@@ -99,7 +99,7 @@ class LoRA(Spec):
 
 
 def attach_lora(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -> StackedLoRA:
-    """Attach a trained LoRA given by its `state_dict`, whatever its layers and ranks; one slot.
+    """Attach a trained LoRA given by its `state_dict`, whose memory it shares where it can; one slot.
 
     Raises:
         UserError: a layer is not in the base, or has another shape there.
@@ -112,11 +112,10 @@ def attach_lora(modules: Mapping[str, nn.Module], state: Mapping[str, Tensor]) -
         targets[name] = target
     layers = {}
     for name, target in targets.items():
-        A, B = state[f"{name}.lora_A"], state[f"{name}.lora_B"]
-        layers[name] = LoRALayer(target, [A.shape[0]], [float(state[f"{name}.alpha"])])
-        with torch.no_grad():  # a 1 x 1 convolution may be a linear layer in the file, and the other way round
-            layers[name].A[0] = A.reshape(A.shape[0], *target.weight.shape[1:])
-            layers[name].B[0] = B
+        A, B = (state[f"{name}.lora_{x}"].to(target.weight.device, torch.float32) for x in "AB")
+        layers[name] = layer = LoRALayer(target, [A.shape[0]], [float(state[f"{name}.alpha"])], empty=True)
+        # a 1 x 1 convolution may be a linear layer in the file, and the other way round
+        layer.A.data, layer.B.data = A.reshape(1, A.shape[0], *target.weight.shape[1:]), B[None]
     return StackedLoRA(layers, targets)
 
 
@@ -126,23 +125,38 @@ def find_layers(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[
     Raises:
         UserError: a layer is not in the base, or its weight is of another shape there.
     """
-    found = {name: _layer(modules, name) for name in shapes}
-    known = {name: one for name, one in found.items() if one and isinstance(getattr(one, "weight", None), Tensor)}
+    known = _known_layers(modules, shapes)
     unknown = [name for name in shapes if name not in known]
     if unknown or not shapes:
         raise UserError(
             f"the LoRA does not fit this base: {len(known)} of {len(shapes)} layers are in it"
             + (f" (first that is not: {unknown[0]})." if unknown else "."),
-            "Use the base that it was trained on.",
+            f"Use the base that it was trained on{OR_WHAT_FITS if known else ''}.",
         )
     for name, shape in shapes.items():
-        own = tuple(known[name].get_parameter("weight").shape)
-        if shape[0] != own[0] or math.prod(shape) != math.prod(own):
+        if not _fits(known[name], shape):
+            own = tuple(known[name].get_parameter("weight").shape)
             raise UserError(
                 f"the LoRA does not fit this base: {name} is {own} there, and {tuple(shape)} in the LoRA.",
                 "Use the base that it was trained on.",
             )
     return known
+
+
+def layers_that_fit(modules: Mapping[str, nn.Module], shapes: Mapping[str, Sequence[int]]) -> set[str]:
+    """Return the paths of those layers that the base has, with a weight of the shape."""
+    return {name for name, layer in _known_layers(modules, shapes).items() if _fits(layer, shapes[name])}
+
+
+def _known_layers(modules: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, nn.Module]:
+    found = {name: _layer(modules, name) for name in names}
+    return {name: one for name, one in found.items() if one and isinstance(getattr(one, "weight", None), Tensor)}
+
+
+def _fits(layer: nn.Module, shape: Sequence[int]) -> bool:
+    """Tell whether a change of that shape is one of the layer's weight; a 1 x 1 convolution may be a linear layer."""
+    own = layer.get_parameter("weight").shape
+    return shape[0] == own[0] and math.prod(shape) == math.prod(own)
 
 
 def _layer(modules: Mapping[str, nn.Module], name: str) -> nn.Module | None:
@@ -165,15 +179,23 @@ class LoRALayer(nn.Module):
     B: Float[Tensor, "slots out rank"]
     scale: Float[Tensor, " slots"]
 
-    def __init__(self, target: nn.Linear | nn.Conv2d, ranks: Sequence[int], alphas: Sequence[float]) -> None:
+    def __init__(
+        self,
+        target: nn.Linear | nn.Conv2d,
+        ranks: Sequence[int],
+        alphas: Sequence[float],
+        *,
+        empty: bool = False,
+    ) -> None:
+        """Make the layer with factors of zero, or of nothing where others are about to take their place."""
         super().__init__()
         if isinstance(target, nn.Conv2d) and (target.groups != 1 or target.padding_mode != "zeros"):
             raise ValueError(f"LoRA on a convolution with groups={target.groups}, padding_mode={target.padding_mode}")
         self.ranks, self.alphas = tuple(ranks), tuple(alphas)
         device, slots, rank = target.weight.device, len(ranks), max(ranks)
         inputs = target.weight.shape[1:]
-        self.A = nn.Parameter(torch.zeros(slots, rank, *inputs, device=device))
-        self.B = nn.Parameter(torch.zeros(slots, target.weight.shape[0], rank, device=device))
+        shapes = ((0,), (0,)) if empty else ((slots, rank, *inputs), (slots, target.weight.shape[0], rank))
+        self.A, self.B = (nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes)
         scale = [alpha / rank for alpha, rank in zip(alphas, ranks, strict=True)]
         self.register_buffer("scale", torch.tensor(scale, device=device))
         self.geometry: dict[str, Any] | None = None
@@ -264,6 +286,10 @@ class StackedLoRA(Layered):
         self.slots = len(next(iter(self.layers.values())).ranks)
         super().__init__(self.layers)
         self._slot_of_row: Tensor | None = None
+        self.attach_again()
+
+    def attach_again(self) -> None:
+        """Act on the base, for the first time or again after `detach`."""
         self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
 
     def _hook(self, name: str, layer: LoRALayer):

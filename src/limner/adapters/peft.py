@@ -333,7 +333,7 @@ def _build(
             targets[path].weight.data = weight
         vars(module).pop("peft_config", None)
     layers: dict[str, Layer] = {}
-    tensors = {name: t for name, t in tuner.state_dict(keep_vars=True).items() if not name.startswith("model.")}
+    tensors = tensors_beside(tuner, built)
     for path, layer in built.items():
         layer.eval()
         layer.base_layer = copy.copy(targets[path])
@@ -344,13 +344,20 @@ def _build(
             start = B.detach().float() * layer.scaling["default"], A.detach().float().clone()
             tensors |= {f"{path}.start_B": start[0], f"{path}.start_A": start[1]}
         layers[path] = Layer(targets[path], layer, start)
-        shared = {id(tensor) for tensor in tensors.values()}
-        own = layer.state_dict(keep_vars=True, prefix=f"{path}.")
-        tensors |= {n: t for n, t in own.items() if not n.startswith(f"{path}.base_layer.") and id(t) not in shared}
     for tensor in tensors.values():
         if tensor.is_floating_point():
             tensor.data = tensor.data.float()  # peft takes the base's number format
-    return layers, {re.sub(r"\.default(?=\.|$)", "", name): tensor for name, tensor in tensors.items()}
+    return layers, tensors
+
+
+def tensors_beside(tuner: Any, layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return what peft's tuner and its layers hold beside the base, by `<path>.<peft's name>`; what is shared, once."""
+    tensors = {name: t for name, t in tuner.state_dict(keep_vars=True).items() if not name.startswith("model.")}
+    for path, layer in layers.items():
+        shared = {id(tensor) for tensor in tensors.values()}
+        own = layer.state_dict(keep_vars=True, prefix=f"{path}.")
+        tensors |= {n: t for n, t in own.items() if not n.startswith(f"{path}.base_layer.") and id(t) not in shared}
+    return {re.sub(r"\.default(?=\.|$)", "", name): tensor for name, tensor in tensors.items()}
 
 
 def _refused(method: str, error: Exception) -> UserError:

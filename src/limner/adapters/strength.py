@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from limner.errors import UserError
 
@@ -37,14 +38,15 @@ class Strength:
         return ",".join([*([] if self.whole == 1 and parts else [f"{self.whole:g}"]), *parts])
 
 
-def names_of(layer: str) -> list[str]:
+@cache
+def names_of(layer: str) -> tuple[str, ...]:
     """Return the parts of the model that a layer lies in, the smallest first."""
     root = layer.partition(".")[0]
     block = BLOCK.match(layer)
     if block:
         kind = block[1].partition("_")[0]
-        return [*([f"{kind}.{block[2]}"] if block[2] else []), kind, root]
-    return [root, "text"] if root.startswith("text_encoder") else [root]
+        return (*([f"{kind}.{block[2]}"] if block[2] else []), kind, root)
+    return (root, "text") if root.startswith("text_encoder") else (root,)
 
 
 def as_strength(given: Strength | float) -> Strength:

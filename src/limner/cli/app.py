@@ -19,6 +19,9 @@ app = typer.Typer(
 RunOption = Annotated[Path | None, typer.Option("--run", help="The run folder to make.", metavar="DIR")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe or a .toml file.", metavar="NAME|FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON, and no progress.")]
+PartialOption = Annotated[
+    bool, typer.Option("--allow-partial", help="Take what fits of an adapter's file, and say what was left out.")
+]
 PicturesArgument = Annotated[
     list[str], typer.Argument(help="Pictures or folders of them, and key=value settings laid over the recipe.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limner.cli.app import SETTINGS_HELP, JsonOption, app
+from limner.cli.app import SETTINGS_HELP, JsonOption, PartialOption, app
 from limner.cli.words import SETTING, file_and_strength, paths_and_settings, print_made, read_settings
 from limner.errors import UserError
 from limner.terminal import watch_for
@@ -29,6 +29,7 @@ def merge(
     ],
     out: OutOption,
     to: Annotated[str, typer.Option(help="Layout of a merged model: diffusers or single-file.")] = "diffusers",
+    allow_partial: PartialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bake adapters into a base, or make one adapter of several; what was made is verified.
@@ -48,12 +49,16 @@ def merge(
         raise UserError(f"merge: nothing to merge {named[0]} with.", "Name a base and an adapter, or several adapters.")
     with watch_for(as_json) as watch:
         if whole:
-            made = merging.merge(named[0], adapters, out, to=to, settings=settings, watch=watch)
+            made = merging.merge(
+                named[0], adapters, out, to=to, settings=settings, allow_partial=allow_partial, watch=watch
+            )
             print_made(as_json, model=made)
             return
         if to != "diffusers":
             raise UserError("--to: has no meaning for adapters alone.", "Leave it out; see limner export.")
-        made, kept = combining.merge_adapters(adapters, out, settings=settings, watch=watch)
+        made, kept = combining.merge_adapters(
+            adapters, out, settings=settings, allow_partial=allow_partial, watch=watch
+        )
     _print(made, kept, as_json=as_json)
 
 

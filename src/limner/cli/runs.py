@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from limner.cli.app import JsonOption, PicturesArgument, RecipeOption, RunOption, app
+from limner.cli.app import JsonOption, PartialOption, PicturesArgument, RecipeOption, RunOption, app
 from limner.cli.words import file_and_strength, paths_and_settings, print_made, read_seeds, read_settings
 from limner.errors import UserError
 from limner.terminal import watch_for
@@ -113,6 +113,7 @@ def generate(
         str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")
     ] = "4",
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    allow_partial: PartialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures from a run or a base."""
@@ -121,7 +122,8 @@ def generate(
     with watch_for(as_json) as watch:
         folder = runs.generate(
             source, prompt or [], adapters=[file_and_strength(text) for text in adapter or []],
-            seeds=read_seeds(seeds), out=out, settings=read_settings(settings or []), watch=watch,
+            seeds=read_seeds(seeds), out=out, settings=read_settings(settings or []), allow_partial=allow_partial,
+            watch=watch,
         )  # fmt: skip
     print_made(as_json, images=folder)
 

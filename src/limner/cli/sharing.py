@@ -8,27 +8,40 @@ from typing import Annotated
 
 import typer
 
-from limner.cli.app import JsonOption, app
+from limner.cli.app import JsonOption, PartialOption, app
 from limner.cli.words import print_made, read_settings
+from limner.terminal import watch_for
 
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A run folder, or a LoRA's or embedding's file.", metavar="RUN|FILE")],
-    to: Annotated[str, typer.Option(help="diffusers, kohya, single-file or embedding.", metavar="LAYOUT")],
+    source: Annotated[
+        str, typer.Argument(help="A run folder, a LoRA's or embedding's file, or a base.", metavar="RUN|FILE|BASE")
+    ],
+    to: Annotated[
+        str, typer.Option(help="diffusers, kohya, lycoris, peft, single-file or embedding.", metavar="LAYOUT")
+    ],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="precision=float32, float16 or bfloat16.", metavar="[precision=...]")
+        list[str] | None,
+        typer.Argument(
+            help="precision=float32, float16 or bfloat16; for peft base=NAME; for a model's folder shard=GB.",
+            metavar="[key=value]",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file, or a folder for it.", metavar="PATH")] = None,
     alpha: Annotated[float | None, typer.Option(help="Alpha in the place of what the file says.", min=0)] = None,
     family: Annotated[str | None, typer.Option(help="The family, where a LoRA does not tell it.")] = None,
+    allow_partial: PartialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run's result, or another program's LoRA, for diffusers, ComfyUI, A1111 and kohya; read back at once."""
     from limner import sharing
 
-    chosen = read_settings(settings or [])
-    made = sharing.export(source, to=to, out=out, alpha=alpha, family=family, settings=chosen)
+    with watch_for(as_json) as watch:
+        made = sharing.export(
+            source, to=to, out=out, alpha=alpha, family=family, settings=read_settings(settings or []),
+            allow_partial=allow_partial, watch=watch,
+        )  # fmt: skip
     print_made(as_json, **{path.stem if len(made) > 1 else "file": path for path in made})
 
 

@@ -66,7 +66,7 @@ def _folded(path: Path, layer: str, change: Delta, dtype: torch.dtype) -> tuple[
     if not isinstance(plain, LowRank) or (isinstance(change, DoRA) and change.axis != 0):
         what = "DoRA by inputs" if isinstance(change, DoRA) else change.kind
         raise UserError(
-            f"{path}: the diffusers layout cannot hold {what} (first: {layer}).", "Write it with --to kohya."
+            f"{path}: the diffusers layout cannot hold {what} (first: {layer}).", "Write it with --to lycoris."
         )
     plain = LowRank(plain.A, plain.B * np.float32(plain.scale), float(plain.rank))
     plain = balanced(plain, dtype)

@@ -30,10 +30,12 @@ def write_kohya(
     *,
     biases: Mapping[str, Array] | None = None,
     dtype: torch.dtype = torch.float32,
+    network: str = "kohya",
 ) -> None:
     """Write a LoRA by kohya's names, with one alpha per layer, and check what was written.
 
-    `about` names the family, whose names they are, and what the header says (base, token, recipe ...).
+    `about` names the family, whose names they are, and what the header says (base, token, recipe ...). `network`:
+    whose network the header calls a plain LoRA, "kohya" or "lycoris"; any other kind is LyCORIS's alone.
     """
     known, biases = FAMILIES[about["family"]], biases or {}
     names = {
@@ -52,7 +54,7 @@ def write_kohya(
             role = "b_norm" if "w_norm" in change.tensors() else "diff_b"
             tensors[f"{names[layer]}.{role}"] = torch.from_numpy(biases[layer]).to(dtype)
     spec = modelspec(about, adapter="lora")
-    write_tensors(path, tensors, header(about, spec) | _training(layers, about, path.stem))
+    write_tensors(path, tensors, header(about, spec) | _training(layers, about, path.stem, network))
     verify(path, layers, biases, dtype=dtype)
 
 
@@ -72,10 +74,11 @@ def balanced(change: Delta, dtype: torch.dtype) -> Delta:
     return LowRank(change.A / move, change.B * move, change.alpha)
 
 
-def _training(layers: Mapping[str, Delta], about: Mapping[str, Any], name: str) -> dict[str, str]:
+def _training(layers: Mapping[str, Delta], about: Mapping[str, Any], name: str, network: str) -> dict[str, str]:
     """Return kohya's own fields, as far as there is an answer: A1111 takes the family and the words from them."""
     kohya = FAMILIES[about["family"]].kohya
-    module, algorithm = NETWORKS[Counter(change.kind for change in layers.values()).most_common(1)[0][0]]
+    kind = Counter(change.kind for change in layers.values()).most_common(1)[0][0]
+    module, algorithm = NETWORKS["DoRA" if kind == "LoRA" and network == "lycoris" else kind]
     ranks = {change.rank for change in layers.values()}
     alphas = {round(change.scale * change.rank, 6) for change in layers.values()}
     recipe, token, side = about.get("recipe") or {}, about.get("token"), about.get("resolution_px")

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from limner.adapters.deltas import Array, Delta, Difference, DoRA, LoHa, LoKr, LowRank, collapsed
-from limner.errors import UserError
+from limner.errors import OR_WHAT_FITS, UserError
 from limner.export.header_alphas import SPEC, HeaderAlphas, method_of
 from limner.export.lora_names import LAYERS_PER_BLOCK, layout_of, split_name
 from limner.export.modelspec import HEADER
 from limner.export.old_loras import cloneofsimo_name
 from limner.families.recognise import FAMILIES, family_of_layers
-from limner.families.weights import read_arrays, read_header
+from limner.families.weights import precision_of, read_arrays, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,6 +56,10 @@ class AnyLora:
     """True where nothing in the file says alpha, and alpha = rank was taken, as every program does."""
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """What Limner noted in the header: family, base, token, recipe; empty for other programs' files."""
+    keys: Mapping[str, Collection[str]] = field(default_factory=dict[str, Collection[str]])
+    """The names in the file of each layer's tensors."""
+    left_out: tuple[str, ...] = ()
+    """The names of tensors that were left out because they do not fit: only where that was asked for."""
 
     def delta(self, layer: str, weight: Tensor | None = None) -> Tensor:
         """Return the change of a layer's weight at strength 1, float32, shaped like `weight`.
@@ -105,6 +108,35 @@ class AnyLora:
             }
         return state
 
+    def fitting(self, modules: Mapping[str, nn.Module]) -> AnyLora:
+        """Return what of it fits a base; the rest is added to what was left out.
+
+        Raises:
+            UserError: nothing of it fits.
+        """
+        from limner.adapters.lora import find_layers, layers_that_fit
+
+        shapes = {name: change.shape for name, change in self.layers.items()}
+        fits = layers_that_fit(modules, shapes)
+        if not fits:
+            find_layers(modules, shapes)  # says so
+        rest = tuple(key for name, keys in self.keys.items() if name not in fits for key in keys)
+        return replace(
+            self,
+            layers={name: change for name, change in self.layers.items() if name in fits},
+            biases={name: bias for name, bias in self.biases.items() if name in fits},
+            keys={name: keys for name, keys in self.keys.items() if name in fits},
+            left_out=(*self.left_out, *rest),
+        )
+
+    def tell_left_out(self) -> list[str]:
+        """Return a line that says how much was left out, and a line for each name; none where nothing was."""
+        if not self.left_out:
+            return []
+        total = len(self.left_out) + sum(len(keys) for keys in self.keys.values())
+        left = f"{self.path}: {len(self.left_out)} of {total} keys do not fit and are left out"
+        return [f"{left} (--allow-partial):", *(f"  {key}" for key in sorted(self.left_out))]
+
     def attach(self, modules: Mapping[str, nn.Module]) -> Attached:
         """Attach it to a base: as a stacked LoRA where it is a plain one, else as changes of whole weights.
 
@@ -119,8 +151,10 @@ class AnyLora:
         return attach_deltas(modules, self.layers, self.biases)
 
 
-def read_any_lora(path: Path, *, alpha: float | None = None) -> AnyLora:
+def read_any_lora(path: Path, *, alpha: float | None = None, partial: bool = False) -> AnyLora:
     """Read a LoRA's file of any layout; `alpha` takes the place of what the file says of it.
+
+    With `partial`, what does not belong to a LoRA, or only half of which is there, is left out instead of an error.
 
     Raises:
         UserError: the file is missing or damaged, is no LoRA of SD 1.x, SD 2.x or SDXL, or contradicts itself.
@@ -134,45 +168,62 @@ def read_any_lora(path: Path, *, alpha: float | None = None) -> AnyLora:
     if strange and SPEC in header.metadata:
         raise UserError(
             f"{path}: is an adapter of peft's method {method_of(header.metadata)}, and no LoRA.",
-            "Limner draws with it as it is: generate --adapter.",
+            "Limner draws with it as it is (generate --adapter); limner export --to peft writes it for peft.",
         )
-    if strange or not by_layer:
+    if not by_layer or (strange and not partial):
         raise _not_read(path, strange, list(header.shapes))
+    arrays, said = _finite_arrays(path), HeaderAlphas(path, header.metadata)
+    layers: dict[str, Delta] = {}
+    biases: dict[str, Array] = {}
+    assumed, left_out = False, list(strange)
+    for layer, keys in by_layer.items():
+        parts = {role: arrays[key] for role, key in keys.items()}
+        try:
+            layers[layer], bias, is_assumed = _change(path, layer, parts, said, alpha)
+        except _Broken:
+            if not partial:
+                raise
+            left_out += keys.values()
+            continue
+        biases |= {} if bias is None else {layer: bias}
+        assumed = assumed or is_assumed
+    if not layers:
+        raise _not_read(path, left_out, list(header.shapes))
+    if alpha is None:
+        said.refuse_conflict({n: c.alpha for n, c in layers.items() if isinstance(c, LowRank)}, layers)
+    return AnyLora(
+        path, layout_of(list(header.shapes)) or "unknown", layers, biases,
+        {word: {part: arrays[key] for part, key in keys.items()} for word, keys in words.items()},
+        header.metadata, precision_of(header), assumed, about,
+        {layer: tuple(by_layer[layer].values()) for layer in layers}, tuple(left_out),
+    )  # fmt: skip
+
+
+class _Broken(UserError):
+    """The tensors of one layer do not make a change of its weight."""
+
+
+def _finite_arrays(path: Path) -> dict[str, Array]:
     arrays = read_arrays(path)
     broken = next((key for key, array in arrays.items() if not np.isfinite(array).all()), None)
     if broken:
         raise UserError(f"{path}: {broken} is not finite.", "The file is damaged, or its training failed: get another.")
-    said = HeaderAlphas(path, header.metadata)
-    layers: dict[str, Delta] = {}
-    biases: dict[str, Array] = {}
-    assumed = False
-    for layer, keys in by_layer.items():
-        parts = {role: arrays[key] for role, key in keys.items()}
-        for role in ("diff_b", "b_norm"):
-            if len(parts) > 1 and role in parts:
-                biases[layer] = parts.pop(role)
-        rank = _rank(parts)
-        found = float(parts.pop("alpha").reshape(-1)[0]) if "alpha" in parts and parts["alpha"].size else None
-        chosen = alpha or said.choose(layer, rank, found)  # kohya's tools take an alpha of 0 for the rank
-        assumed = assumed or (chosen is None and rank > 0)
-        layers[layer] = _build(path, layer, parts, chosen or float(rank or 1), peft=said.is_peft)
-    formats = Counter(dtype for name, dtype in header.dtypes.items() if header.shapes[name])
-    most = next((dtype for dtype, _ in formats.most_common(1)), "F32")
-    precision = {"F16": "float16", "BF16": "bfloat16"}.get(most, "float32")
-    if alpha is None:
-        said.refuse_conflict({n: c.alpha for n, c in layers.items() if isinstance(c, LowRank)}, layers)
-    learned = {word: {part: arrays[key] for part, key in keys.items()} for word, keys in words.items()}
-    return AnyLora(
-        path,
-        layout_of(list(header.shapes)) or "unknown",
-        layers,
-        biases,
-        learned,
-        header.metadata,
-        precision,
-        assumed,
-        about,
-    )
+    return arrays
+
+
+def _change(
+    path: Path, layer: str, parts: dict[str, Array], said: HeaderAlphas, alpha: float | None
+) -> tuple[Delta, Array | None, bool]:
+    """Return a layer's change of weight, that of its bias, and whether its alpha was assumed."""
+    bias = None
+    for role in ("diff_b", "b_norm"):
+        if len(parts) > 1 and role in parts:
+            bias = parts.pop(role)
+    rank = _rank(parts)
+    found = float(parts.pop("alpha").reshape(-1)[0]) if "alpha" in parts and parts["alpha"].size else None
+    chosen = alpha or said.choose(layer, rank, found)  # kohya's tools take an alpha of 0 for the rank
+    change = _build(path, layer, parts, chosen or float(rank or 1), peft=said.is_peft)
+    return change, bias, chosen is None and rank > 0
 
 
 def _sort(
@@ -225,7 +276,7 @@ def _build(path: Path, layer: str, parts: dict[str, Array], alpha: float, *, pef
         return DoRA(change, magnitude.reshape(-1), axis)
     except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
         shapes = ", ".join(f"{role} {part.shape}" for role, part in sorted(parts.items()))
-        raise UserError(
+        raise _Broken(
             f"{path}: {layer} has tensors that do not belong together ({shapes}).",
             "The file is damaged or not complete: get it again.",
         ) from error
@@ -236,8 +287,8 @@ def _plain(path: Path, layer: str, parts: Mapping[str, Array], alpha: float, *, 
     if names & {"A", "B"}:
         for one, other in ("AB", "BA"):
             if other not in names:
-                raise UserError(f"{path}: {layer} has {'an A' if one == 'A' else 'a B'} and no {other}.",
-                                "The file is not complete: get it again.")  # fmt: skip
+                raise _Broken(f"{path}: {layer} has {'an A' if one == 'A' else 'a B'} and no {other}.",
+                              f"The file is not complete: get it again{OR_WHAT_FITS}.")  # fmt: skip
         _require(names <= {"A", "B", "mid"})
         return _low_rank(parts["A"], parts["B"], parts.get("mid"), alpha)
     if any(name.startswith("hada_") for name in names):
@@ -296,8 +347,9 @@ def _not_read(path: Path, strange: Sequence[str], keys: Sequence[str]) -> UserEr
     first = strange[0] if strange else "none"
     family = next((family for word, family in OTHERS.items() if any(word in key for key in keys)), None)
     looks = f" It looks like a LoRA for {family}." if family else ""
+    fits = OR_WHAT_FITS if len(strange) < len(keys) else ""
     return UserError(
         f"{path}: is not a LoRA that Limner reads: {len(strange)} of {len(keys)} keys do not fit "
         f"(first key that does not belong: {first}).{looks}",
-        "Use a LoRA for SD 1.5 or SDXL; limner inspect says what a file is.",
+        f"Use a LoRA for SD 1.5 or SDXL; limner inspect says what a file is{fits}.",
     )

@@ -103,7 +103,8 @@ def layers_of(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in sorted({name.partition(mark)[0] for name in state if mark in name}):
         part, _, path = name.partition(".")
-        found.setdefault(part, []).append(path)
+        if path:  # else it is what all layers share
+            found.setdefault(part, []).append(path)
     return found
 
 

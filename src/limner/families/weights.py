@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,13 @@ def read_header(path: Path) -> Header:
             return Header(shapes, file.metadata() or {}, {name: part.get_dtype() for name, part in slices.items()})
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, str(error)) from error
+
+
+def precision_of(header: Header) -> str:
+    """Return the number format of most of a file's tensors: float32, float16 or bfloat16."""
+    formats = Counter(dtype for name, dtype in header.dtypes.items() if header.shapes[name])
+    most = next((dtype for dtype, _ in formats.most_common(1)), "F32")
+    return {"F16": "float16", "BF16": "bfloat16"}.get(most, "float32")
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[np.float32]]:
