@@ -92,6 +92,7 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         attached = attach_result(family, folder)
         follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
+    tuned, named["sampling"] = {**tuned, **_brings(folder, recipe, watch)}, recipe.drawn_with
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
         made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress, **named)
         say_faults(made, "tuned", watch, tuned=True)
@@ -109,6 +110,14 @@ def _identities(folder: RunDir, recipe: Recipe, family: Family) -> tuple[dict[st
     if family.begun_by:
         identity |= {f"begun_by {part}": digest for part, digest in others.items()}
     return identity, others
+
+
+def _brings(folder: RunDir, recipe: Recipe, watch: Watch) -> dict[str, str]:
+    """Return what the manifest says of an adapter that decides itself how it is drawn with, and say so."""
+    if not recipe.learns_few_steps:
+        return {}
+    watch.say(recipe.distill.few_steps.fitted(recipe.generation, {}, str(folder.path))[1][0])
+    return {"few_steps": recipe.distill.few_steps.kind}
 
 
 def say_faults(manifest: Path, what: str, watch: Watch, *, tuned: bool = False) -> None:
@@ -166,10 +175,14 @@ def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[
 
 
 def draw_between(out: Path, requests: Sequence[Request], recipe: Recipe, family: Family, step: int) -> Path:
-    """Draw with the weights as they stand between two steps, into a folder of that step; return the manifest."""
+    """Draw with the weights as they stand between two steps, into a folder of that step; return the manifest.
+
+    At step 0 nothing is learned yet, and the base draws as it always does.
+    """
+    sampling = (recipe.drawn_with if step else recipe.generation).alone()
     with family.whole():
         return draw(
-            family, requests, out / f"step-{step:06d}", sampling=recipe.generation.alone(), replace=True,
+            family, requests, out / f"step-{step:06d}", sampling=sampling, replace=True,
             about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
             resolution_px=check_resolution(family, recipe.resolution),
         )  # fmt: skip

@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 
 from limner.cli.app import JsonOption, PicturesArgument, RecipeOption, RunOption, app
-from limner.cli.words import file_and_strength, paths_and_settings, print_made, read_seeds, read_settings
+from limner.cli.words import SETTING, file_and_strength, paths_and_settings, print_made, read_seeds, read_settings
 from limner.errors import UserError
 from limner.terminal import watch_for
 
 RUNS_HELP = "A run folder, or several of one subject to compare."
 SETTINGS_HELP = "key=value settings laid over the recipe."
+ForceOption = Annotated[
+    bool, typer.Option("--force-guidance", help="Keep guidance that a few-step adapter blurs with.")
+]
 
 
 @app.command()
@@ -113,6 +116,7 @@ def generate(
         str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")
     ] = "4",
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    force_guidance: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures from a run or a base."""
@@ -121,9 +125,47 @@ def generate(
     with watch_for(as_json) as watch:
         folder = runs.generate(
             source, prompt or [], adapters=[file_and_strength(text) for text in adapter or []],
-            seeds=read_seeds(seeds), out=out, settings=read_settings(settings or []), watch=watch,
+            seeds=read_seeds(seeds), out=out, settings=read_settings(settings or []), force_guidance=force_guidance,
+            watch=watch,
         )  # fmt: skip
     print_made(as_json, images=folder)
+
+
+@app.command()
+def distill(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"A base or a run, captioned pictures or none (the base then draws them), and {SETTINGS_HELP}",
+            metavar="BASE|RUN [PICTURES]...",
+        ),
+    ],
+    recipe: RecipeOption = "few-step",
+    run: RunOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it will need, and do nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach an adapter to draw in 4 steps what a base, or a run's subject on it, draws in many.
+
+    distill.words=["dog"] or distill.prompts=FILE says what the base draws to learn from. A run that was stopped goes on
+    with train --resume.
+    """
+    from limner import distilling
+
+    named = [word for word in words if not SETTING.match(word) or Path(word).exists()]
+    if not named:
+        raise UserError("distill: no base or run was given.", "Write limner distill BASE|RUN [PICTURES]")
+    settings = read_settings([word for word in words if word not in named])
+    source, *pictures = named
+    with watch_for(as_json) as watch:
+        if plan:
+            told = distilling.plan_distill(source, pictures, recipe=recipe, settings=settings, watch=watch)
+        else:
+            folder = distilling.distill(source, pictures, recipe=recipe, settings=settings, run=run, watch=watch)
+    if plan:
+        print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
+    else:
+        print_made(as_json, run=folder.path, adapter=folder.adapter)
 
 
 @app.command()

@@ -25,7 +25,7 @@ def evaluate_ladder(
     """Score every place's pictures with the first encoder of each question; write ladder.json, return what it holds."""
     drawn = {_place(folder): read_images(folder) for folder in run.ladder.glob("*") if (folder / MANIFEST).is_file()}
     places = sorted(drawn, key=lambda place: (place.strength, place.steps))
-    subject, held_out = read_pictures(run.pictures), read_pictures(run.held_out)
+    subject, held_out = read_pictures(run.sitter), read_pictures(run.held_out)
     paths = [image.path for place in places for image in drawn[place]]
     prompts = [image.plain_prompt for image in drawn[places[0]]]
     metrics = first_of(panel.metrics, KINDS)
