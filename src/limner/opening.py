@@ -97,12 +97,17 @@ def _fitted(
     return usual, []
 
 
-@contextmanager
-def opened(wanted: Wanted, watch: Watch, *, merged: bool = False) -> Iterator[Family]:
-    """Load what is asked to draw and let it act within this block; `merged` folds adapters into the base's weights.
+@dataclass(frozen=True)
+class Opened:
+    """A base that is loaded, and the adapters on it."""
 
-    Afterwards the base is bit for bit what it was.
-    """
+    family: Family
+    adapters: AdapterSet
+
+
+@contextmanager
+def opened(wanted: Wanted, watch: Watch) -> Iterator[Opened]:
+    """Load what is asked to draw and let it act within this block; afterwards the base is bit for bit what it was."""
     recipe, folder, model = wanted.recipe, wanted.folder, wanted.model
     if folder:
         require_result(folder)
@@ -119,9 +124,7 @@ def opened(wanted: Wanted, watch: Watch, *, merged: bool = False) -> Iterator[Fa
     acting.set(strengths)
     for line in (*acting.clashes(), *wanted.lines):
         watch.say(line)
-    if merged:
-        acting.merge()
     try:
-        yield family
+        yield Opened(family, acting)
     finally:
         acting.set({})

@@ -243,10 +243,11 @@ def generate(
         return folder.images
     out = Path(out) if out else unused(folder.path if folder else Path(), "drawn")
     requests = requests_for("free", [(prompt, prompt) for prompt in prompts], seeds)
-    with opened(wanted, watch) as family:
+    with opened(wanted, watch) as ready:
+        resolution_px = check_resolution(ready.family, wanted.recipe.resolution)
         with watch.phase("draw"):
-            made = draw(family, requests, out, sampling=wanted.sampling, about=wanted.about, progress=watch.progress,
-                        resolution_px=check_resolution(family, wanted.recipe.resolution))  # fmt: skip
+            made = draw(ready.family, requests, out, sampling=wanted.sampling, about=wanted.about,
+                        progress=watch.progress, resolution_px=resolution_px)  # fmt: skip
         say_faults(made, str(out), watch, tuned=bool(wanted.used))
     return out
 

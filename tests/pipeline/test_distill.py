@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -250,3 +251,27 @@ def test_it_is_planned_before_anything_is_drawn(random_base: Path) -> None:
     told = plan_distill(str(random_base), settings={**FEW, **DRAWN, "distill.images": 100})
     phases = [row.split()[0] for row in told.lines if row[:1].isalpha()]
     assert phases.index("pictures") < phases.index("prepare") < phases.index("train")
+
+
+def test_stock_diffusers_draws_the_same_with_it(lcm: RunDir, random_base: Path, tmp_path: Path) -> None:
+    from diffusers import LCMScheduler, StableDiffusionPipeline
+    from PIL import Image
+
+    from limner.seeds import seed_of
+
+    for layout in ("diffusers", "kohya"):
+        (file,) = export(lcm.path, to=layout, out=tmp_path / f"{layout}.safetensors")
+        ours = limner.generate(
+            str(random_base), ["a critter"], seeds=[1], adapters=[(file, 1.0)], out=tmp_path / layout
+        )
+        seed = read_json(ours / "manifest.json")["images"][0]["seed"]
+        pipe: Any = StableDiffusionPipeline.from_pretrained(random_base, safety_checker=None)
+        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
+        noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+        theirs = pipe(
+            "a critter", latents=noise, num_inference_steps=4, guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(seed_of("steps", seed)),
+        ).images[0]  # fmt: skip
+        own = np.asarray(Image.open(next(ours.glob("*.png"))), int)
+        assert np.abs(own - np.asarray(theirs, int)).max() <= 2

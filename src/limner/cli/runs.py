@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from limner.cli.app import JsonOption, PicturesArgument, RecipeOption, RunOption, app
+from limner.cli.live import draw_live
 from limner.cli.words import SETTING, file_and_strength, paths_and_settings, print_made, read_seeds, read_settings
 from limner.errors import UserError
 from limner.terminal import watch_for
@@ -101,7 +102,7 @@ def train(
 
 
 @app.command()
-def generate(
+def generate(  # noqa: PLR0913 - the flags of one verb
     source: Annotated[str, typer.Argument(help="A run folder, or a base.", metavar="RUN|BASE")],
     settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; without it, the run's comparison.")] = None,
@@ -113,20 +114,26 @@ def generate(
         ),
     ] = None,
     seeds: Annotated[
-        str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")
-    ] = "4",
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+        str | None, typer.Option(help="How many pictures per prompt (4), or a list of seeds.", metavar="N|LIST")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; with --live the one file.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Draw again while a prompt is typed; Ctrl-D ends.")] = False,
     force_guidance: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures from a run or a base."""
     from limner import run as runs
 
+    if live:
+        own = [file_and_strength(text) for text in adapter or []]
+        draw_live(source, prompt or [], own, seeds, out, settings=settings or [],
+                  force_guidance=force_guidance, as_json=as_json)  # fmt: skip
+        return
     with watch_for(as_json) as watch:
         folder = runs.generate(
             source, prompt or [], adapters=[file_and_strength(text) for text in adapter or []],
-            seeds=read_seeds(seeds), out=out, settings=read_settings(settings or []), force_guidance=force_guidance,
-            watch=watch,
+            seeds=read_seeds(seeds or "4"), out=out, settings=read_settings(settings or []),
+            force_guidance=force_guidance, watch=watch,
         )  # fmt: skip
     print_made(as_json, images=folder)
 
@@ -158,14 +165,12 @@ def distill(
     settings = read_settings([word for word in words if word not in named])
     source, *pictures = named
     with watch_for(as_json) as watch:
-        if plan:
-            told = distilling.plan_distill(source, pictures, recipe=recipe, settings=settings, watch=watch)
-        else:
+        if not plan:
             folder = distilling.distill(source, pictures, recipe=recipe, settings=settings, run=run, watch=watch)
-    if plan:
-        print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
-    else:
-        print_made(as_json, run=folder.path, adapter=folder.adapter)
+            print_made(as_json, run=folder.path, adapter=folder.adapter)
+            return
+        told = distilling.plan_distill(source, pictures, recipe=recipe, settings=settings, watch=watch)
+    print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
 
 
 @app.command()
