@@ -15,11 +15,11 @@ from limner.families.recognise import recognise
 from limner.files import default_cache, replacing
 from limner.generate.draw import SETTINGS, Request, check_resolution, draw, requests_for
 from limner.generate.faults import tell_faults
-from limner.ladder import draw_places, drop_others, places_of
+from limner.ladder import Acting, draw_places, drop_others, places_of
 from limner.prepare.check import Checked, check_class_pictures
 from limner.recipe import Recipe
 from limner.refining import check_partner, load_partner, require_beginning
-from limner.result import attach_result, require_result, result_hash
+from limner.result import attach_apart, require_result, result_hash
 from limner.rundir import RunDir, read_json
 from limner.seeds import seed_of
 from limner.watch import Watch
@@ -81,23 +81,26 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         say_faults(draw(family, requests, kept, about=untouched, progress=watch.progress, **named), "base", watch)
         _copy(kept, folder.images / "base")
     steps = kept.with_name(f"{kept.name}-steps")
-    for place, there in draw_places(family, (), at_base, requests, steps, watch, about=untouched, **named).items():
+    for place, there in draw_places(family, Acting(), at_base, requests, steps, watch, about=untouched,
+                                    **named).items():  # fmt: skip
         _copy(there, folder.ladder / place.name)
-    attached = []
+    acting = Acting()
     if folder.model.is_dir():
         del family
         family = load_base(recipe, watch, model=folder.model)
         family.refiner, family.begun_by = refiner, begun_by
     else:
-        attached = attach_result(family, folder)
+        beneath, own = attach_apart(family, folder)
+        acting = Acting(own, beneath, recipe.drawn_with if recipe.learns_few_steps else None)
         follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
-    tuned, named["sampling"] = {**tuned, **_brings(folder, recipe, watch)}, recipe.drawn_with
+    tuned |= _brings(folder, recipe, watch)
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
-        made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress, **named)
+        made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress,
+                    **{**named, "sampling": recipe.drawn_with})  # fmt: skip
         say_faults(made, "tuned", watch, tuned=True)
-    draw_places(family, attached, beyond, requests, folder.ladder, watch, about=tuned, **named)
-    for adapter in attached:
+    draw_places(family, acting, beyond, requests, folder.ladder, watch, about=tuned, **named)
+    for adapter in (*acting.own, *acting.beneath):
         adapter.detach()
 
 

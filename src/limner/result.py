@@ -125,6 +125,14 @@ def attach_result(family: Family, folder: RunDir) -> list[Attached]:
     return [adapter for file in read_run(folder) for adapter in file.attach(family)]
 
 
+def attach_apart(family: Family, folder: RunDir) -> tuple[list[Attached], list[Attached]]:
+    """Attach what `attach_result` does; return the subject beneath a few-step adapter, and the run's own, apart."""
+    count = len(read_run(RunDir(folder.subject))) if folder.subject.is_dir() else 0
+    attached = [file.attach(family) for file in read_run(folder)]
+    beneath, own = ([a for parts in some for a in parts] for some in (attached[:count], attached[count:]))
+    return beneath, own
+
+
 def merge_result(family: Family, folder: RunDir) -> Family | None:
     """Return a twin with a run's adapter folded into its weights, and no hook left of it; None without an adapter file.
 

@@ -21,6 +21,7 @@ from limner.errors import UserError
 from limner.families.source import ASSETS
 from limner.families.weights import read_header
 from limner.generate.few_steps import FewSteps
+from limner.metrics.ladder import ARMS
 from limner.rundir import RunDir, read_json
 from limner.sharing import export
 from limner.watch import Watch
@@ -66,7 +67,8 @@ def dog(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 @pytest.fixture(scope="module")
 def few_dog(dog: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """Distil the subject on its base."""
-    return distill(dog.path, settings={**FEW, "distill.images": 4}, run=tmp_path_factory.mktemp("few") / "run")
+    settings = {**FEW, "distill.images": 4, "evaluation.inference_steps": [1, 2]}
+    return distill(dog.path, settings=settings, run=tmp_path_factory.mktemp("few") / "run")
 
 
 def pictures_of(folder: Path) -> list[bytes]:
@@ -222,7 +224,18 @@ def test_the_subject_is_compared_with_its_own_pictures(few_dog: RunDir, dog: Run
     assert (base["scheduler"], base["num_inference_steps"], base["guidance_scale"]) == ("ddim", 2, 5.0)
     assert (tuned["scheduler"], tuned["num_inference_steps"], tuned["guidance_scale"]) == ("lcm", 4, 1.0)
     assert read_json(few_dog.scores)["design"]["training_pictures"] == len(list(dog.pictures.glob("*.png")))
-    assert limner.report(few_dog.path).is_file()
+    arms = ["base", "few-steps", "subject", "subject-few-steps"]
+    assert sorted(place.name for place in few_dog.ladder.iterdir()) == [f"{arm}x{n}" for arm in arms for n in (1, 2)]
+    drawn = {arm: read_json(few_dog.ladder / f"{arm}x2" / "manifest.json")["scheduler"] for arm in arms}
+    assert drawn == {"base": "ddim", "few-steps": "lcm", "subject": "ddim", "subject-few-steps": "lcm"}
+    first = "subject-00-00.png"
+    assert (few_dog.ladder / "basex2" / first).read_bytes() == (few_dog.images / "base" / first).read_bytes()
+    assert len({(few_dog.ladder / f"{arm}x2" / first).read_bytes() for arm in arms}) == 4
+    rungs = read_json(few_dog.ladder_scores)["rungs"]
+    assert list(dict.fromkeys(rung["place"]["arm"] for rung in rungs)) == [*ARMS]
+    page = limner.report(few_dog.path).read_text(encoding="utf-8")
+    assert "subject, few steps" in page
+    assert "In 2 steps, as a share of what the base has in 2" in page
 
 
 def test_two_adapters_add_up(lcm: RunDir, dog: RunDir, family: Any) -> None:
