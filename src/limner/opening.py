@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limner.adapter_file import AdapterFile, read_adapter, read_run
+from limner.adapter_file import read_adapter, read_run
 from limner.adapter_set import AdapterSet
 from limner.adapters.strength import Strength, as_strength
 from limner.conflicts import refuse_idle, require_use, without_effect
 from limner.drawing import follow_objective, load_base
 from limner.errors import UserError
+from limner.export.diffusers_folder import ABOUT
 from limner.families.family import Family
 from limner.families.source import is_hub_name, locate
 from limner.generate.draw import Sampling
+from limner.generate.few_steps import FewSteps, few_steps_of
 from limner.recipe import Recipe, load_recipe
 from limner.refining import check_partner, load_partner, require_beginning
 from limner.result import require_result
-from limner.rundir import RunDir
+from limner.rundir import RunDir, read_json
 from limner.watch import Watch
 
 DRAWING = ("generation", "resolution", "base", "device", "precision", "evaluation")
@@ -74,20 +76,28 @@ def what_draws(
         raise UserError(f"{source}: there is no such run folder or base.", "Give a run's folder, or a base (tiny).")
     recipe = load_recipe(folder.recipe, given) if folder else load_recipe(None, {"base": str(source), **given})
     require_use(given, DRAWING if folder else DRAWING[:-1], "drawing")
-    files = [(Path(name), file) for name, strength in adapters if as_strength(strength) != Strength(0.0)
-             for file in read_adapter(Path(name))]  # fmt: skip
-    if folder and folder.adapter.is_file():
-        files = [*((folder.path, file) for file in read_run(folder)), *files]
-    sampling, lines = _fitted(recipe.generation, given, files, force_guidance=force_guidance)
+    few = _few_steps(path, folder, adapters)
+    sampling, lines = _fitted(recipe.generation, given, few, force_guidance=force_guidance)
     refuse_idle(given, dict(without_effect(recipe.model_copy(update={"generation": sampling}))))
     return Wanted(folder, recipe, adapters, sampling, tuple(lines))
 
 
+def _few_steps(source: Path, folder: RunDir | None, adapters: Adapters) -> dict[Path, FewSteps]:
+    """Return how each is drawn with that draws in few steps: of the adapters that act, and a base with one in it."""
+    files = {Path(name): read_adapter(Path(name)) for name, _ in adapters}  # says what is wrong with any
+    files = {Path(name): files[Path(name)] for name, s in adapters if as_strength(s) != Strength(0.0)}
+    if folder and folder.adapter.is_file():
+        files[folder.path] = read_run(folder)
+    few = {name: one.few_steps for name, parts in files.items() for one in parts if one.few_steps}
+    about = read_json(source / ABOUT) if (source / ABOUT).is_file() else {}
+    merged = few_steps_of(about, source / ABOUT)
+    return {**({source: merged} if merged else {}), **few}
+
+
 def _fitted(
-    usual: Sampling, given: Mapping[str, Any], files: Sequence[tuple[Path, AdapterFile]], *, force_guidance: bool
+    usual: Sampling, given: Mapping[str, Any], few: Mapping[Path, FewSteps], *, force_guidance: bool
 ) -> tuple[Sampling, list[str]]:
-    """Return how to draw with the adapters' files, each under the name that the user gave it."""
-    few = {name: file.few_steps for name, file in files if file.few_steps}
+    """Return how to draw with few-step adapters, each under the name that the user gave it."""
     if len(few) > 1:
         raise UserError(f"{' and '.join(map(str, few))} are both few-step adapters.", "Use one of them at a time.")
     for name, one in few.items():

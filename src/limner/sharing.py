@@ -72,8 +72,10 @@ def export(
             _words(file, _place(out, source, f"{file.stem}-embedding", ".safetensors"), precision) for file in words
         ]
     if adapters and to in LORAS:
-        file = adapters[0]
-        return [_lora(file, to, _place(out, source, f"{file.stem}-{to}", ".safetensors"), precision, alpha, family)]
+        first = _place(out, source, f"{adapters[0].stem}-{to}", ".safetensors")
+        places = [first, first.with_stem(f"{first.stem}-subject")]  # a few-step adapter's own, which goes with it
+        return [_lora(file, to, place, precision, alpha, family)
+                for file, place in zip(adapters, places, strict=False)]  # fmt: skip
     held = {"a LoRA": (adapters, LORAS), "a learned word": (words, ("embedding",)), "a model": (model, MODELS)}
     found = {what: layouts for what, (there, layouts) in held.items() if there}
     raise UserError(
@@ -84,10 +86,15 @@ def export(
 
 
 def _holdings(source: Path) -> tuple[list[Path], list[Path], Path | None]:
-    """Return the adapter's files, the learned words' and the model's folder that a run or a file is."""
+    """Return the adapter's files, the learned words' and the model's folder that a run or a file is.
+
+    Of a few-step run the subject's that it was learned upon come after its own.
+    """
     if source.is_dir():
         run = RunDir.open(source)
-        return [run.adapter] * run.adapter.is_file(), run.embeddings(), run.model if run.model.is_dir() else None
+        parts = (run, RunDir(run.subject))
+        adapters = [one.adapter for one in parts if one.adapter.is_file()]
+        return adapters, [file for one in parts for file in one.embeddings()], run.model if run.model.is_dir() else None
     header = read_header(source)
     if SPEC in header.metadata or layout_of(list(header.shapes)):
         return [source], [], None
