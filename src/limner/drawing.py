@@ -90,14 +90,13 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         family = load_base(recipe, watch, model=folder.model)
         family.refiner, family.begun_by = refiner, begun_by
     else:
-        beneath, own = attach_apart(family, folder)
-        acting = Acting(own, beneath, recipe.drawn_with if recipe.learns_few_steps else None)
+        acting = Acting(*attach_apart(family, folder), recipe.drawn_with if recipe.learns_few_steps else None)
         follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
     tuned |= _brings(folder, recipe, watch)
+    named_few = named | {"sampling": recipe.drawn_with}
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
-        made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress,
-                    **{**named, "sampling": recipe.drawn_with})  # fmt: skip
+        made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress, **named_few)
         say_faults(made, "tuned", watch, tuned=True)
     draw_places(family, acting, beyond, requests, folder.ladder, watch, about=tuned, **named)
     for adapter in (*acting.own, *acting.beneath):

@@ -126,11 +126,11 @@ def attach_result(family: Family, folder: RunDir) -> list[Attached]:
 
 
 def attach_apart(family: Family, folder: RunDir) -> tuple[list[Attached], list[Attached]]:
-    """Attach what `attach_result` does; return the subject beneath a few-step adapter, and the run's own, apart."""
+    """Attach what `attach_result` does; return the run's own, and the subject beneath it, apart."""
     count = len(read_run(RunDir(folder.subject))) if folder.subject.is_dir() else 0
     attached = [file.attach(family) for file in read_run(folder)]
-    beneath, own = ([a for parts in some for a in parts] for some in (attached[:count], attached[count:]))
-    return beneath, own
+    own, beneath = ([a for parts in some for a in parts] for some in (attached[count:], attached[:count]))
+    return own, beneath
 
 
 def merge_result(family: Family, folder: RunDir) -> Family | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -41,7 +40,6 @@ def request_of(prompt: str, seed: int) -> Request:
     [
         Sampling(scheduler="lcm", num_inference_steps=3, guidance_scale=1),
         Sampling(scheduler="ddim", num_inference_steps=3, guidance_scale=5, negative_prompt="a house"),
-        Sampling(scheduler="dpm++", num_inference_steps=3, guidance_scale=1),
         Sampling(scheduler="tcd", num_inference_steps=2, guidance_scale=1),
     ],
     ids=lambda sampling: sampling.scheduler,
@@ -98,9 +96,11 @@ def test_each_prompt_is_drawn_into_one_file(lcm: RunDir, tmp_path: Path) -> None
 def test_lines_from_a_pipe_are_drawn(
     lcm: RunDir, tmp_path: Path, run_limner: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("a critter\na red critter\n"))
-    place = tmp_path / "new.png"
-    code, out, _ = run_limner("generate", lcm.path, "--live", "--seeds", 5, "--out", place, "--json")
+    place, lines = tmp_path / "new.png", tmp_path / "prompts.txt"
+    lines.write_text("a critter\na red critter\n", encoding="utf-8")
+    with lines.open(encoding="utf-8") as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        code, out, _ = run_limner("generate", lcm.path, "--live", "--seeds", 5, "--out", place, "--json")
     assert (code, json.loads(out)) == (0, {"image": str(place), "drawn": 2})
     with live(lcm.path) as drawn:
         assert np.array_equal(np.asarray(Image.open(place)), np.asarray(drawn.picture("a red critter", 5)))
@@ -123,8 +123,9 @@ def test_bad_input_is_one_line(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    code, out, err = run_limner("generate", lcm.path, "--live", "--json", *words)
+    with Path(os.devnull).open(encoding="utf-8") as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        code, out, err = run_limner("generate", lcm.path, "--live", "--json", *words)
     assert (code, out) == (2, "")
     assert says in err
     assert len(err.splitlines()) == 1
