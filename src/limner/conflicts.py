@@ -80,7 +80,6 @@ def require_use(given: Mapping[str, Any], sections: tuple[str, ...], verb: str) 
 def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[tuple[str, str]]:
     """Yield every setting that does nothing beside the others of a recipe, and why."""
     prior, preview, pictures, optimizer = recipe.prior, recipe.preview, recipe.pictures, recipe.optimizer
-    distill = recipe.distill
     rules: list[tuple[bool, str, str]] = [
         (not prior.enabled, "prior.enabled is false", "prior.weight prior.count prior.prompt"),
         (prior.enabled and not prior.weight, "prior.weight is 0", "prior.count prior.prompt"),
@@ -111,13 +110,7 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
         ),
         (optimizer.schedule != "cosine_restarts", f"optimizer.schedule is {optimizer.schedule}", "optimizer.cycles"),
         (optimizer.schedule != "polynomial", f"optimizer.schedule is {optimizer.schedule}", "optimizer.power"),
-        (
-            not recipe.learns_few_steps,
-            f"objective.kind is {recipe.objective.kind}",
-            " ".join(f"distill.{name}" for name in type(distill).model_fields),
-        ),
-        (not distill.images, "pictures are given", "distill.prompts distill.words"),
-        (distill.prompts is not None, "distill.prompts is read instead", "distill.words"),
+        *_distilling(recipe),
         (
             recipe.generation.guidance_scale == 1,
             "generation.guidance_scale is 1, which is off",
@@ -143,6 +136,15 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
     for section, adapter in (("adapter", recipe.adapter), ("adapter.lora", getattr(recipe.adapter, "lora", None))):
         if getattr(adapter, "text_encoder", None) is False:
             yield f"{section}.text_encoder_learning_rate", f"{section}.text_encoder is false"
+
+
+def _distilling(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
+    """Yield when settings of few-step learning do nothing, why, and which."""
+    own = recipe.distill
+    names = " ".join(f"distill.{name}" for name in type(own).model_fields)
+    yield not recipe.learns_few_steps, f"objective.kind is {recipe.objective.kind}", names
+    yield not own.images, "pictures are given", "distill.prompts distill.words"
+    yield own.prompts is not None, "distill.prompts is read instead", "distill.words"
 
 
 def _check_words(recipe: Recipe) -> None:
