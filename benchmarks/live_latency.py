@@ -96,7 +96,7 @@ def plain(base: str, adapter: Path, device: str, steps: int, *, fuse: bool) -> C
     """Return how diffusers draws a prompt with the adapter, set up once as its guide says."""
     from diffusers import DiffusionPipeline, LCMScheduler
 
-    pipe: Any = DiffusionPipeline.from_pretrained(locate(base), torch_dtype=torch.float32)
+    pipe: Any = DiffusionPipeline.from_pretrained(locate(base), dtype=torch.float32)
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.load_lora_weights(adapter.parent, weight_name=adapter.name)
     if fuse:
