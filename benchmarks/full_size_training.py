@@ -30,6 +30,8 @@ from limner.families.recognise import recognise
 METHODS: dict[str, list[str]] = {
     "lora": ["--recipe", "lora"],
     "tiny-adapter": ["--recipe", "tiny-adapter"],
+    "lora, rank 64 on all layers": ["--recipe", "lora", "adapter.rank=64", "adapter.targets=all"],
+    "few-step": ["--recipe", "few-step"],
     "dreambooth-lora": ["--recipe", "dreambooth-lora"],
     "textual-inversion": ["--recipe", "textual-inversion", "optimizer.warmup_steps=0"],
     "pivotal": ["--recipe", "pivotal"],

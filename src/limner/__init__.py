@@ -9,11 +9,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limner.comparing import compare
     from limner.demonstration import demo
+    from limner.distilling import distill
+    from limner.live import live
     from limner.measuring import measure
     from limner.run import check, evaluate, generate, report, resume, train
 
-__all__ = ["check", "compare", "demo", "evaluate", "generate", "measure", "report", "resume", "train"]
-PLACES = {"compare": "comparing", "demo": "demonstration", "measure": "measuring"}
+__all__ = [
+    "check",
+    "compare",
+    "demo",
+    "distill",
+    "evaluate",
+    "generate",
+    "live",
+    "measure",
+    "report",
+    "resume",
+    "train",
+]
+PLACES = {
+    "compare": "comparing",
+    "demo": "demonstration",
+    "distill": "distilling",
+    "live": "live",
+    "measure": "measuring",
+}
 """Where the verbs are that are not in `run`."""
 
 

@@ -21,6 +21,7 @@ from limner.export.peft_adapter import SPEC, layers_of, read_peft
 from limner.families.family import Family
 from limner.families.foreign import check_lora_family, is_lora, lora_width
 from limner.families.weights import read_header
+from limner.generate.few_steps import FewSteps, few_steps_of
 from limner.rundir import RunDir
 
 
@@ -37,6 +38,11 @@ class AdapterFile(ABC):
         """Return the words that it was trained for, where the file says them."""
         token = self.about.get("token")
         return str(token).split(", ") if token else []
+
+    @property
+    def few_steps(self) -> FewSteps | None:
+        """Return how it is drawn with, where it is a few-step adapter."""
+        return few_steps_of(self.about, self.path)
 
     @abstractmethod
     def attach(self, family: Family) -> list[Attached]:
@@ -138,6 +144,8 @@ def read_adapter(path: Path, *, partial: bool = False) -> list[AdapterFile]:
 def read_run(run: RunDir) -> list[AdapterFile]:
     """Return a run's LoRA, or adapter of another kind, and its learned words.
 
+    Of a few-step run that learned beneath a subject, the subject's come first.
+
     Raises:
         UserError: it has none: it is not trained yet, or its result is a whole model.
     """
@@ -152,7 +160,7 @@ def read_run(run: RunDir) -> list[AdapterFile]:
             if run.model.is_dir()
             else f"Train it first: limner train --resume {run.path}",
         )
-    return found
+    return [*(read_run(RunDir(run.subject)) if run.subject.is_dir() else ()), *found]
 
 
 def _reads_alike(family: Family, refiner: Family) -> bool:

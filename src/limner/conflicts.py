@@ -17,6 +17,7 @@ from limner.families.family import refuse_pure_noise
 from limner.families.recognise import recognise, refuse_unsupported
 from limner.generate.draw import require_multiple
 from limner.objectives import Consistency
+from limner.prepare.check import Checked
 from limner.recipe import Recipe
 from limner.refining import check_partner
 from limner.spec import Spec
@@ -109,6 +110,7 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
         ),
         (optimizer.schedule != "cosine_restarts", f"optimizer.schedule is {optimizer.schedule}", "optimizer.cycles"),
         (optimizer.schedule != "polynomial", f"optimizer.schedule is {optimizer.schedule}", "optimizer.power"),
+        *_distilling(recipe),
         (
             recipe.generation.guidance_scale == 1,
             "generation.guidance_scale is 1, which is off",
@@ -136,9 +138,19 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
             yield f"{section}.text_encoder_learning_rate", f"{section}.text_encoder is false"
 
 
+def _distilling(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
+    """Yield when settings of few-step learning do nothing, why, and which."""
+    own = recipe.distill
+    names = " ".join(f"distill.{name}" for name in type(own).model_fields)
+    yield not recipe.learns_few_steps, f"objective.kind is {recipe.objective.kind}", names
+    yield not own.images, "pictures are given", "distill.prompts distill.words"
+    yield own.prompts is not None, "distill.prompts is read instead", "distill.words"
+
+
 def _check_words(recipe: Recipe) -> None:
     """Refuse a missing class noun where one is needed, and a token in the class pictures' prompt."""
-    needs_noun = "{class_noun}" in recipe.pictures.caption or recipe.prior.active
+    needs_noun = "{class_noun}" in recipe.pictures.caption and not recipe.learns_few_steps  # see require_captions
+    needs_noun = needs_noun or recipe.prior.active
     if needs_noun and not recipe.pictures.class_noun and not recipe.pictures.subjects:
         raise UserError(
             "pictures.class_noun: is not set, and the captions need to say what the subject is.",
@@ -219,6 +231,21 @@ def _check_consistency(recipe: Recipe) -> None:
     if recipe.checkpoint.choose == "loss":
         raise UserError(f"{section}: its loss on held-out pictures says nothing about how good its pictures are.",
                         "Set checkpoint.choose to last or evidence.")  # fmt: skip
+
+
+def require_captions(recipe: Recipe, checked: Checked) -> None:
+    """Refuse pictures that say nothing of what they show where a teacher is asked with their captions."""
+    if not recipe.learns_few_steps:
+        return
+    own = recipe.pictures
+    template = own.fill(own.caption) if "{class_noun}" in own.caption and not own.class_noun else ""
+    mute = [example.name for example in checked.examples if example.caption in ("", template)]
+    if mute:
+        raise UserError(
+            f"{len(mute)} of {len(checked.examples)} pictures have no caption (first: {mute[0]}), and few steps are "
+            "learned from what the base makes of it.",
+            'Write captions (metadata.jsonl or .txt files), or say what all show: pictures.caption="a photo of a dog".',
+        )
 
 
 def _check_checkpoint(recipe: Recipe) -> None:

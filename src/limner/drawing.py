@@ -15,11 +15,11 @@ from limner.families.recognise import recognise
 from limner.files import default_cache, replacing
 from limner.generate.draw import SETTINGS, Request, check_resolution, draw, requests_for
 from limner.generate.faults import tell_faults
-from limner.ladder import draw_places, drop_others, places_of
+from limner.ladder import Acting, draw_places, drop_others, places_of
 from limner.prepare.check import Checked, check_class_pictures
 from limner.recipe import Recipe
 from limner.refining import check_partner, load_partner, require_beginning
-from limner.result import attach_result, require_result, result_hash
+from limner.result import attach_apart, require_result, result_hash
 from limner.rundir import RunDir, read_json
 from limner.seeds import seed_of
 from limner.watch import Watch
@@ -81,22 +81,25 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         say_faults(draw(family, requests, kept, about=untouched, progress=watch.progress, **named), "base", watch)
         _copy(kept, folder.images / "base")
     steps = kept.with_name(f"{kept.name}-steps")
-    for place, there in draw_places(family, (), at_base, requests, steps, watch, about=untouched, **named).items():
+    for place, there in draw_places(family, Acting(), at_base, requests, steps, watch, about=untouched,
+                                    **named).items():  # fmt: skip
         _copy(there, folder.ladder / place.name)
-    attached = []
+    acting = Acting()
     if folder.model.is_dir():
         del family
         family = load_base(recipe, watch, model=folder.model)
         family.refiner, family.begun_by = refiner, begun_by
     else:
-        attached = attach_result(family, folder)
+        acting = Acting(*attach_apart(family, folder), recipe.drawn_with if recipe.learns_few_steps else None)
         follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
+    tuned |= _brings(folder, recipe, watch)
+    named_few = named | {"sampling": recipe.drawn_with}
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
-        made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress, **named)
+        made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress, **named_few)
         say_faults(made, "tuned", watch, tuned=True)
-    draw_places(family, attached, beyond, requests, folder.ladder, watch, about=tuned, **named)
-    for adapter in attached:
+    draw_places(family, acting, beyond, requests, folder.ladder, watch, about=tuned, **named)
+    for adapter in (*acting.own, *acting.beneath):
         adapter.detach()
 
 
@@ -109,6 +112,14 @@ def _identities(folder: RunDir, recipe: Recipe, family: Family) -> tuple[dict[st
     if family.begun_by:
         identity |= {f"begun_by {part}": digest for part, digest in others.items()}
     return identity, others
+
+
+def _brings(folder: RunDir, recipe: Recipe, watch: Watch) -> dict[str, str]:
+    """Return what the manifest says of an adapter that decides itself how it is drawn with, and say so."""
+    if not recipe.learns_few_steps:
+        return {}
+    watch.say(recipe.distill.few_steps.fitted(recipe.generation, {}, str(folder.path))[1][0])
+    return {"few_steps": recipe.distill.few_steps.kind}
 
 
 def say_faults(manifest: Path, what: str, watch: Watch, *, tuned: bool = False) -> None:
@@ -166,10 +177,14 @@ def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[
 
 
 def draw_between(out: Path, requests: Sequence[Request], recipe: Recipe, family: Family, step: int) -> Path:
-    """Draw with the weights as they stand between two steps, into a folder of that step; return the manifest."""
+    """Draw with the weights as they stand between two steps, into a folder of that step; return the manifest.
+
+    At step 0 nothing is learned yet, and the base draws as it always does.
+    """
+    sampling = (recipe.drawn_with if step else recipe.generation).alone()
     with family.whole():
         return draw(
-            family, requests, out / f"step-{step:06d}", sampling=recipe.generation.alone(), replace=True,
+            family, requests, out / f"step-{step:06d}", sampling=sampling, replace=True,
             about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
             resolution_px=check_resolution(family, recipe.resolution),
         )  # fmt: skip

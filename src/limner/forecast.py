@@ -156,6 +156,8 @@ class _Run:
         begun = bool(sampling.begun_by and (draws or prior.active))
         with self._together(begun):
             yield Work("load", self.weights_bytes, 0, 0, 0)
+            if self.recipe.distill.images:
+                yield self._drawn("pictures", sampling.batch, self.recipe.distill.images)
             if prior.active:
                 yield self._drawn("class pictures", sampling.batch, prior.count)
             yield self._prepare()

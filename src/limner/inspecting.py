@@ -124,12 +124,14 @@ def _lora(lora: AnyLora, header: Header) -> Inspection:
         "norms": {"parts": _sums(known, _part), "blocks": _sums(known, _block),
                   "largest": {layer: round(norm, 6) for layer, norm in largest.items()}},
         "base": lora.about.get("base") or lora.metadata.get("ss_sd_model_name"), "learned_words": sorted(lora.words),
-        "has_effect": len(known) < len(norms) or any(known.values()), "loads": [asdict(use) for use in programs],
+        "has_effect": len(known) < len(norms) or any(known.values()), "few_steps": lora.about.get("few_steps"),
+        "loads": [asdict(use) for use in programs],
     }  # fmt: skip
     lines = [
         f"{_listed(kinds)}; rank {_range(ranks)}, alpha {_range(alphas)}",
         f"layers: {_listed(facts['layers'])}",
         *([f"trigger words: {', '.join(facts['trigger_words'])}"] if facts["trigger_words"] else []),
+        *([f"draws in few steps: {lora.about.get('usage_hint', '')}"] if facts["few_steps"] else []),
         *([f"learned words: {', '.join(facts['learned_words'])}"] if lora.words else []),
         *([f"base: {facts['base']}"] if facts["base"] else []),
         *([f"length of the change: {_numbers(facts['norms']['parts'])}"] if known else []),

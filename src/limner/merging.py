@@ -29,6 +29,7 @@ from limner.families.recognise import is_refiner
 from limner.families.weights import read_header
 from limner.files import replacing
 from limner.generate.draw import Sampling, draw, requests_for
+from limner.generate.few_steps import HEADER, FewSteps
 from limner.rundir import RunDir, read_json
 from limner.spec import Spec
 from limner.watch import Watch
@@ -109,6 +110,8 @@ def merge(
             apart = apart_by(on_the_fly, picture(family, files, watch))
         watch.say(f"{count} weights of the model are the base's and the change")
         watch.say(_tell_apart(apart, out, spec.precision))
+        if few := few_steps_in(files):
+            watch.say(f"the model draws in few steps: {few.hint}")
     return out
 
 
@@ -213,11 +216,18 @@ def apart_by(a: Pixels | None, b: Pixels | None) -> float | None:
     return None if a is None or b is None else float(np.abs(a - b).mean())
 
 
-def words_of(files: Sequence[AdapterFile]) -> dict[str, str]:
-    """Return the words that several adapters were trained for, as one file says them."""
+def words_of(files: Sequence[AdapterFile]) -> dict[str, Any]:
+    """Return what several adapters are for, as one file says it: their words, and how a few-step adapter draws."""
     tokens = list(dict.fromkeys(token for file in files for token in file.tokens))
     nouns = list(dict.fromkeys(str(file.about["class_noun"]) for file in files if file.about.get("class_noun")))
-    return {"token": ", ".join(tokens)} | ({"class_noun": nouns[0]} if len(nouns) == 1 else {})
+    few = {HEADER: one.model_dump(mode="json")} if (one := few_steps_in(files)) else {}
+    hint = {"usage_hint": one.hint} if one else {}
+    return {"token": ", ".join(tokens), **few, **hint} | ({"class_noun": nouns[0]} if len(nouns) == 1 else {})
+
+
+def few_steps_in(files: Sequence[AdapterFile]) -> FewSteps | None:
+    """Return how adapters are drawn with of which one draws in few steps."""
+    return next((one for file in files if (one := file.few_steps)), None)
 
 
 def names_in(adapters: Paths) -> list[list[Any]]:

@@ -26,6 +26,7 @@ from limner.export.single_file import write_single_file
 from limner.export.tensors import read_tensors
 from limner.families.family import Family
 from limner.files import bytes_of, passing, sha256_of
+from limner.generate.few_steps import HEADER
 from limner.recipe import Recipe
 from limner.rundir import RunDir
 
@@ -36,8 +37,7 @@ def write_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attach
     A LoRA is one file, a learned word one per token, pivotal tuning both, full fine-tuning a diffusers folder and a
     single-file checkpoint of the whole model.
     """
-    about = {**family.facts, "token": recipe.pictures.token, "class_noun": recipe.pictures.class_noun,
-             "recipe": recipe.model_dump(mode="json", exclude_none=True)}  # fmt: skip
+    about = {**family.facts, **_what_for(recipe), "recipe": recipe.model_dump(mode="json", exclude_none=True)}
     if isinstance(recipe.adapter, Full) and isinstance(adapter, FullWeights):
         dtype = getattr(torch, recipe.adapter.save_precision)
         with family.whole():
@@ -59,6 +59,14 @@ def write_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attach
     return files
 
 
+def _what_for(recipe: Recipe) -> dict[str, Any]:
+    """Return what the adapter is for: the word and class of its subject, or how it draws in few steps."""
+    if recipe.learns_few_steps:
+        drawn = recipe.distill.few_steps
+        return {HEADER: drawn.model_dump(mode="json"), "usage_hint": drawn.hint}
+    return {"token": recipe.pictures.token, "class_noun": recipe.pictures.class_noun}
+
+
 def _write_words(folder: RunDir, words: LearnedWords, about: Mapping[str, Any]) -> list[Path]:
     """Write one file per token; its name is the token's letters, which is what A1111 and ComfyUI then call it."""
     vectors: dict[str, dict[str, torch.Tensor]] = {}
@@ -78,9 +86,13 @@ def try_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attached
 
 
 def results(folder: RunDir) -> list[Path]:
-    """Return the files and folders that the run's adapter consists of; none where it is not trained yet."""
+    """Return the files and folders that the run's adapter consists of; none where it is not trained yet.
+
+    Those of a subject that it was learned beneath come last.
+    """
     found = [folder.adapter, folder.model, folder.single_file, *folder.embeddings()]
-    return [path for path in found if path.exists()]
+    own = [path for path in found if path.exists()]
+    return [*own, *sorted(folder.subject.rglob("*.safetensors"))] if own else []
 
 
 def require_result(folder: RunDir) -> list[Path]:
@@ -113,6 +125,14 @@ def attach_result(family: Family, folder: RunDir) -> list[Attached]:
     return [adapter for file in read_run(folder) for adapter in file.attach(family)]
 
 
+def attach_apart(family: Family, folder: RunDir) -> tuple[list[Attached], list[Attached]]:
+    """Attach what `attach_result` does; return the run's own, and the subject beneath it, apart."""
+    count = len(read_run(RunDir(folder.subject))) if folder.subject.is_dir() else 0
+    attached = [file.attach(family) for file in read_run(folder)]
+    own, beneath = ([a for parts in some for a in parts] for some in (attached[count:], attached[:count]))
+    return own, beneath
+
+
 def merge_result(family: Family, folder: RunDir) -> Family | None:
     """Return a twin with a run's adapter folded into its weights, and no hook left of it; None without an adapter file.
 
@@ -121,7 +141,18 @@ def merge_result(family: Family, folder: RunDir) -> Family | None:
     if not folder.adapter.is_file():
         return None
     twin, folded = family.twin(), copy.deepcopy(family)
-    attach_file(folded, folder.adapter, 1.0).merge()
+    files = read_run(folder)
+    for adapter in [adapter for file in files if not isinstance(file, WordsFile) for adapter in file.attach(folded)]:
+        adapter.merge()
+    _take_changed(twin, folded)
+    for file in files:
+        if isinstance(file, WordsFile):
+            file.attach(twin)
+    return twin
+
+
+def _take_changed(twin: Family, folded: Family) -> None:
+    """Give a twin the weights of its like that differ from its own."""
     for plain, changed in zip(twin.together, folded.together, strict=True):
         for part, module in changed.parts.items():
             own = dict(plain.parts[part].named_parameters())
@@ -130,10 +161,6 @@ def merge_result(family: Family, folder: RunDir) -> Family | None:
                     place, _, leaf = name.rpartition(".")
                     parameter = torch.nn.Parameter(weight.detach(), requires_grad=False)
                     setattr(plain.parts[part].get_submodule(place), leaf, parameter)
-    for file in read_run(folder):
-        if isinstance(file, WordsFile):
-            file.attach(twin)
-    return twin
 
 
 def attach_file(family: Family, path: Path, strength: float) -> Attached:

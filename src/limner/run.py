@@ -11,18 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from limner import machine
-from limner.adapter_file import read_adapter
-from limner.adapter_set import AdapterSet
-from limner.adapters.strength import Strength, as_strength
-from limner.conflicts import check_base, check_settings, refuse_idle, require_use, without_effect
-from limner.drawing import draw_comparison, follow_objective, load_base, say_faults
+from limner.conflicts import check_base, check_settings, refuse_idle, require_captions, require_use
+from limner.drawing import draw_comparison, say_faults
 from limner.errors import UserError
 from limner.families.load import native_resolution
-from limner.families.source import is_hub_name, locate
 from limner.files import default_cache, remove, require_writable
 from limner.fitting import make_fit, plan_memory, telling_memory
 from limner.generate.draw import check_resolution, draw, requests_for
 from limner.lock import locked
+from limner.opening import Adapters, opened, what_draws
 from limner.pictures.cache import ROOM
 from limner.pictures.folder import find_pictures
 from limner.planning import Told, length_of, plan_run
@@ -32,17 +29,16 @@ from limner.prepare.plan import Plan
 from limner.prepare.words import word_notes
 from limner.ranks import Ranks, joined
 from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
-from limner.refining import check_partner, load_partner, require_beginning, suited
-from limner.result import require_result
+from limner.refining import suited
 from limner.resuming import check_recipe, computed, refuse_finished
 from limner.rundir import RunDir, read_json, unused
 from limner.scoring import require_judges, score
 from limner.starting import find_start
+from limner.taught import draw_taught, is_whole
 from limner.training_run import train_adapter
+from limner.underlying import check_underlying
 from limner.watch import Watch
 
-DRAWING = ("generation", "resolution", "base", "device", "precision", "evaluation")
-"""The settings that drawing heeds; the last is for a run's comparison."""
 Settings = Mapping[str, Any]
 Paths = str | Path | Sequence[str | Path]
 
@@ -68,6 +64,7 @@ def train(
     """
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     paths = _paths(pictures)
+    refuse_idle(settings or {}, {"distill.images": "pictures are given (limner distill draws them)"})
     if class_pictures and not resolved.prior.active:
         raise UserError(f"{class_pictures}: class pictures were given, and prior preservation is off.",
                         "Add prior.enabled=true (and a prior.weight above 0), or leave them out.")  # fmt: skip
@@ -76,6 +73,7 @@ def train(
     lines = check_settings(resolved, given=settings, own_file=_is_own(recipe), class_pictures=bool(class_pictures))
     if resolved.init_from:
         find_start(resolved.init_from)
+    check_underlying(resolved)
     with joined() as ranks, _computing(resolved, ranks, watch) as watch:
         for line in lines:
             watch.say(line)
@@ -175,6 +173,7 @@ def _look(
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
     if resolved.init_from:
         find_start(resolved.init_from)
+    check_underlying(resolved)
     for line in check_settings(resolved, given=settings, own_file=_is_own(recipe)):
         watch.say(line)
     with watch.phase("check"):
@@ -202,7 +201,10 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
         folder = RunDir(folder.path, writes=ranks.is_first)
         with _alone(folder):
             with ranks.first_then_others(), watch.phase("check"):
-                checked = _check([Path(p) for p in known["pictures"]], recipe, watch)
+                paths = [Path(p) for p in known["pictures"]]
+                if recipe.distill.images and not is_whole(paths[0]):
+                    draw_taught(recipe, watch, subject=folder.subject if recipe.distill.adapter else None)
+                checked = _check(paths, recipe, watch)
             recipe = suited(recipe, watch, class_pictures=class_pictures is not None)
             refuse_finished(folder, recipe, length_of(recipe, checked).steps)
             if folder.writes:
@@ -212,14 +214,15 @@ def resume(run: str | Path, *, settings: Settings | None = None, watch: Watch | 
                                      accept_dataset_change=accepted)  # fmt: skip
 
 
-def generate(
+def generate(  # noqa: PLR0913 - each is a question of its own, and all but two have an answer
     source: str | Path,
     prompts: Sequence[str] = (),
     *,
-    adapters: Sequence[tuple[str | Path, Strength | float]] = (),
+    adapters: Adapters = (),
     seeds: Sequence[int] = (0, 1, 2, 3),
     out: str | Path | None = None,
     settings: Settings | None = None,
+    force_guidance: bool = False,
     allow_partial: bool = False,
     watch: Watch | None = None,
 ) -> Path:
@@ -227,49 +230,27 @@ def generate(
 
     With prompts: one picture per prompt and seed, with the run's adapter and `adapters` (file or run, strength).
     Without: the run's comparison pictures, `images/base` and `images/tuned`, for the same prompts and seeds.
-    `allow_partial`: what of an adapter's file does not fit is left out and said, instead of an error.
+    A few-step adapter is drawn with as its file says, unless `settings` say otherwise; guidance that blurs is kept
+    with `force_guidance` alone. `allow_partial`: what of an adapter's file does not fit is left out and said.
     """
     watch = watch or Watch()
-    folder = RunDir.open(Path(source)) if (Path(source) / "recipe.toml").is_file() else None
-    if folder is None and locate(str(source)) is None and not is_hub_name(str(source)):
-        raise UserError(f"{source}: there is no such run folder or base.", "Give a run's folder, or a base (tiny).")
-    on_base = {"base": str(source), **(settings or {})}
-    recipe = load_recipe(folder.recipe, settings) if folder else load_recipe(None, on_base)
-    require_use(settings or {}, DRAWING if folder else DRAWING[:-1], "drawing")
-    for path, _ in adapters:
-        read_adapter(Path(path), partial=allow_partial)  # says what is wrong with it before a base is loaded
+    wanted = what_draws(source, adapters, settings, force_guidance=force_guidance, partial=allow_partial)
     _require_place(Path(out) if out else None)
-    refuse_idle(settings or {}, dict(without_effect(recipe)))
+    folder = wanted.folder
     if not prompts:
         if folder is None:
             raise UserError(f"{source}: is a base, and no prompt was given.", "Give one or more with --prompt.")
-        draw_comparison(folder, recipe, watch)
+        draw_comparison(folder, wanted.recipe, watch)
         return folder.images
-    own = require_result(folder) if folder else []
-    model = folder.model if folder and folder.model.is_dir() else None
-    drawing = recipe.model_copy(update={"base": str(model)}) if model else recipe
-    check_partner(drawing)
-    require_beginning(drawing, str(source))
-    family = load_base(recipe, watch, model=model)
-    load_partner(family, recipe, watch)
-    acting, strengths = AdapterSet(family), dict[str, Strength | float]()
-    if folder and not model:
-        strengths[acting.load(folder.path)] = 1.0
-        follow_objective(family, recipe)
-    strengths |= {acting.load(path, partial=allow_partial): strength for path, strength in adapters}
-    acting.set(strengths)
-    for line in (*acting.left_out, *acting.clashes()):
-        watch.say(line)
     out = Path(out) if out else unused(folder.path if folder else Path(), "drawn")
     requests = requests_for("free", [(prompt, prompt) for prompt in prompts], seeds)
-    used = [*((path, 1.0) for path in own), *adapters]
-    about = {"base": recipe.base, "adapters": [[str(path), as_strength(strength).said] for path, strength in used],
-             **({"left_out": acting.left_out} if acting.left_out else {})}  # fmt: skip
-    with watch.phase("draw"):
-        made = draw(family, requests, out, sampling=recipe.generation, about=about, progress=watch.progress,
-                    resolution_px=check_resolution(family, recipe.resolution))  # fmt: skip
-    say_faults(made, str(out), watch, tuned=bool(used))
-    acting.set({})
+    with opened(wanted, watch) as ready:
+        resolution_px = check_resolution(ready.family, wanted.recipe.resolution)
+        left_out = {"left_out": ready.adapters.left_out} if ready.adapters.left_out else {}
+        with watch.phase("draw"):
+            made = draw(ready.family, requests, out, sampling=wanted.sampling, about={**wanted.about, **left_out},
+                        progress=watch.progress, resolution_px=resolution_px)  # fmt: skip
+        say_faults(made, str(out), watch, tuned=bool(wanted.used))
     return out
 
 
@@ -335,8 +316,11 @@ def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
     checked = check_pictures(
         paths, recipe.pictures, resolution_px=resolution_px, cache=default_cache(), progress=watch.progress
     )
+    require_captions(recipe, checked)
     learned = "words" in recipe.adapter.rates(recipe.learning_rate)
-    for note in (*checked.notes, *word_notes(recipe.base, recipe.pictures, checked, learned=learned)):
+    of_no_subject = recipe.learns_few_steps and not recipe.pictures.token
+    words = [] if of_no_subject else word_notes(recipe.base, recipe.pictures, checked, learned=learned)
+    for note in (*checked.notes, *words):
         watch.say(note)
     if recipe.evaluation.pictures:
         _require_pictures(recipe.evaluation.pictures, "evaluation.pictures")

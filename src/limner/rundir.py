@@ -36,6 +36,7 @@ class RunDir:
     log = property(lambda self: self.path / "log.jsonl")
     checkpoints = property(lambda self: self.path / "checkpoints")
     adapter = property(lambda self: self.path / "adapter.safetensors")
+    subject = property(lambda self: self.path / "subject")
     model = property(lambda self: self.path / "model")
     single_file = property(lambda self: self.path / "model.safetensors")
     pictures = property(lambda self: self.path / "pictures")
@@ -51,6 +52,12 @@ class RunDir:
     ladder_scores = property(lambda self: self.path / "ladder.json")
     inference = property(lambda self: self.path / "inference.json")
     report = property(lambda self: self.path / "report.html")
+
+    @property
+    def sitter(self) -> Path:
+        """Return the pictures that likeness is measured against: of a subject beneath a few-step adapter its own."""
+        beneath = self.subject / "pictures"
+        return beneath if beneath.is_dir() else self.pictures
 
     def embedding(self, word: str) -> Path:
         """Return the file of a learned word: its letters, digits and dashes make the name."""

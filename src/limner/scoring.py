@@ -61,7 +61,7 @@ def _keep_others(folder: RunDir, recipe: Recipe, distractors: Path, watch: Watch
         distractors,
         recipe.pictures,
         folder.distractors,
-        learned={row["sha256"] for row in read_json(folder.pictures / "manifest.json")["pictures"]},
+        learned={row["sha256"] for row in read_json(folder.sitter / "manifest.json")["pictures"]},
         resolution_px=read_json(folder.images / "base" / "manifest.json")["resolution_px"],
         cache=default_cache(),
     )

@@ -112,11 +112,15 @@ def export(
         how = Reading(alpha, family, allow_partial, watch or Watch())
         if chosen.shard:
             raise UserError("shard: an adapter is one file.", "Leave it out.")
+        suffix = "" if to == "peft" else ".safetensors"
+        first = _place(out, source, f"{adapters[0].stem}-{to}", suffix)
+        places = [first, first.with_stem(f"{first.stem}-subject")]  # a few-step adapter's own, which goes with it
         if to == "peft":
-            place = _place(out, source, f"{adapters[0].stem}-peft", "")
-            return [_peft(adapters[0], place, chosen.precision, how, chosen.base or _base_of(source))]
-        return [_lora(adapters[0], to, _place(out, source, f"{adapters[0].stem}-{to}", ".safetensors"),
-                      chosen.precision, how)]  # fmt: skip
+            base = chosen.base or _base_of(source)
+            return [_peft(file, place, chosen.precision, how, base)
+                    for file, place in zip(adapters, places, strict=False)]  # fmt: skip
+        return [_lora(file, to, place, chosen.precision, how)
+                for file, place in zip(adapters, places, strict=False)]  # fmt: skip
     held = {"a LoRA": (adapters, LORAS), "a learned word": (words, ("embedding",)), "a model": (model, MODELS)}
     found = {what: layouts for what, (there, layouts) in held.items() if there}
     raise UserError(
@@ -137,11 +141,16 @@ def _chosen(to: str, settings: Mapping[str, Any]) -> Chosen:
 
 
 def _holdings(source: str) -> tuple[list[Path], list[Path], str | None]:
-    """Return the adapter's files, the learned words' and the model that a run, a file or a base is."""
+    """Return the adapter's files, the learned words' and the model that a run, a file or a base is.
+
+    Of a few-step run the subject's that it was learned upon come after its own.
+    """
     path, run = Path(source), RunDir(Path(source))
     if run.recipe.is_file():
+        parts = (run, RunDir(run.subject))
+        adapters = [one.adapter for one in parts if one.adapter.is_file()]
         model = str(run.model) if run.model.is_dir() else None
-        return [run.adapter] * run.adapter.is_file(), run.embeddings(), model
+        return adapters, [file for one in parts for file in one.embeddings()], model
     if not path.is_file():
         if locate(source) is None and not is_hub_name(source):
             raise UserError(f"{source}: there is no such run or file.", "Give a run's folder, a LoRA's file or a base.")

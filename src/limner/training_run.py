@@ -34,6 +34,7 @@ from limner.stepping import choose_checkpoint, save_adapter, take_steps, trained
 from limner.train.checkpoint import complete_checkpoints, newest_checkpoint
 from limner.train.loop import Training
 from limner.train.probe import probe
+from limner.underlying import attach_underlying, keep_underlying
 from limner.watch import Watch
 
 AS_THEY_ARE = {"flip": False, "caption_dropout": 0.0, "templates": (), "shuffle_tags": 0, "masks": False}
@@ -55,6 +56,8 @@ def train_adapter(
         family = load_base(recipe, watch)
         if recipe.generation.begun_by and (recipe.draws_while_training or (recipe.prior.active and not class_pictures)):
             load_partner(family, recipe, watch)
+        loaded = dict(family.identity)
+        beneath = _attach_beneath(folder, recipe, family, watch, ranks)
     prepared = _prepare(folder, recipe, family, checked, class_pictures, watch, ranks)
     if not recipe.draws_while_training:
         family.begun_by = None  # it has begun the class pictures, and is in the way of the training
@@ -82,9 +85,20 @@ def train_adapter(
     if folder.writes:
         _finish(folder, recipe, family, training, plan, watch)
     ranks.wait()
-    training.adapter.detach()
-    _check_frozen(family)
+    for adapter in (training.adapter, *reversed(beneath)):
+        adapter.detach()
+    _check_frozen(family, loaded)
     return folder
+
+
+def _attach_beneath(folder: RunDir, recipe: Recipe, family: Family, watch: Watch, ranks: Ranks) -> list[Attached]:
+    """Attach the subject beneath a few-step adapter, from the run's own copy of it; nothing in any other run."""
+    if recipe.distill.adapter is None:
+        return []
+    with ranks.first_then_others():
+        keep_underlying(folder, recipe)
+    watch.say(f"stays attached to teacher and student: {recipe.distill.adapter}")
+    return attach_underlying(family, folder.subject)
 
 
 def _prepare(
@@ -192,10 +206,10 @@ def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:
     folder.update_provenance(changes={group: asdict(change) for group, change in changes.items()})
 
 
-def _check_frozen(family: Family) -> None:
-    """Make sure that the base is bit for bit what it was before the training."""
+def _check_frozen(family: Family, loaded: Mapping[str, str]) -> None:
+    """Make sure that the base is bit for bit what it was when it was loaded."""
     with family.whole():
         now = fingerprints(family)
-    for part, then in family.identity.items():
+    for part, then in loaded.items():
         if now[part] != then:
             raise RuntimeError(f"the base's {part} has changed although it was frozen")

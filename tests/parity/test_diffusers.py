@@ -19,7 +19,7 @@ from limner.export.diffusers_lora import write_lora
 from limner.export.lora_files import read_any_lora
 from limner.families.family import Family
 from limner.families.load import load
-from limner.generate.draw import Request, Sampling, _scheduler, draw
+from limner.generate.draw import Request, Sampling, draw, make_scheduler
 from limner.objectives import Denoising
 from limner.schedule import Schedule
 from limner.seeds import generator
@@ -211,6 +211,6 @@ def test_files_that_are_no_lora_are_refused(family: Family, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "euler"])
 def test_every_scheduler_keeps_the_bases_betas(family: Family, name: str) -> None:
-    scheduler = _scheduler(family.scheduler_config, name)
+    scheduler = make_scheduler(family.scheduler_config, name)
     torch.testing.assert_close(scheduler.alphas_cumprod, family.schedule.alphas_cumprod)
     assert scheduler.config.prediction_type == "v_prediction"

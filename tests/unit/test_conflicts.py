@@ -14,6 +14,7 @@ from limner.recipe import Recipe, load_recipe, save_recipe, setting_names, shipp
 DOG = {"pictures.class_noun": "dog"}
 NAMES = {setting.name for setting in setting_names()}
 PRIOR, TEXTUAL = {"prior.enabled": True}, {"adapter.kind": "textual_inversion"}
+FEW = {"objective.kind": "consistency"}
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,10 @@ def test_contradictions_are_refused(settings: dict[str, Any], message: str) -> N
 IDLE: list[tuple[dict[str, Any], str, str]] = [
     ({"prior.count": 50}, "prior.count", "prior.enabled is false"),
     ({"prior.weight": 0.5}, "prior.weight", "prior.enabled is false"),
+    ({"distill.inference_steps": 2}, "distill.inference_steps", "objective.kind is denoising"),
+    ({**FEW, "distill.words": ["dog"]}, "distill.words", "pictures are given"),
+    ({**FEW, "distill.images": 3, "distill.prompts": "x.txt", "distill.words": ["dog"]}, "distill.words",
+     "distill.prompts is read instead"),
     ({**PRIOR, "prior.weight": 0, "prior.count": 50}, "prior.count", "prior.weight is 0"),
     ({"preview.prompt": "a dog"}, "preview.prompt", "preview.every_steps is 0"),
     ({"preview.every_steps": 0, "preview.images": 2}, "preview.images", "preview.every_steps is 0"),

@@ -9,12 +9,16 @@ from typing import Annotated
 import typer
 
 from limner.cli.app import JsonOption, PartialOption, PicturesArgument, RecipeOption, RunOption, app
-from limner.cli.words import file_and_strength, paths_and_settings, print_made, read_seeds, read_settings
+from limner.cli.live import draw_live
+from limner.cli.words import SETTING, file_and_strength, paths_and_settings, print_made, read_seeds, read_settings
 from limner.errors import UserError
 from limner.terminal import watch_for
 
 RUNS_HELP = "A run folder, or several of one subject to compare."
 SETTINGS_HELP = "key=value settings laid over the recipe."
+ForceOption = Annotated[
+    bool, typer.Option("--force-guidance", help="Keep guidance that a few-step adapter blurs with.")
+]
 
 
 @app.command()
@@ -98,7 +102,7 @@ def train(
 
 
 @app.command()
-def generate(
+def generate(  # noqa: PLR0913 - the flags of one verb
     source: Annotated[str, typer.Argument(help="A run folder, or a base.", metavar="RUN|BASE")],
     settings: Annotated[list[str] | None, typer.Argument(help=SETTINGS_HELP)] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; without it, the run's comparison.")] = None,
@@ -110,22 +114,64 @@ def generate(
         ),
     ] = None,
     seeds: Annotated[
-        str, typer.Option(help="How many pictures per prompt, or a list of seeds.", metavar="N|LIST")
-    ] = "4",
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+        str | None, typer.Option(help="How many pictures per prompt (4), or a list of seeds.", metavar="N|LIST")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; with --live the one file.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Draw again while a prompt is typed; Ctrl-D ends.")] = False,
+    force_guidance: ForceOption = False,
     allow_partial: PartialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures from a run or a base."""
     from limner import run as runs
 
+    if live:
+        own = [file_and_strength(text) for text in adapter or []]
+        draw_live(source, prompt or [], own, seeds, out, settings=settings or [],
+                  force_guidance=force_guidance, as_json=as_json)  # fmt: skip
+        return
     with watch_for(as_json) as watch:
         folder = runs.generate(
             source, prompt or [], adapters=[file_and_strength(text) for text in adapter or []],
-            seeds=read_seeds(seeds), out=out, settings=read_settings(settings or []), allow_partial=allow_partial,
-            watch=watch,
+            seeds=read_seeds(seeds or "4"), out=out, settings=read_settings(settings or []),
+            force_guidance=force_guidance, allow_partial=allow_partial, watch=watch,
         )  # fmt: skip
     print_made(as_json, images=folder)
+
+
+@app.command()
+def distill(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"A base or a run, captioned pictures or none (the base then draws them), and {SETTINGS_HELP}",
+            metavar="BASE|RUN [PICTURES]...",
+        ),
+    ],
+    recipe: RecipeOption = "few-step",
+    run: RunOption = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it will need, and do nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Teach an adapter to draw in 4 steps what a base, or a run's subject on it, draws in many.
+
+    distill.words=["dog"] or distill.prompts=FILE says what the base draws to learn from. A run that was stopped goes on
+    with train --resume.
+    """
+    from limner import distilling
+
+    named = [word for word in words if not SETTING.match(word) or Path(word).exists()]
+    if not named:
+        raise UserError("distill: no base or run was given.", "Write limner distill BASE|RUN [PICTURES]")
+    settings = read_settings([word for word in words if word not in named])
+    source, *pictures = named
+    with watch_for(as_json) as watch:
+        if not plan:
+            folder = distilling.distill(source, pictures, recipe=recipe, settings=settings, run=run, watch=watch)
+            print_made(as_json, run=folder.path, adapter=folder.adapter)
+            return
+        told = distilling.plan_distill(source, pictures, recipe=recipe, settings=settings, watch=watch)
+    print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
 
 
 @app.command()

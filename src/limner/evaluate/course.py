@@ -27,7 +27,7 @@ class Judges:
     def __init__(self, encoders: Sequence[ImageEncoder], run: RunDir, base: Path, *, batch: int = 32) -> None:
         """Take the run's own pictures for the subject; `base` is the folder of what the base drew."""
         self._encoders = {encoder.name: encoder for encoder in encoders}
-        self._subject, self._held_out = read_pictures(run.pictures), read_pictures(run.held_out)
+        self._subject, self._held_out = read_pictures(run.sitter), read_pictures(run.held_out)
         self._base, self._batch = read_images(base), batch
         asked = first_of(standard_metrics(encoders), [question.kind for question in QUESTIONS])
         self._metrics = [metric for metric in asked if self._is_answerable(metric)]

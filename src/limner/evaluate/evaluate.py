@@ -113,9 +113,9 @@ def _gather(runs: Sequence[RunDir], names: Sequence[str]) -> Material:
     """Read what the runs hold; class pictures, held-out and other subjects' are those of the first run that has any."""
     check_runs(runs)
     arms = read_arms(runs, names)
-    subject = read_pictures(runs[0].pictures)
+    subject = read_pictures(runs[0].sitter)
     if not subject:
-        raise UserError(f"{runs[0].pictures}: holds no training pictures.", "Make them with: limner train PICTURES")
+        raise UserError(f"{runs[0].sitter}: holds no training pictures.", "Make them with: limner train PICTURES")
     class_pictures = (read_pictures(run.class_pictures) for run in runs)
     held_out = (read_pictures(run.held_out) for run in runs)
     others = ({folder.name: read_pictures(folder) for folder in sorted(run.distractors.glob("*/"))} for run in runs)
@@ -124,7 +124,7 @@ def _gather(runs: Sequence[RunDir], names: Sequence[str]) -> Material:
         subject=subject,
         class_pictures=next(filter(None, class_pictures), ()),
         held_out=next(filter(None, held_out), ()),
-        masks=read_masks(runs[0].pictures),
+        masks=read_masks(runs[0].sitter),
         others=next(filter(None, others), {}),
     )
 

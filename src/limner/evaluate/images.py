@@ -25,6 +25,8 @@ SETTINGS = {
     "negative_prompt": "the negative prompt {!r}",
 }
 """Settings of the sampler that must be equal, and how each is said."""
+OF_FEW_STEPS = {"num_inference_steps", "guidance_scale", "scheduler"}
+"""Those that a few-step adapter brings with it: to draw otherwise than the base does is what it is for."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Arm:
     """Hashes of the base's parts."""
     settings: dict[str, Any]
     images: tuple[ArmImage, ...]
+    own_settings: frozenset[str] = frozenset()
+    """Settings that its adapter brings with it."""
 
 
 def check_runs(runs: Sequence[RunDir]) -> None:
@@ -157,12 +161,13 @@ def _read_arm(run: RunDir, side: str, name: str) -> Arm:
         raise UserError(
             f"{folder / 'manifest.json'}: {error} is missing.", f"Make the images again: limner evaluate {run.path}"
         ) from error
-    return Arm(name=name, run=run, base=base, identity=identity, settings=settings, images=images)
+    own = frozenset(OF_FEW_STEPS if manifest.get("few_steps") else ())
+    return Arm(name=name, run=run, base=base, identity=identity, settings=settings, images=images, own_settings=own)
 
 
 def _subject(run: RunDir) -> frozenset[str]:
     """Return the hashes of the files that a run learned from."""
-    return frozenset(row["sha256"] for row in read_json(run.pictures / "manifest.json")["pictures"])
+    return frozenset(row["sha256"] for row in read_json(run.sitter / "manifest.json")["pictures"])
 
 
 def _check_comparable(base: Arm, arm: Arm) -> None:
@@ -178,7 +183,7 @@ def _check_comparable(base: Arm, arm: Arm) -> None:
         )
     for setting, form in SETTINGS.items():
         found, other = base.settings[setting], arm.settings[setting]
-        if found != other:
+        if found != other and setting not in arm.own_settings:
             raise UserError(f"Comparison refused: {base.name} used {form.format(found)}, {arm.name} {other}.", remedy)
     here, there = {i.pair: i for i in base.images}, {i.pair: i for i in arm.images}
     for pair in sorted(here.keys() ^ there.keys()):

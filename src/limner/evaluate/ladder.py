@@ -24,8 +24,8 @@ def evaluate_ladder(
 ) -> Ladder:
     """Score every place's pictures with the first encoder of each question; write ladder.json, return what it holds."""
     drawn = {_place(folder): read_images(folder) for folder in run.ladder.glob("*") if (folder / MANIFEST).is_file()}
-    places = sorted(drawn, key=lambda place: (place.strength, place.steps))
-    subject, held_out = read_pictures(run.pictures), read_pictures(run.held_out)
+    places = sorted(drawn, key=lambda place: place.order)
+    subject, held_out = read_pictures(run.sitter), read_pictures(run.held_out)
     paths = [image.path for place in places for image in drawn[place]]
     prompts = [image.plain_prompt for image in drawn[places[0]]]
     metrics = first_of(panel.metrics, KINDS)
@@ -50,7 +50,8 @@ def evaluate_ladder(
 
 def _place(folder: Path) -> Place:
     manifest = read_json(folder / MANIFEST)
-    return Place(strength=manifest["strength"], steps=manifest["num_inference_steps"])
+    return Place(strength=manifest["strength"], steps=manifest["num_inference_steps"],
+                 arm=manifest.get("ladder_arm", ""))  # fmt: skip
 
 
 def _score(

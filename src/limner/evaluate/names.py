@@ -64,6 +64,8 @@ def read_recipe(run: RunDir) -> dict[str, Any]:
 
 
 def _method(recipe: dict[str, Any]) -> str:
+    if recipe.get("objective", {}).get("kind") == "consistency":
+        return "few-step"
     adapter = recipe["adapter"]
     kind: str = adapter.get("method", adapter["kind"])
     prior = recipe.get("prior", {})

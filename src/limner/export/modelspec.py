@@ -31,5 +31,6 @@ def modelspec(about: Mapping[str, Any], *, adapter: str = "", implementation: st
         "sai_model_spec": "1.0.1",
         "title": " ".join(word for word in (token, noun) if word) or "Limner",
         "trigger_phrase": token,
+        "usage_hint": about.get("usage_hint"),
     }
     return {f"modelspec.{name}": value for name, value in fields.items() if value}

@@ -180,11 +180,16 @@ def draw_batch(
         )  # fmt: skip
     last = refiner or first
     with clock.part("decode"):
-        pixels = last.decode(latents)
-        if last.vae.dtype != torch.float32 and any(is_spoilt(picture) for picture in pixels):
-            with last.precise_vae():
-                pixels = last.decode(latents)
-    return latents, pixels
+        return latents, decode_soundly(last, latents)
+
+
+def decode_soundly(family: Family, latents: Latents) -> Pixels:
+    """Return pictures of latents; those that a VAE in half precision spoils are decoded again in float32."""
+    pixels = family.decode(latents)
+    if family.vae.dtype != torch.float32 and any(is_spoilt(picture) for picture in pixels):
+        with family.precise_vae():
+            return family.decode(latents)
+    return pixels
 
 
 def _denoise(
@@ -199,7 +204,7 @@ def _denoise(
         tick(step + 1)
         return kwargs
 
-    pipe = family.pipeline(_scheduler(family.scheduler_config, sampling.scheduler))
+    pipe = family.pipeline(make_scheduler(family.scheduler_config, sampling.scheduler))
     fresh = [torch.Generator().manual_seed(seed_of("steps", r.seed)) for r in chunk]  # for samplers that add noise
     with clock.part("denoise"), family.casting(family.unet):
         return pipe(
@@ -208,7 +213,7 @@ def _denoise(
         ).images  # fmt: skip
 
 
-def _scheduler(config: Mapping[str, Any], name: str) -> Any:
+def make_scheduler(config: Mapping[str, Any], name: str) -> Any:
     """Return a diffusers scheduler with the base's own betas and prediction type, which are in its configuration."""
     import diffusers
 
@@ -217,7 +222,7 @@ def _scheduler(config: Mapping[str, Any], name: str) -> Any:
 
 def steps_around_handover(sampling: Sampling, scheduler_config: Mapping[str, Any]) -> tuple[int, int]:
     """Return how many of a model's steps are before the handover, and how many after it."""
-    scheduler = _scheduler(scheduler_config, sampling.scheduler)
+    scheduler = make_scheduler(scheduler_config, sampling.scheduler)
     scheduler.set_timesteps(sampling.num_inference_steps)
     n = scheduler.config.num_train_timesteps
     before = int((scheduler.timesteps >= round(n - sampling.handover * n)).sum())  # as diffusers has it

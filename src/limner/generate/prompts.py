@@ -142,7 +142,8 @@ class Validation(Spec):
 
 
 def _subject_requests(prompts: Sequence[str], token: str, class_noun: str, count: int) -> list[Request]:
-    filled = [(_fill(p, f"{token} {class_noun}", class_noun), _fill(p, class_noun, class_noun)) for p in prompts]
+    subject = f"{token} {class_noun}".strip()
+    filled = [(_fill(p, subject, class_noun), _fill(p, class_noun, class_noun)) for p in prompts]
     return requests_for("subject", filled, range(count))
 
 

@@ -7,17 +7,29 @@ from typing import Literal
 from limner.metrics.scores import Better, ImageValue, Interval
 from limner.spec import Spec
 
+ARMS = BASE, FEW_STEPS, SUBJECT, BOTH = "base", "few steps", "subject", "subject, few steps"
+"""The models of a few-step run: without anything, with the few-step adapter, the subject beneath it, and both."""
+
 
 class Place(Spec):
     """A strength of the adapter (0: the base) and a number of denoising steps."""
 
     strength: float
     steps: int
+    arm: str = ""
+    """Which model of a few-step run; "" where strength says it all."""
 
     @property
     def name(self) -> str:
         """Return the name of its folder of pictures."""
+        if self.arm:
+            return f"{self.arm.replace(', ', '-').replace(' ', '-')}x{self.steps}"
         return f"{self.strength:g}x{self.steps}"
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Return what places are sorted by: model, strength, steps."""
+        return ARMS.index(self.arm) if self.arm in ARMS else 0, self.strength, self.steps
 
 
 class RungScore(Spec):
@@ -63,9 +75,19 @@ class Ladder(Spec):
     rungs: tuple[Rung, ...]
     """By strength, then by steps."""
 
-    def at(self, strength: float, steps: int) -> Rung | None:
+    def at(self, strength: float, steps: int, arm: str = "") -> Rung | None:
         """Return what was measured at a place."""
-        return next((r for r in self.rungs if (r.place.strength, r.place.steps) == (strength, steps)), None)
+        return next((r for r in self.rungs if r.place == Place(strength=strength, steps=steps, arm=arm)), None)
+
+    @property
+    def rows(self) -> tuple[tuple[str, float], ...]:
+        """Return every model and strength, in their order."""
+        return tuple(dict.fromkeys((rung.place.arm, rung.place.strength) for rung in self.rungs))
+
+    @property
+    def has_arms(self) -> bool:
+        """Tell whether several models were drawn, as of a few-step run."""
+        return any(rung.place.arm for rung in self.rungs)
 
     @property
     def strengths(self) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ class Pictures(Spec):
     """How the pictures of the subject or style become examples."""
 
     token: str = "sks"
-    """The rare word that stands for the subject in captions and prompts."""
+    """The rare word that stands for the subject in captions and prompts; "" for few steps of no subject."""
 
     class_noun: str | None = None
     """What the subject is an instance of: "dog", "teapot". Used in captions and class prompts."""
@@ -115,7 +115,7 @@ class Pictures(Spec):
 
     def names_token(self, text: str) -> bool:
         """Tell whether a text has the token as a word of its own."""
-        return re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", text) is not None
+        return bool(self.token) and re.search(rf"(?<!\w){re.escape(self.token)}(?!\w)", text) is not None
 
 
 class Prior(Spec):

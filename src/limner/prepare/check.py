@@ -149,7 +149,7 @@ def check_pictures(
     found = find_subjects(paths) if spec.subjects else find_pictures(paths)
     looked = look_at_all(found, spec, cache=cache, progress=progress)
     checked = sort_out(looked, spec, resolution_px=resolution_px, step_px=step_px)
-    if spec.subjects or any(spec.names_token(example.caption) for example in checked.examples):
+    if spec.subjects or not spec.token or any(spec.names_token(example.caption) for example in checked.examples):
         return checked
     note = f"no caption names {spec.token!r}: pictures.prefix='{spec.token}, ' puts it before each"
     return replace(checked, notes=(*checked.notes, note))

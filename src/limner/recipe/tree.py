@@ -13,6 +13,7 @@ from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.generate.draw import Sampling
+from limner.generate.few_steps import Distill
 from limner.generate.prompts import Evaluation, Validation
 from limner.machine import Precision
 from limner.objectives import Consistency, Denoising
@@ -110,6 +111,8 @@ class Recipe(Spec):
     """The subject's pictures and their captions."""
     prior: Prior = Prior()
     """Prior preservation: class pictures that keep the class what it was (arXiv:2208.12242)."""
+    distill: Distill = Distill()
+    """Few steps (objective.kind=consistency): what stays attached while it is learned, and what the base draws."""
     optimizer: Optimizer = AdamW()
     """How weights follow gradients."""
     ema: Ema = Ema()
@@ -129,6 +132,16 @@ class Recipe(Spec):
     def draws_while_training(self) -> bool:
         """Tell whether pictures are drawn between the steps."""
         return bool(self.preview.every_steps or self.validation.every_steps)
+
+    @property
+    def learns_few_steps(self) -> bool:
+        """Tell whether what is trained is a few-step adapter."""
+        return isinstance(self.objective, Consistency)
+
+    @property
+    def drawn_with(self) -> Sampling:
+        """Return how pictures are drawn with what is trained; without it they are drawn as `generation` says."""
+        return self.distill.few_steps.sampling(self.generation) if self.learns_few_steps else self.generation
 
 
 def members_of(field: FieldInfo) -> dict[str, type[BaseModel]]:

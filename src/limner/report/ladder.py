@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from limner.metrics.ladder import Ladder, LadderMetric, Rung
+from limner.metrics.ladder import BASE, Ladder, LadderMetric, Rung
 from limner.metrics.scores import Interval, read_written
 from limner.report.charts import Tick, ends, nice_ticks
 from limner.report.material import Trained
 from limner.report.numbers import number
+
+USUAL_FEW = 4
+"""How many steps a few-step adapter is usually drawn with."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class GridCell:
 
 @dataclass(frozen=True)
 class GridRow:
-    """One strength, at each number of steps."""
+    """One strength, or one model of a few-step run, at each number of steps."""
 
-    strength: float
+    name: str
     cells: tuple[GridCell | None, ...]
 
 
@@ -48,6 +51,8 @@ class Series:
     name: str
     is_base: bool
     points: tuple[Point, ...]
+    colour: str = ""
+    """As a style, where it is not that of the arm."""
 
     @property
     def line(self) -> str:
@@ -88,11 +93,21 @@ def ladder_part(trained: Trained) -> LadderPart | None:
         ladder=ladder,
         prompt=ladder.prompts[0],
         grid=tuple(
-            GridRow(s, tuple(_cell(ladder.at(s, n), trained, ladder) for n in ladder.steps)) for s in ladder.strengths
+            GridRow(
+                _row_name(arm, s, ladder, trained.arm),
+                tuple(_cell(ladder.at(s, n, arm), trained, ladder) for n in ladder.steps),
+            )
+            for arm, s in ladder.rows
         ),
         plots=tuple(plot for metric in ladder.metrics for plot in _plots(ladder, metric, trained.arm)),
         words=_words(ladder),
     )
+
+
+def _row_name(arm: str, strength: float, ladder: Ladder, trained: str) -> str:
+    if arm in ("", BASE) and strength == 0:
+        return "the base"
+    return arm or (f"strength {strength:g}" if ladder.has_strength else trained)
 
 
 def _cell(rung: Rung | None, trained: Trained, ladder: Ladder) -> GridCell | None:
@@ -107,6 +122,10 @@ def _plots(ladder: Ladder, metric: LadderMetric, arm: str) -> list[LadderPlot]:
     """Return a metric over strengths at the most steps, and over steps for the base and for strength 1."""
     found: list[LadderPlot] = []
     most = max(ladder.steps)
+    if ladder.has_arms:
+        arms = {(name, name == BASE): [(str(n), ladder.at(s, n, name)) for n in ladder.steps]
+                for name, s in ladder.rows}  # fmt: skip
+        return [_plot(metric, "denoising steps", arms, several=True)] if len(ladder.steps) > 1 else []
     if len(ladder.strengths) > 2:  # noqa: PLR2004 - the base and one strength make no curve
         rungs = [(f"{s:g}", ladder.at(s, most)) for s in ladder.strengths]
         found.append(_plot(metric, f"strength, {most} steps", {(arm, False): rungs}))
@@ -119,7 +138,11 @@ def _plots(ladder: Ladder, metric: LadderMetric, arm: str) -> list[LadderPlot]:
     return found
 
 
-def _plot(metric: LadderMetric, over: str, rungs: dict[tuple[str, bool], list[tuple[str, Rung | None]]]) -> LadderPlot:
+def _plot(
+    metric: LadderMetric, over: str, rungs: dict[tuple[str, bool], list[tuple[str, Rung | None]]], *,
+    several: bool = False,
+) -> LadderPlot:  # fmt: skip
+    """Return the curves of one metric; with `several` each has a colour of its own."""
     scores = {
         key: [(label, rung.scores[metric.key].score) for label, rung in rows if rung] for key, rows in rungs.items()
     }
@@ -134,8 +157,13 @@ def _plot(metric: LadderMetric, over: str, rungs: dict[tuple[str, bool], list[tu
         return round(100 * (value - ticks[0]) / (ticks[-1] - ticks[0]), 2)
 
     series = tuple(
-        Series(name, is_base, tuple(_point(x_at(label), score, y_at, label) for label, score in rows))
-        for (name, is_base), rows in scores.items()
+        Series(
+            name,
+            is_base,
+            tuple(_point(x_at(label), score, y_at, label) for label, score in rows),
+            f"--hue:var(--arm-{number});--solid:var(--solid-{number})" if several else "",
+        )
+        for number, ((name, is_base), rows) in enumerate(scores.items())
     )
     y_ticks = tuple(Tick(f"{t:.10g}", y_at(t)) for t in ticks)
     return LadderPlot(metric, over, series, tuple(Tick(label, x_at(label)) for label in labels), y_ticks)
@@ -147,7 +175,9 @@ def _point(x: float, score: Interval, y_at: Callable[[float], float], label: str
 
 
 def _words(ladder: Ladder) -> str:
-    """Return whether likeness rises with every strength up to 1, by its means."""
+    """Return whether likeness rises with every strength up to 1, or what few steps keep, by their means."""
+    if ladder.has_arms:
+        return _kept(ladder)
     if not ladder.has_strength:
         return "What was trained has no strength: it is there (1) or not (0, the base)."
     rising = [s for s in ladder.strengths if s <= 1]
@@ -158,6 +188,23 @@ def _words(ladder: Ladder) -> str:
     if all(a <= b for a, b in zip(means, means[1:], strict=False)):
         return "The strength is a slider: by its means likeness rises with every step from 0 to 1."
     return "The strength is no even slider here: by its means likeness does not rise with every step from 0 to 1."
+
+
+def _kept(ladder: Ladder) -> str:
+    """Return what share of the base's score at the most steps the few-step adapter has in its fewest of 4 or more."""
+    few = next((n for n in ladder.steps if n >= USUAL_FEW), ladder.steps[-1])
+    most, said = ladder.steps[-1], list[str]()
+    whole = ladder.at(0.0, most, BASE)
+    for metric in ladder.metrics:
+        full = whole.scores[metric.key].score.mean if whole else 0.0
+        found = {name: rung.scores[metric.key].score.mean / full for name, s in ladder.rows
+                 if full > 0 and (rung := ladder.at(s, few, name))}  # fmt: skip
+        if found:
+            shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
+            said.append(f"{metric.title.lower()}: {shares}")
+    if not said:
+        return ""
+    return f"In {few} steps, as a share of what the base has in {most}, by the means: {'; '.join(said)}."
 
 
 def _means(ladder: Ladder, key: str, strengths: Sequence[float], steps: int) -> list[float]:
