@@ -28,13 +28,13 @@ class Telling:
         self._preview: Path | None = None
         self._loss = self._seconds = math.nan
 
-    def step(self, step: Step, *, epoch: float) -> None:
-        """Tell a step; `epoch` counts the passes over the pictures."""
+    def step(self, step: Step, *, epoch: float, **more: object) -> None:
+        """Tell a step; `epoch` counts the passes over the pictures, and `more` goes to the log."""
         one = step.slots[0]
         numbers, rates, memory_gib = _numbers(one), dict(one.learning_rates), used_gib()
         self._folder.append_log(
             "step", step=step.index, epoch=round(epoch, 4), seconds=step.seconds, memory_gib=memory_gib, **numbers,
-            lr=rates, skipped=one.skipped, timesteps=one.timesteps,
+            lr=rates, skipped=one.skipped, timesteps=one.timesteps, **more,
         )  # fmt: skip
         self._trackers.log(numbers | {f"learning_rate/{group}": rate for group, rate in rates.items()}, step.index)
         for line in self._warner.see(one, step.seconds):
