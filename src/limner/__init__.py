@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from limner.comparing import compare
     from limner.demonstration import demo
+    from limner.many import resume_many, train_many
     from limner.measuring import measure
     from limner.run import check, evaluate, generate, report, resume, train
 
-__all__ = ["check", "compare", "demo", "evaluate", "generate", "measure", "report", "resume", "train"]
-PLACES = {"compare": "comparing", "demo": "demonstration", "measure": "measuring"}
+__all__ = ["check", "compare", "demo", "evaluate", "generate", "measure", "report", "resume", "resume_many", "train",
+           "train_many"]  # fmt: skip
+PLACES = {"compare": "comparing", "demo": "demonstration", "measure": "measuring", "resume_many": "many",
+          "train_many": "many"}  # fmt: skip
 """Where the verbs are that are not in `run`."""
 
 

@@ -182,11 +182,11 @@ class Attendant:
         """Catch up with validations that are missing; return whether the run is over before it goes on."""
         return self._validations.catch_up()
 
-    def tell(self, step: Step, **more: Any) -> None:
-        """Log and show a step; `more` goes to the log."""
+    def tell(self, step: Step, *, slots: int = 1) -> None:
+        """Log and show a step, of so many runs together."""
         self._seconds.append(step.seconds)
         with self._spared("line of the log"):
-            self._telling.step(step, epoch=step.index * self._plan.epochs / self._plan.steps, **more)
+            self._telling.step(step, epoch=step.index * self._plan.epochs / self._plan.steps, slots=slots)
             self._folder.require_log()
 
     def see_to(self) -> bool:

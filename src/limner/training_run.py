@@ -115,18 +115,28 @@ def made_ready(
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:
         training = make_training(family, recipe, checked, source, plan.steps)
-        _start(folder, recipe, training)
-        training.share(ranks)
-        for group in training.groups():
-            watch.say(f"trains: {group.name}, {group.parameters:,} parameters in {group.tensors} tensors, "
-                      f"learning rate {group.learning_rate:g}")  # fmt: skip
-        continue_run(folder, recipe, training, prepared, watch, accept_dataset_change=accept_dataset_change)
         run = Ready(folder, recipe, family, training, plan, prepared, held_out)
-        if folder.writes:
-            result_bytes = try_result(folder, recipe, family, training.adapter)
-            if not run.is_done:
-                _require_room(folder, recipe, training, result_bytes)
+        try:
+            _bring_up(run, watch, ranks, accept_dataset_change=accept_dataset_change)
+        except BaseException:
+            training.adapter.detach()
+            raise
         yield run
+
+
+def _bring_up(run: Ready, watch: Watch, ranks: Ranks, *, accept_dataset_change: bool) -> None:
+    """Bring a training that has just been made to where the run is, and make sure that its result can be had."""
+    folder, recipe, training = run.folder, run.recipe, run.training
+    _start(folder, recipe, training)
+    training.share(ranks)
+    for group in training.groups():
+        watch.say(f"trains: {group.name}, {group.parameters:,} parameters in {group.tensors} tensors, "
+                  f"learning rate {group.learning_rate:g}")  # fmt: skip
+    continue_run(folder, recipe, training, run.prepared, watch, accept_dataset_change=accept_dataset_change)
+    if folder.writes:
+        result_bytes = try_result(folder, recipe, run.family, training.adapter)
+        if not run.is_done:
+            _require_room(folder, recipe, training, result_bytes)
 
 
 def _prepare(

@@ -133,3 +133,57 @@ def test_each_ends_where_it_ends_alone(base: Family, name: str, n: int) -> None:
         difference = apart(alone(base, spec, i), end_of(one))
         assert difference < 1e-5, f"{i} of {n}: {difference:g}"
         assert n > 1 or difference == 0, "one alone is bit for bit what it always is"
+
+
+def test_one_that_breaks_and_one_without_pictures_leave_the_others_alone(family: Family) -> None:
+    members = [member(family, LORA, i) for i in range(3)]
+    broken, gone = (m.slots[0].source for m in members[1:])
+    assert isinstance(broken, Rows)
+    assert isinstance(gone, Rows)
+    broken.poison, gone.missing = range(2, 99), range(1, 2)
+    wrong: dict[int, str] = {}
+
+    def see(one: Training, step: Any) -> None:
+        if isinstance(step, UserError):
+            wrong[members.index(one)] = f"{type(step).__name__}: {step}"
+        elif members.index(one) == 1:
+            assert step.slots[0].skipped == (step.index > 2)
+
+    finish(list(members), see)
+    assert wrong.keys() == {1, 2}
+    assert wrong[1].startswith(f"{Guarded.__name__}: Stopped at step 7: loss or gradient was not finite 5 times")
+    assert wrong[2] == "UserError: picture 1 is gone. Bring it back."
+    assert [m.index for m in members] == [8, 7, 1]
+    assert apart(alone(family, LORA, 0), end_of(members[0])) < 1e-5
+
+
+def test_who_comes_later_and_who_goes_early_end_as_alone(family: Family) -> None:
+    """A queue: two at a time, the next sits down between two steps; one goes on alone after a while."""
+    waiting = [member(family, LORA, i) for i in range(4)]
+    members, sitting = list(waiting), [waiting.pop(0), waiting.pop(0)]
+    while sitting:
+        company = Company(sitting)
+        while all(m.index < m.steps for m in sitting):
+            assert all(isinstance(step, Step) for step in company.step())
+        company.part()
+        sitting = [m for m in sitting if m.index < m.steps]
+        while waiting and len(sitting) < 2:
+            sitting.append(waiting.pop(0))
+    for i, one in enumerate(members):
+        assert apart(alone(family, LORA, i), end_of(one)) < 1e-5
+
+
+def test_a_probe_leaves_no_trace(family: Family) -> None:
+    members = [member(family, SPECS["pivotal"], i) for i in range(2)]
+    company = Company(members)
+    company.step()
+    before = [end_of(m) for m in members]
+    company.probe([5, 4])
+    assert [m.index for m in members] == [1, 1]
+    assert [apart(end_of(m), then) for m, then in zip(members, before, strict=True)] == [0, 0]
+    unprobed = [member(family, SPECS["pivotal"], i) for i in range(2)]
+    other = Company(unprobed)
+    for _ in range(2):
+        other.step()
+    company.step()
+    assert [apart(end_of(m), end_of(o)) for m, o in zip(members, unprobed, strict=True)] == [0, 0]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from limner.adapters.adapter import Stackable
 from limner.errors import UserError
@@ -41,16 +47,35 @@ class Company:
         self._stack.zero_grad()
         with self._stack.attached():
             passed = self._passes.run([turn for turn in turns if isinstance(turn, Turn)])
-        found: list[Step | UserError | None] = []
+        found: list[Step | UserError] = []
         for member, own in zip(self.members, passed, strict=True):
             try:
                 found.append(member.take([own], started))
             except UserError as error:
                 found.append(error)
-        return found
+        share = (time.perf_counter() - started) / len(self.members)
+        return [replace(one, seconds=share) if isinstance(one, Step) else one for one in found]
 
+    def probe(self, numbers: Sequence[int]) -> None:
+        """Take steps of these numbers (from 0), to find out whether there is memory for them; nothing of it stays.
+
+        What is undone is undone as a run is resumed: optimizers are made afresh, and the state is set again.
+        """
+        draws = torch.get_rng_state()
+        before = [_copied(member) for member in self.members]
+        try:
+            for member, number in zip(self.members, numbers, strict=True):
+                member.index = number
+            self.step()
+        finally:
+            for member, (tensors, told) in zip(self.members, before, strict=True):
+                member.forget()
+                member.restore(tensors, told)
+            torch.set_rng_state(draws)
+
+    @staticmethod
     @contextmanager
-    def acting(self, member: Training) -> Iterator[None]:
+    def acting(member: Training) -> Iterator[None]:
         """Within this block the base is as this member has taught it, and no other."""
         with _stackable(member).attached():
             yield
@@ -73,6 +98,12 @@ def _turn_of(member: Training) -> Turn | UserError:
     except UserError as error:
         return error
     return turn
+
+
+def _copied(member: Training) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a copy of a training's state."""
+    tensors, numbers = member.state()
+    return {name: tensor.clone() for name, tensor in tensors.items()}, copy.deepcopy(numbers)
 
 
 def _stackable(member: Training) -> Stackable:
