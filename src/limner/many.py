@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,24 @@ from limner.board import Board
 from limner.conflicts import check_settings
 from limner.errors import Guarded, Interrupted, UserError
 from limner.files import remove
-from limner.fitting import make_fit, telling_memory
+from limner.fitting import make_fit, plan_memory, slots_that_fit, telling_memory
 from limner.lock import locked
 from limner.pictures.folder import find_pictures
-from limner.planning import length_of
+from limner.planning import Told, length_of
 from limner.prepare.check import Checked
 from limner.prepare.subjects import refuse_colliding_tokens, refuse_shared_pictures
 from limner.ranks import Ranks, started
-from limner.recipe import Recipe, load_recipe, save_recipe, shipped_recipes
+from limner.recipe import Recipe, changed, load_recipe, save_recipe, shipped_recipes
 from limner.resuming import check_recipe, refuse_finished
 from limner.run import check, write_down
 from limner.rundir import RunDir, read_json, write_json
-from limner.starting import find_start
 from limner.training_together import Ended, Waiting, train_together
 from limner.watch import Watch
 
 LIST = "subjects.json"
 """In the folder that holds the runs: their names in order, and how many train at a time."""
 SLOTS = 8
-"""So many train at a time where `slots` is not given."""
+"""At most so many train at a time where `slots` is not given."""
 BY_FOLDER = {
     "pictures.token": "Each folder's name gives it: 'sks dog' has the token sks.",
     "pictures.subjects": "It teaches one adapter several subjects; --subjects trains one for each.",
@@ -88,35 +88,55 @@ def train_many(
     Raises:
         UserError: something that the user can mend, and that concerns all.
     """
-    watch, shared = watch or Watch(), dict(settings or {})
+    watch = watch or Watch()
     _require_one_process()
-    slots = _take_slots(shared)
-    for key, why in BY_FOLDER.items():
-        if key in shared:
-            raise UserError(f"{key}: has no effect with --subjects. {why}", "Leave it out.")
-    people = subjects_of([], Path(subjects))
-    refuse_colliding_tokens([one.name for one in people])
-    recipes = {one.name: _recipe_for(one, recipe, shared, watch) for one in people}
-    first = recipes[people[0].name]
-    for line in check_settings(first, given=shared, own_file=str(recipe) not in shipped_recipes()):
-        watch.say(line)
-    if first.init_from:
-        find_start(first.init_from)
-    for one in people:
-        find_pictures(list(one.pictures))  # an empty folder is a mistake of the whole, not a bad picture
-    board = Board(watch, list(recipes))
-    with _computing(first, watch):
-        checked, ended = _check_all(people, recipes, board)
+    looked = _look(Path(subjects), recipe, settings or {}, watch)
+    board, ended = looked.board, looked.ended
+    with _computing(looked.largest[0], watch):
+        slots = looked.slots or slots_that_fit(*looked.largest, min(SLOTS, len(looked.checked)))
         parent = RunDir.create(Path(run) if run else None, name=f"{Path(recipe).stem}-{Path(subjects).resolve().name}")
         with locked(parent.path):
             try:
-                waiting = _write_down_all(parent.path, people, recipes, checked, watch)
+                waiting = _write_down_all(parent.path, looked, slots, watch)
                 write_json(parent.path / LIST, {"subjects": [one.name for one in waiting], "slots": slots})
-                return _train(parent.path, waiting, ended, list(recipes), slots, watch, board)
+                return _train(parent.path, waiting, ended, list(looked.recipes), slots, watch, board)
             except UserError:
                 if not any(parent.path.glob("*/checkpoints")):  # nothing was learned: leave nothing half-made
                     remove(parent.path)
                 raise
+
+
+def plan_many(
+    subjects: str | Path,
+    *,
+    recipe: str | Path = "lora",
+    settings: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> Told:
+    """Return what `train_many` would need, phase by phase, before anything is loaded: one base and its slots.
+
+    The phases are those of the subject whose steps are the largest; the time is that of all.
+    """
+    watch = watch or Watch()
+    looked = _look(Path(subjects), recipe, settings or {}, watch)
+    (largest, checked), count = looked.largest, len(looked.checked)
+    slots = min(looked.slots or SLOTS, count)
+    every = sum(length_of(looked.recipes[name], found).steps for name, found in looked.checked.items())
+    length = length_of(largest, checked)
+    with watch.phase("plan"):
+        together = plan_memory(largest, checked, replace(length, steps=ceil(every / slots)), slots=slots)
+        alone = plan_memory(largest, checked, length) if slots > 1 else together
+    taken, single = (next(row for row in told.facts["phases"] if row["phase"] == "train") for told in (together, alone))
+    each = (taken["memory_gib"] - single["memory_gib"]) / max(1, slots - 1)
+    disk = count * together.facts["disk_gib"]
+    lines = [
+        f"{count} subjects, {slots} at a time, {every} steps in all; the disk is that of each, {disk:.2f} GiB of all",
+        f"training takes {single['memory_gib']:.2f} GiB with one slot and {taken['memory_gib']:.2f} GiB with {slots}: "
+        f"{each:.3f} GiB for each further one",
+    ]
+    facts = {**together.facts, "subjects": count, "slots": slots, "all_steps": every, "slot_gib": each,
+             "alone_gib": single["memory_gib"], "disk_gib": disk}  # fmt: skip
+    return Told((*together.lines, *lines), facts)
 
 
 def resume_many(run: str | Path, *, settings: Mapping[str, Any] | None = None, watch: Watch | None = None) -> Many:
@@ -127,7 +147,7 @@ def resume_many(run: str | Path, *, settings: Mapping[str, Any] | None = None, w
     watch, shared, parent = watch or Watch(), dict(settings or {}), Path(run)
     _require_one_process()
     known = read_json(parent / LIST)
-    slots = _take_slots(shared, known["slots"])
+    slots = _take_slots(shared) or known["slots"]
     accepted = shared.pop("accept_dataset_change", False) is True
     board = Board(watch, known["subjects"])
     waiting: list[Waiting] = []
@@ -192,6 +212,51 @@ def _reopened(path: Path, shared: Mapping[str, Any], watch: Watch, accepted: boo
     return Waiting(path.name, folder, recipe, checked, accept_dataset_change=accepted)
 
 
+@dataclass(frozen=True)
+class _Looked:
+    """Subjects that were looked at, before anything is loaded."""
+
+    people: Sequence[Subject]
+    recipes: Mapping[str, Recipe]
+    checked: Mapping[str, Checked]
+    """Those that can be trained."""
+    ended: Mapping[str, Ended]
+    """Those that are left out."""
+    slots: int | None
+    """How many are to train at a time, where that was given."""
+    board: Board
+
+    @property
+    def largest(self) -> tuple[Recipe, Checked]:
+        """Return the recipe and the pictures of the subject whose steps need most memory."""
+        name = max(self.checked, key=lambda name: max(w * h for w, h in self.checked[name].shapes))
+        return self.recipes[name], self.checked[name]
+
+
+def _look(folder: Path, recipe: str | Path, settings: Mapping[str, Any], watch: Watch) -> _Looked:
+    """Check settings, names and pictures of all subjects.
+
+    Raises:
+        UserError: something that concerns all of them.
+    """
+    shared = dict(settings)
+    slots = _take_slots(shared)
+    for key, why in BY_FOLDER.items():
+        if key in shared:
+            raise UserError(f"{key}: has no effect with --subjects. {why}", "Leave it out.")
+    people = subjects_of([], folder)
+    refuse_colliding_tokens([one.name for one in people])
+    recipes = {one.name: _recipe_for(one, recipe, shared, watch) for one in people}
+    first = recipes[people[0].name]
+    for line in check_settings(first, given=shared, own_file=str(recipe) not in shipped_recipes()):
+        watch.say(line)
+    for one in people:
+        find_pictures(list(one.pictures))  # an empty folder is a mistake of the whole, not a bad picture
+    board = Board(watch, list(recipes))
+    checked, ended = _check_all(people, recipes, board)
+    return _Looked(people, recipes, checked, ended, slots, board)
+
+
 def _recipe_for(subject: Subject, recipe: str | Path, shared: Mapping[str, Any], watch: Watch) -> Recipe:
     """Return the recipe of one subject: token and class noun by its name; a word that is learned stands in brackets."""
     general = load_recipe(recipe, shared)
@@ -236,24 +301,25 @@ def _check_all(
     return checked, ended
 
 
-def _write_down_all(
-    parent: Path, people: Sequence[Subject], recipes: Mapping[str, Recipe], checked: Mapping[str, Checked], watch: Watch
-) -> list[Waiting]:
-    """Make every subject's run folder, before anything is loaded."""
+def _write_down_all(parent: Path, looked: _Looked, slots: int, watch: Watch) -> list[Waiting]:
+    """Make every subject's run folder, before anything is loaded; what `fit` takes is the same for all."""
+    together = min(slots, len(looked.checked))
+    _, fitted = make_fit(*looked.largest, watch, Ranks(), slots=together)
     waiting: list[Waiting] = []
-    for one in people:
-        if one.name in checked:
-            says = watch if not waiting else Watch()
-            recipe, fitted = make_fit(recipes[one.name], checked[one.name], says, Ranks())
+    for one in looked.people:
+        if one.name in looked.checked:
+            recipe = changed(looked.recipes[one.name], {**fitted, "fit": False}) if fitted else looked.recipes[one.name]
             folder = RunDir.create(parent / one.name, name=one.name)
             write_down(folder, recipe, one.pictures, None, fitted=fitted)
-            waiting.append(Waiting(one.name, folder, recipe, checked[one.name]))
+            waiting.append(Waiting(one.name, folder, recipe, looked.checked[one.name]))
     return waiting
 
 
-def _take_slots(shared: dict[str, Any], known: int = SLOTS) -> int:
-    """Take `slots` out of the settings."""
-    slots = shared.pop("slots", known)
+def _take_slots(shared: dict[str, Any]) -> int | None:
+    """Take `slots` out of the settings; None where it is not given."""
+    slots = shared.pop("slots", None)
+    if slots is None:
+        return None
     if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
         raise UserError(f"slots={slots}: is no number of runs.", f"Use 1 or more; {SLOTS} is usual.")
     return slots

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 RUNS_HELP = "A run folder, or several of one subject to compare."
 SETTINGS_HELP = "key=value settings laid over the recipe."
+SubjectsOption = Annotated[
+    Path | None, typer.Option(help="Folder of subjects' folders, each named 'TOKEN CLASS'.", metavar="DIR")
+]
 
 
 @app.command()
@@ -51,16 +54,26 @@ def check(
 
 @app.command()
 def plan(
-    pictures: PicturesArgument,
+    pictures: Annotated[
+        list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")
+    ] = None,
     recipe: RecipeOption = "lora",
+    subjects: SubjectsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a run will need, before it: memory and time of each phase, disk; no GPU and no weights are needed."""
+    from limner import many
     from limner import run as runs
 
-    paths, settings = paths_and_settings(pictures)
+    paths, settings = paths_and_settings(pictures or [])
+    if bool(paths) == bool(subjects):
+        found = f"--subjects {subjects}: takes no pictures." if subjects else "plan: no pictures were given."
+        raise UserError(found, "Name a folder of pictures, or a folder of subjects' folders with --subjects.")
     with watch_for(as_json) as watch:
-        told = runs.plan(paths, recipe=recipe, settings=settings, watch=watch)
+        if subjects:
+            told = many.plan_many(subjects, recipe=recipe, settings=settings, watch=watch)
+        else:
+            told = runs.plan(paths, recipe=recipe, settings=settings, watch=watch)
     print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
 
 
@@ -71,10 +84,7 @@ def train(
     ] = None,
     recipe: RecipeOption = "lora",
     run: RunOption = None,
-    subjects: Annotated[
-        Path | None,
-        typer.Option(help="Folder of subjects' folders, each named 'TOKEN CLASS': all are trained.", metavar="DIR"),
-    ] = None,
+    subjects: SubjectsOption = None,
     class_pictures: Annotated[
         Path | None, typer.Option(help="Folder of class pictures for prior preservation.")
     ] = None,
@@ -199,9 +209,7 @@ def compare(
     arms: Annotated[
         str, typer.Option(help="Recipes, each NAME, FILE or NAME\\[key=value,...].", metavar="ARM,ARM,...")
     ] = "base,lora,dreambooth,dreambooth-lora,textual-inversion",
-    subjects: Annotated[
-        Path | None, typer.Option(help="Folder of subjects' folders, each named 'TOKEN CLASS'.", metavar="DIR")
-    ] = None,
+    subjects: SubjectsOption = None,
     seeds: Annotated[str, typer.Option(help="How many training seeds, or a list.", metavar="N|LIST")] = "1",
     run: Annotated[Path | None, typer.Option("--run", help="The folder to make or go on with.", metavar="DIR")] = None,
     as_json: JsonOption = False,
