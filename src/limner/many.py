@@ -65,7 +65,7 @@ class Many:
             return
         kinds = [type(error) for error in wrong.values()]
         kind = next((kind for kind in (Interrupted, Guarded) if kind in kinds), UserError)
-        lines = "".join(f"\n  {name}: {error}" for name, error in wrong.items())
+        lines = "".join(f"\n  {name}: {' '.join(str(error).split())}" for name, error in wrong.items())
         finished = len(self.ended) - len(wrong)
         hint = f"{finished} finished. The others go on with: limner train --resume {self.path}"
         raise kind(f"{len(wrong)} of {len(self.ended)} subjects have not come to their end:{lines}\n", hint)
