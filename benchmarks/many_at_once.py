@@ -19,11 +19,14 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from limner import machine
 from limner.families.source import ASSETS
 
 SUBJECTS = ("critter", "robot", "plant", "clay_figure")
+Round = dict[str, dict[str, float]]
+"""What each arm took: wall and processor seconds of all its processes, and the largest one's peak memory."""
 SETTINGS = ("base=tiny", "adapter.targets=all", "learning_rate=1e-3", "adapter.save_precision=float32")
 
 
@@ -38,21 +41,27 @@ def main() -> None:
         subjects = Path(place) / "subjects"
         for number, name in enumerate(SUBJECTS):
             shutil.copytree(ASSETS / "demo" / name, subjects / f"{'abcd'[number]}ks {name.replace('_', ' ')}")
-        rounds = [measure(subjects, Path(place), given.steps, number) for number in range(given.rounds)]
-    result = {
+        rounds: list[Round] = []
+        for number in range(given.rounds):
+            rounds.append(measure(subjects, Path(place), given.steps, number))
+            result = told(rounds, given.steps)
+            print(json.dumps(result, indent=1), flush=True)
+            if given.out:  # after each round, so that what is measured is not lost
+                given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def told(rounds: list[Round], steps: int) -> dict[str, Any]:
+    """Return what was measured, and by how much one arm is faster."""
+    ratios = {f"ratio_{what}": spread([r["together"][what] / r["one_after_another"][what] for r in rounds])
+              for what in ("cpu_s", "wall_s")}  # fmt: skip
+    return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.hardware(),
         "command": " ".join(["python -m benchmarks.many_at_once", *sys.argv[1:]]), "versions": machine.versions(),
-        "load_average": os.getloadavg(), "subjects": len(SUBJECTS), "steps": given.steps,
-        "ratio_processor_seconds": spread([r["together"]["cpu_s"] / r["one_after_another"]["cpu_s"] for r in rounds]),
-        "ratio_wall_seconds": spread([r["together"]["wall_s"] / r["one_after_another"]["wall_s"] for r in rounds]),
-        "rounds": rounds,
+        "load_average": os.getloadavg(), "subjects": len(SUBJECTS), "steps": steps, **ratios, "rounds": rounds,
     }  # fmt: skip
-    print(json.dumps(result, indent=1))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(subjects: Path, place: Path, steps: int, number: int) -> dict[str, dict[str, float]]:
+def measure(subjects: Path, place: Path, steps: int, number: int) -> Round:
     """Have each arm do the whole, the one that goes first by turns."""
 
     def together() -> dict[str, float]:

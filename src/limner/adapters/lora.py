@@ -208,7 +208,7 @@ class LoRALayer(nn.Module):
         ):
             if stacked.grad is None:
                 stacked.grad = torch.zeros_like(stacked)
-            view = stacked.detach()[index]
+            view = stacked.detach()[index].detach()  # that of a view keeps no hold of the memory, when it moves
             view.grad = stacked.grad[index]
             views[name] = view
         return views

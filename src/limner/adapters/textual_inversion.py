@@ -201,7 +201,7 @@ class LearnedWords(Stackable):
             if stack.grad is None:
                 stack.grad = torch.zeros_like(stack)
             for word, where in self._owned[slot].items():
-                view = stack.detach()[slot, where.start : where.stop]
+                view = stack.detach()[slot, where.start : where.stop].detach()
                 view.grad = stack.grad[slot, where.start : where.stop]
                 views[f"words.{root}.{word}"] = view
         return views
