@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from limner.demonstration import demo
     from limner.distilling import distill
     from limner.live import live
+    from limner.many import resume_many, train_many
     from limner.measuring import measure
     from limner.run import check, evaluate, generate, report, resume, train
 
@@ -25,7 +26,9 @@ __all__ = [
     "measure",
     "report",
     "resume",
+    "resume_many",
     "train",
+    "train_many",
 ]
 PLACES = {
     "compare": "comparing",
@@ -33,6 +36,8 @@ PLACES = {
     "distill": "distilling",
     "live": "live",
     "measure": "measuring",
+    "resume_many": "many",
+    "train_many": "many",
 }
 """Where the verbs are that are not in `run`."""
 

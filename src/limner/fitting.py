@@ -76,7 +76,7 @@ def fit(planned: Forecast, checked: Checked, steps: int, budget: int) -> Fitted:
         if step is None:
             break
         recipe = changed(found.forecast.recipe, step)
-        tried = forecast(recipe, checked, steps, planned.at)
+        tried = forecast(recipe, checked, steps, planned.at, slots=planned.slots)
         if _worth(tried, found.forecast):
             found = Fitted(tried, _differences(planned.recipe, recipe, {**found.chosen, **step}))
         else:
@@ -84,11 +84,14 @@ def fit(planned: Forecast, checked: Checked, steps: int, budget: int) -> Fitted:
     return found
 
 
-def plan_memory(recipe: Recipe, checked: Checked, length: Plan) -> Told:
-    """Return what a run of this length will need, phase by phase, and how it can be made to fit where it does not."""
+def plan_memory(recipe: Recipe, checked: Checked, length: Plan, *, slots: int = 1) -> Told:
+    """Return what a run of this length will need, phase by phase, and how it can be made to fit where it does not.
+
+    With `slots` as many such runs train together.
+    """
     at = machine.place(recipe.device, recipe.precision, must_be_here=False)
     budget = budget_of(recipe, at)
-    planned = forecast(recipe, checked, length.steps, at)
+    planned = forecast(recipe, checked, length.steps, at, slots=slots)
     found = Fitted(planned) if budget is None else fit(planned, checked, length.steps, budget)
     shown = found.forecast if recipe.fit else planned
     told = rows(shown, length.steps)
@@ -103,8 +106,12 @@ def plan_memory(recipe: Recipe, checked: Checked, length: Plan) -> Told:
     })  # fmt: skip
 
 
-def make_fit(recipe: Recipe, checked: Checked, watch: Watch, ranks: Ranks) -> tuple[Recipe, dict[str, Any]]:
+def make_fit(
+    recipe: Recipe, checked: Checked, watch: Watch, ranks: Ranks, *, slots: int = 1
+) -> tuple[Recipe, dict[str, Any]]:
     """Return the recipe as it fits, and what was changed for that; nothing is planned where memory is plenty.
+
+    With `slots` as many such runs train together.
 
     Raises:
         UserError: the run does not fit; says what it needs, what there is, and what would help.
@@ -115,11 +122,16 @@ def make_fit(recipe: Recipe, checked: Checked, watch: Watch, ranks: Ranks) -> tu
             f"fit={_toml(recipe.fit)}: plans for one process, and there are {ranks.count}.", "Leave it out."
         )
     budget = budget_of(recipe, at)
-    if recipe.fit == "off" or budget is None or not (recipe.fit or _may_be_tight(recipe, budget)) or ranks.count > 1:
+    if (
+        recipe.fit == "off"
+        or budget is None
+        or not (recipe.fit or _may_be_tight(recipe, budget, slots))
+        or ranks.count > 1
+    ):
         return recipe, {}
     steps = length_of(recipe, checked).steps
     with watch.phase("plan"):
-        planned = forecast(recipe, checked, steps, at)
+        planned = forecast(recipe, checked, steps, at, slots=slots)
         found = fit(planned, checked, steps, budget) if planned.peak_bytes > budget else Fitted(planned)
     if found.forecast.peak_bytes > budget or (found.chosen and not recipe.fit):
         raise too_large(planned, found, budget)
@@ -166,15 +178,27 @@ def _ran_out(recipe: Recipe, checked: Checked, at: Place, budget: int | None) ->
     return UserError(f"Out of memory on {at.device}: the run needs {about(planned)}.", better)
 
 
-def _may_be_tight(recipe: Recipe, budget: int) -> bool:
-    """Return whether it is worth the seconds to plan: the base is large beside the memory."""
+def slots_that_fit(recipe: Recipe, checked: Checked, most: int) -> int:
+    """Return how many such runs, at most `most`, can train together in the memory that there is."""
+    at = machine.place(recipe.device, recipe.precision)
+    budget, slots = budget_of(recipe, at), most
+    if recipe.fit == "off" or budget is None or not _may_be_tight(recipe, budget, slots):
+        return slots
+    steps = length_of(recipe, checked).steps
+    while slots > 1 and forecast(recipe, checked, steps, at, slots=slots).peak_bytes > budget:
+        slots //= 2
+    return slots
+
+
+def _may_be_tight(recipe: Recipe, budget: int, slots: int) -> bool:
+    """Return whether it is worth the seconds to plan: the base is large beside the memory for each run on it."""
     files: list[Path] = []
     for name in filter(None, (recipe.base, recipe.generation.partner[1])):
         path = locate(name)
         if path is None:
             return True
         files += [path] if path.is_file() else recognise(name).path.rglob("*.safetensors")
-    return TIGHT * sum(file.stat().st_size for file in files) > budget
+    return slots * TIGHT * sum(file.stat().st_size for file in files) > budget
 
 
 def _measures(asked: Recipe, found: Forecast) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -22,6 +22,7 @@ from limner.pictures.fit import Size
 from limner.prepare.check import Checked
 from limner.recipe import Recipe
 from limner.train.checkpoint import BESIDE_BYTES
+from limner.train.company import Company
 from limner.train.loop import Training
 from limner.train.trace import Cost, Trace, tracing
 from limner.types import Batch
@@ -79,6 +80,8 @@ class Forecast:
     phases: tuple[Work, ...]
     checkpoint_bytes: int
     result_bytes: int
+    slots: int = 1
+    """How many runs train together on the one base."""
 
     @property
     def peak(self) -> Work:
@@ -92,21 +95,22 @@ class Forecast:
 
     @property
     def disk_bytes(self) -> int:
-        """Return what the run folder will hold at most: checkpoints that are kept and one being written, the result."""
+        """Return what one run folder will hold at most: checkpoints that are kept and one being written, the result."""
         own = self.recipe.checkpoint
         return (own.keep + 1 + (own.choose != "last")) * self.checkpoint_bytes + self.result_bytes
 
 
-def forecast(recipe: Recipe, checked: Checked, steps: int, at: Place) -> Forecast:
+def forecast(recipe: Recipe, checked: Checked, steps: int, at: Place, *, slots: int = 1) -> Forecast:
     """Trace one piece of every phase of the run, on the recipe's own modules, adapter, optimizer and loop.
 
-    No weights are read and nothing is computed; it takes seconds, whatever the size of the base.
+    With `slots` as many such runs train together. No weights are read and nothing is computed; it takes seconds,
+    whatever the size of the base.
     """
     family = sketch(recipe.base, dtype=at.dtype)
     with tracing(at.device.type) as trace:
-        run = _Run(trace, family, recipe, checked, steps, at)
+        run = _Run(trace, family, recipe, checked, steps, at, slots)
         phases = tuple(run.phases())
-        return Forecast(recipe, at, phases, run.checkpoint_bytes, run.result_bytes)
+        return Forecast(recipe, at, phases, run.checkpoint_bytes, run.result_bytes, slots)
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ class _Run:
     checked: Checked
     steps: int
     at: Place
+    slots: int = 1
     checkpoint_bytes: int = 0
     result_bytes: int = 0
     part_bytes: dict[str, int] = field(default_factory=dict[str, int])
@@ -163,8 +168,9 @@ class _Run:
             yield self._prepare()
         with self._together(begun and draws):
             some = self.recipe.model_copy(update={"accumulate": min(2, self.recipe.accumulate)})  # a third adds nothing
-            training = make_training(self.family, some, self.checked, _Examples(self._batch()), self.steps)
-            yield self._train(training)
+            examples = _Examples(self._batch())
+            trainings = [self._made(some, examples) for _ in range(self.slots)]
+            yield self._train(trainings)
             if preview.every_steps:
                 previews = self.steps // preview.every_steps * preview.images
                 with self.family.whole():
@@ -174,7 +180,7 @@ class _Run:
                 times = 1 + ceil(self.steps / validation.every_steps)  # the base, and the last step
                 with self.family.whole():
                     yield self._drawn("validation", min(sampling.batch, at_once), times * at_once)
-            yield self._save(training)
+            yield self._save(trainings[0])
         if sampling.begun_by or not is_refiner(self.family.kind):  # which draws nothing alone
             yield draw
 
@@ -264,23 +270,33 @@ class _Run:
     def _longest_caption(self) -> str:
         return max((example.caption for example in self.checked.examples), key=self.family.token_count)
 
-    def _train(self, training: Training) -> Work:
-        """Take one step that finds the optimizer's state there, as all but the first do."""
-        for update in training.updates:
+    def _made(self, recipe: Recipe, examples: _Examples) -> Training:
+        """Make a training; one that is to train with others is off the base."""
+        training = make_training(self.family, recipe, self.checked, examples, self.steps)
+        if self.slots > 1:
+            training.adapter.detach()
+        return training
+
+    def _train(self, trainings: Sequence[Training]) -> Work:
+        """Take one step that finds the optimizers' state there, as all but the first do."""
+        take = Company(trainings).step if self.slots > 1 else trainings[0].step
+        for update in (update for training in trainings for update in training.updates):
             for parameter in update.parameters.values():
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             for part in update.parts:
                 if self.at.device.type == "cuda" and part.settings.get("foreach", True) is None:
                     part.settings["foreach"] = True  # torch's choice there: all weights of a group at once
                 part.optimizer.step()
-        training.adapter.zero_grad()
+        for training in trainings:
+            training.adapter.zero_grad()
         with self.trace.measuring() as cost:
-            training.step()
-        training.adapter.zero_grad()
-        self.checkpoint_bytes = _bytes(training.state()[0].values())
-        work = self._work("train", (cost, self.steps * self.recipe.accumulate / training.accumulate))
+            take()
+        for training in trainings:
+            training.adapter.zero_grad()
+        self.checkpoint_bytes = _bytes(trainings[0].state()[0].values())
+        work = self._work("train", (cost, self.steps * self.recipe.accumulate / trainings[0].accumulate))
         is_copied = self.recipe.checkpoint.every_steps and self.checkpoint_bytes <= BESIDE_BYTES
-        return replace(work, host_bytes=work.host_bytes + (self.checkpoint_bytes if is_copied else 0))
+        return replace(work, host_bytes=work.host_bytes + (self.slots * self.checkpoint_bytes if is_copied else 0))
 
     def _save(self, training: Training) -> Work:
         """Gather what the result's files hold."""

@@ -75,7 +75,7 @@ def rows(found: Forecast, steps: int) -> list[Row]:
     device = found.at.device
     here = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_available())
     rates = {dtype: measure_rates(device, dtype) for dtype in _formats(found)} if here else {}
-    pace = known_pace(found.recipe)
+    pace = known_pace(found.recipe) if found.slots == 1 else None
     told: list[Row] = []
     for work in found.phases:
         memory, host = (size / GIB for size in work.needs(device.type))

@@ -94,15 +94,7 @@ def _begin(
                                      resolution_px=checked.resolution_px, cache=default_cache())  # fmt: skip
         recipe = suited(recipe, watch, class_pictures=class_pictures is not None)
         recipe, fitted = make_fit(recipe, checked, watch, ranks)
-        folder.update_provenance(
-            fit=fitted, command=sys.argv, versions=machine.versions(),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            hardware=machine.hardware(), computed=computed(recipe, ranks.count), deterministic=recipe.deterministic,
-            pictures=[str(p.resolve()) for p in paths],
-            class_pictures=str(class_pictures.resolve()) if class_pictures else None,
-        )  # fmt: skip
-        if folder.writes:
-            save_recipe(recipe, folder.recipe)  # last: with it the folder is a run, which can be resumed
+        write_down(folder, recipe, paths, class_pictures, fitted=fitted, processes=ranks.count)
         ranks.wait()
         with telling_memory(recipe, checked):
             return train_adapter(folder, recipe, checked, class_pictures, watch, ranks=ranks)
@@ -110,6 +102,27 @@ def _begin(
         if folder.writes and not folder.checkpoints.is_dir():  # nothing was learned: leave nothing half-made
             remove(folder.path)
         raise
+
+
+def write_down(
+    folder: RunDir,
+    recipe: Recipe,
+    paths: Sequence[Path],
+    class_pictures: Path | None,
+    *,
+    fitted: Mapping[str, Any],
+    processes: int = 1,
+) -> None:
+    """Write down what a run is; with it the folder is a run, which can be resumed."""
+    folder.update_provenance(
+        fit=dict(fitted), command=sys.argv, versions=machine.versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"), hardware=machine.hardware(),
+        computed=computed(recipe, processes), deterministic=recipe.deterministic,
+        pictures=[str(p.resolve()) for p in paths],
+        class_pictures=str(class_pictures.resolve()) if class_pictures else None,
+    )  # fmt: skip
+    if folder.writes:
+        save_recipe(recipe, folder.recipe)  # last
 
 
 def _alone(folder: RunDir) -> AbstractContextManager[None]:

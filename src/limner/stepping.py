@@ -33,7 +33,7 @@ from limner.train.checkpoint import (
     take_state,
     write_checkpoint,
 )
-from limner.train.loop import Training
+from limner.train.loop import Step, Training
 from limner.train.validation import validation_loss
 from limner.validating import Validations, due, read_course
 from limner.watch import Watch
@@ -124,113 +124,163 @@ def take_steps(
         Interrupted: Ctrl-C; the checkpoint and the adapter of this step are saved.
         Guarded: the numbers broke; the adapter of the last good checkpoint is saved.
     """
-    seconds: list[float] = []
-    spared = Spared(watch)
     with (
-        closing(Telling(folder, recipe, training, watch)) as telling,
-        closing(Checkpoints(folder, recipe, training, spared)) as checkpoints,
+        closing(Attendant(folder, recipe, family, training, plan, watch, held_out=held_out)) as attendant,
         noted_signals() as stopped,
     ):
-        validations = Validations(folder, recipe, family, training, telling, watch)
         try:
-            is_over = validations.catch_up()
+            is_over = attendant.begin()
             for step in () if is_over else training:
-                seconds.append(step.seconds)
-                with spared("line of the log"):
-                    telling.step(step, epoch=step.index * plan.epochs / plan.steps)
-                    folder.require_log()
-                last = step.index == training.steps
-                if training.ranks.any(bool(stopped)) and not last:
-                    _stop(folder, recipe, family, training, spared, checkpoints, validations)
-                is_over = validations.take()
-                if folder.writes:
-                    checkpoints.heed()
-                    is_taken = validations.kept == step.index
-                    if last or is_over or is_taken or due(step.index, recipe.checkpoint.every_steps):
-                        loss = _validate(folder, training, held_out)
-                        checkpoints.begin(loss, keep_step=validations.kept)
-                    if due(step.index, recipe.preview.every_steps):
-                        with spared("preview"):
-                            _preview(folder, recipe, family, training, telling)
-                if is_over:
+                attendant.tell(step)
+                if training.ranks.any(bool(stopped)) and not attendant.is_last:
+                    attendant.stop("Ctrl-C or SIGTERM")
+                if attendant.see_to():
                     break
-            checkpoints.finish()
+            attendant.finish()
         except Guarded as guarded:
-            checkpoints.finish()
-            raise _last_good(guarded, folder, recipe, family, training) from None
+            raise attendant.last_good(guarded) from None
         if stopped:  # at the last step: its checkpoint is written, and the run goes on from there
             raise KeyboardInterrupt
-    if seconds and training.ranks.count == 1:
-        with suppress(Unwritable):  # a pace that cannot be kept is not known the next time
-            keep_pace(recipe, seconds)
+    attendant.keep_pace()
 
 
-def _preview(folder: RunDir, recipe: Recipe, family: Family, training: Training, telling: Telling) -> None:
-    """Draw a preview and tell where it is; one that fails is told, and never ends the run."""
-    try:
-        with training.evaluating():
-            made, wrong = preview(folder, recipe, family, training.index)
-    except Unwritable:
-        raise
-    except Exception as error:  # whatever it is, a picture to look at is not worth the run
-        what = f"{type(error).__name__}: {error}"
-        made, wrong = None, f"preview at step {training.index} failed ({what}); training goes on"
-    if not made and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    telling.preview(training.index, made)
-    if wrong:
-        telling.warn(training.index, wrong)
+class Attendant:
+    """Sees to one run between its steps: its log, checkpoints, previews and validations, and how it stops."""
 
+    def __init__(
+        self,
+        folder: RunDir,
+        recipe: Recipe,
+        family: Family,
+        training: Training,
+        plan: Plan,
+        watch: Watch,
+        *,
+        held_out: Prepared | None = None,
+    ) -> None:
+        self._folder, self._recipe, self._family, self._training = folder, recipe, family, training
+        self._plan, self._held_out = plan, held_out
+        self._seconds: list[float] = []
+        self._spared = Spared(watch)
+        self._telling = Telling(folder, recipe, training, watch)
+        self._checkpoints = Checkpoints(folder, recipe, training, self._spared)
+        self._validations = Validations(folder, recipe, family, training, self._telling, watch)
 
-def _last_good(guarded: Guarded, folder: RunDir, recipe: Recipe, family: Family, training: Training) -> Guarded:
-    """Save the adapter of the last checkpoint, if there is one, and say it where the guard says why it stopped."""
-    folder.append_log("stopped", step=training.index, text=str(guarded))
-    kept = complete_checkpoints(folder.checkpoints)
-    if not kept:
-        return Guarded(f"{guarded.message} No checkpoint was written before.", guarded.hint)
-    load_checkpoint(training, kept[-1])
-    if folder.writes:
-        with training.evaluating(), suppress(Guarded):  # finite, and yet too large for the number format of the file
-            save_adapter(folder, recipe, family, training)
-    # said in the same words by every process, so that it is printed once
-    good = f"Last good checkpoint: step {training.index}, with its adapter in {folder.path}."
-    return Guarded(f"{guarded.message} {good}", guarded.hint)
+    @property
+    def is_last(self) -> bool:
+        """Tell whether the step in hand is the run's last."""
+        return self._training.index == self._training.steps
 
+    @property
+    def is_due(self) -> bool:
+        """Tell whether this step's weights are to be kept, drawn with or judged, so that they must be at work."""
+        step, recipe = self._training.index, self._recipe
+        every = (recipe.checkpoint.every_steps, recipe.preview.every_steps, recipe.validation.every_steps)
+        return self.is_last or any(due(step, each) for each in every)
 
-def _validate(folder: RunDir, training: Training, held_out: Prepared | None) -> float | None:
-    """Return the loss on the held-out pictures, and log it; None without them."""
-    if held_out is None:
-        return None
-    loss = validation_loss(training, held_out, held_out.num_examples)
-    folder.append_log("validation", step=training.index, validation_loss=loss)
-    return loss if math.isfinite(loss) else None
+    def begin(self) -> bool:
+        """Catch up with validations that are missing; return whether the run is over before it goes on."""
+        return self._validations.catch_up()
 
+    def tell(self, step: Step, *, slots: int = 1) -> None:
+        """Log and show a step, of so many runs together."""
+        self._seconds.append(step.seconds)
+        with self._spared("line of the log"):
+            self._telling.step(step, epoch=step.index * self._plan.epochs / self._plan.steps, slots=slots)
+            self._folder.require_log()
 
-def _stop(
-    folder: RunDir,
-    recipe: Recipe,
-    family: Family,
-    training: Training,
-    spared: Spared,
-    checkpoints: Checkpoints,
-    validations: Validations,
-) -> None:
-    """Save the checkpoint and the adapter of this step, as far as the disk takes them, and leave."""
-    if folder.writes:
-        checkpoints.begin(keep_step=validations.kept)
-        checkpoints.finish()
-        with spared("result"), training.evaluating():
-            save_adapter(folder, recipe, family, training)
-        folder.append_log("stopped", step=training.index, text="Ctrl-C or SIGTERM")
-    training.ranks.wait()
-    is_of_this_step = read_json(folder.provenance).get("chosen", {}).get("step") == training.index
-    files = (checkpoint_of(folder.checkpoints, training.index), *(results(folder)[:1] if is_of_this_step else ()))
-    saved = [str(path) for path in files if path.exists()]
-    said = f"{' and '.join(saved) or 'nothing'} {'are' if len(saved) > 1 else 'is'} saved."
-    raise Interrupted(
-        f"Stopped at step {training.index} of {training.steps}: {said}",
-        f"Continue with: limner train --resume {folder.path}",
-    )
+    def see_to(self) -> bool:
+        """Validate, keep and preview what is due at this step; return whether the run is to end here."""
+        step = self._training.index
+        is_over = self._validations.take()
+        if self._folder.writes:
+            self._checkpoints.heed()
+            is_taken = self._validations.kept == step
+            if self.is_last or is_over or is_taken or due(step, self._recipe.checkpoint.every_steps):
+                self._checkpoints.begin(self._validate(), keep_step=self._validations.kept)
+            if due(step, self._recipe.preview.every_steps):
+                with self._spared("preview"):
+                    self._preview()
+        return is_over
+
+    def finish(self) -> None:
+        """Have the checkpoint in hand written."""
+        self._checkpoints.finish()
+
+    def close(self) -> None:
+        """Finish, and close what was open."""
+        self._checkpoints.close()
+        self._telling.close()
+
+    def keep_pace(self) -> None:
+        """Remember how fast this run was, for the plan of the next."""
+        if self._seconds and self._training.ranks.count == 1:
+            with suppress(Unwritable):  # a pace that cannot be kept is not known the next time
+                keep_pace(self._recipe, self._seconds)
+
+    def _preview(self) -> None:
+        """Draw a preview and tell where it is; one that fails is told, and never ends the run."""
+        training = self._training
+        try:
+            with training.evaluating():
+                made, wrong = preview(self._folder, self._recipe, self._family, training.index)
+        except Unwritable:
+            raise
+        except Exception as error:  # whatever it is, a picture to look at is not worth the run
+            what = f"{type(error).__name__}: {error}"
+            made, wrong = None, f"preview at step {training.index} failed ({what}); training goes on"
+        if not made and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._telling.preview(training.index, made)
+        if wrong:
+            self._telling.warn(training.index, wrong)
+
+    def last_good(self, guarded: Guarded) -> Guarded:
+        """Save the adapter of the last checkpoint, if there is one, and say it where the guard says why it stopped."""
+        folder, training = self._folder, self._training
+        self._checkpoints.finish()
+        folder.append_log("stopped", step=training.index, text=str(guarded))
+        kept = complete_checkpoints(folder.checkpoints)
+        if not kept:
+            return Guarded(f"{guarded.message} No checkpoint was written before.", guarded.hint)
+        load_checkpoint(training, kept[-1])
+        if folder.writes:
+            with training.evaluating(), suppress(Guarded):  # finite, and yet too large for the file's number format
+                save_adapter(folder, self._recipe, self._family, training)
+        # said in the same words by every process, so that it is printed once
+        good = f"Last good checkpoint: step {training.index}, with its adapter in {folder.path}."
+        return Guarded(f"{guarded.message} {good}", guarded.hint)
+
+    def _validate(self) -> float | None:
+        """Return the loss on the held-out pictures, and log it; None without them."""
+        if self._held_out is None:
+            return None
+        loss = validation_loss(self._training, self._held_out, self._held_out.num_examples)
+        self._folder.append_log("validation", step=self._training.index, validation_loss=loss)
+        return loss if math.isfinite(loss) else None
+
+    def stop(self, why: str) -> None:
+        """Save the checkpoint and the adapter of this step, as far as the disk takes them, and leave.
+
+        Raises:
+            Interrupted: always.
+        """
+        folder, training = self._folder, self._training
+        if folder.writes:
+            self._checkpoints.begin(keep_step=self._validations.kept)
+            self._checkpoints.finish()
+            with self._spared("result"), training.evaluating():
+                save_adapter(folder, self._recipe, self._family, training)
+            folder.append_log("stopped", step=training.index, text=why)
+        training.ranks.wait()
+        is_of_this_step = read_json(folder.provenance).get("chosen", {}).get("step") == training.index
+        own = results(folder)[:1] if is_of_this_step else ()
+        saved = [str(path) for path in (checkpoint_of(folder.checkpoints, training.index), *own) if path.exists()]
+        said = f"{' and '.join(saved) or 'nothing'} {'are' if len(saved) > 1 else 'is'} saved."
+        raise Interrupted(
+            f"Stopped at step {training.index} of {training.steps}: {said}",
+            f"Continue with: limner train --resume {folder.path}",
+        )
 
 
 def choose_checkpoint(folder: RunDir, recipe: Recipe, training: Training, watch: Watch) -> dict[str, Any]:

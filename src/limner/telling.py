@@ -28,18 +28,19 @@ class Telling:
         self._preview: Path | None = None
         self._loss = self._seconds = math.nan
 
-    def step(self, step: Step, *, epoch: float) -> None:
-        """Tell a step; `epoch` counts the passes over the pictures."""
+    def step(self, step: Step, *, epoch: float, slots: int = 1) -> None:
+        """Tell a step; `epoch` counts the passes over the pictures, `slots` the runs whose step it was together."""
         one = step.slots[0]
         numbers, rates, memory_gib = _numbers(one), dict(one.learning_rates), used_gib()
         self._folder.append_log(
             "step", step=step.index, epoch=round(epoch, 4), seconds=step.seconds, memory_gib=memory_gib, **numbers,
             lr=rates, skipped=one.skipped, timesteps=one.timesteps,
+            **({"slots": slots} if slots > 1 else {}),
         )  # fmt: skip
         self._trackers.log(numbers | {f"learning_rate/{group}": rate for group, rate in rates.items()}, step.index)
         for line in self._warner.see(one, step.seconds):
             self.warn(step.index, line)
-        self._watch.progress(step.index, self._steps, self._note(one, step.seconds, memory_gib))
+        self._watch.progress(step.index, self._steps, self._note(one, slots * step.seconds, memory_gib))
 
     def warn(self, index: int, text: str) -> None:
         """Tell what looks wrong at a step; the run goes on."""

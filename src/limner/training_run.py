@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,24 @@ AS_THEY_ARE = {"flip": False, "caption_dropout": 0.0, "templates": (), "shuffle_
 """How held-out pictures are prepared: each is seen once, whole, with its one caption."""
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A run whose training is made: new, or as its newest checkpoint left it."""
+
+    folder: RunDir
+    recipe: Recipe
+    family: Family
+    training: Training
+    plan: Plan
+    prepared: Prepared
+    held_out: Prepared | None
+
+    @property
+    def is_done(self) -> bool:
+        """Tell whether all steps are taken, and only the result is missing."""
+        return self.training.index >= self.training.steps
+
+
 def train_adapter(
     folder: RunDir,
     recipe: Recipe,
@@ -53,11 +72,46 @@ def train_adapter(
 ) -> RunDir:
     """Load, cache, train and save: the part that a new and a resumed run share, and all of its processes."""
     with folder.timed("load"):
-        family = load_base(recipe, watch)
-        if recipe.generation.begun_by and (recipe.draws_while_training or (recipe.prior.active and not class_pictures)):
-            load_partner(family, recipe, watch)
+        family = load_for_training(recipe, watch, class_pictures)
         loaded = dict(family.identity)
         beneath = _attach_beneath(folder, recipe, family, watch, ranks)
+    with made_ready(folder, recipe, family, checked, class_pictures, watch, ranks=ranks,
+                    accept_dataset_change=accept_dataset_change) as run:  # fmt: skip
+        if not run.is_done:
+            if run.training.index == 0:
+                with watch.phase("probe"), folder.timed("probe"):
+                    _probe(run)
+            with watch.phase("train"), folder.timed("train"):
+                take_steps(folder, recipe, family, run.training, run.plan, watch, held_out=run.held_out)
+    finish(run, watch)
+    ranks.wait()
+    for adapter in (run.training.adapter, *reversed(beneath)):
+        adapter.detach()
+    check_frozen(family, loaded)
+    return folder
+
+
+def load_for_training(recipe: Recipe, watch: Watch, class_pictures: Path | None) -> Family:
+    """Load the recipe's base, and what draws together with it where something is drawn before or while it trains."""
+    family = load_base(recipe, watch)
+    if recipe.generation.begun_by and (recipe.draws_while_training or (recipe.prior.active and not class_pictures)):
+        load_partner(family, recipe, watch)
+    return family
+
+
+@contextmanager
+def made_ready(
+    folder: RunDir,
+    recipe: Recipe,
+    family: Family,
+    checked: Checked,
+    class_pictures: Path | None,
+    watch: Watch,
+    *,
+    ranks: Ranks,
+    accept_dataset_change: bool = False,
+) -> Iterator[Ready]:
+    """Cache, attach what learns, and bring it to where the run is; within this block its batches are fetched."""
     prepared = _prepare(folder, recipe, family, checked, class_pictures, watch, ranks)
     if not recipe.draws_while_training:
         family.begun_by = None  # it has begun the class pictures, and is in the way of the training
@@ -65,30 +119,28 @@ def train_adapter(
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:
         training = make_training(family, recipe, checked, source, plan.steps)
-        _start(folder, recipe, training)
-        training.share(ranks)
-        for group in training.groups():
-            watch.say(f"trains: {group.name}, {group.parameters:,} parameters in {group.tensors} tensors, "
-                      f"learning rate {group.learning_rate:g}")  # fmt: skip
-        continue_run(folder, recipe, training, prepared, watch, accept_dataset_change=accept_dataset_change)
-        is_done = training.index >= training.steps
-        if folder.writes:
-            result_bytes = try_result(folder, recipe, family, training.adapter)
-            if not is_done:
-                _require_room(folder, recipe, training, result_bytes)
-        if not is_done:
-            if training.index == 0:
-                with watch.phase("probe"), folder.timed("probe"):
-                    _probe(folder, recipe, family, training, prepared)
-            with watch.phase("train"), folder.timed("train"):
-                take_steps(folder, recipe, family, training, plan, watch, held_out=held_out)
+        run = Ready(folder, recipe, family, training, plan, prepared, held_out)
+        try:
+            _bring_up(run, watch, ranks, accept_dataset_change=accept_dataset_change)
+        except BaseException:
+            training.adapter.detach()
+            raise
+        yield run
+
+
+def _bring_up(run: Ready, watch: Watch, ranks: Ranks, *, accept_dataset_change: bool) -> None:
+    """Bring a training that has just been made to where the run is, and make sure that its result can be had."""
+    folder, recipe, training = run.folder, run.recipe, run.training
+    _start(folder, recipe, training)
+    training.share(ranks)
+    for group in training.groups():
+        watch.say(f"trains: {group.name}, {group.parameters:,} parameters in {group.tensors} tensors, "
+                  f"learning rate {group.learning_rate:g}")  # fmt: skip
+    continue_run(folder, recipe, training, run.prepared, watch, accept_dataset_change=accept_dataset_change)
     if folder.writes:
-        _finish(folder, recipe, family, training, plan, watch)
-    ranks.wait()
-    for adapter in (training.adapter, *reversed(beneath)):
-        adapter.detach()
-    _check_frozen(family, loaded)
-    return folder
+        result_bytes = try_result(folder, recipe, run.family, training.adapter)
+        if not run.is_done:
+            _require_room(folder, recipe, training, result_bytes)
 
 
 def _attach_beneath(folder: RunDir, recipe: Recipe, family: Family, watch: Watch, ranks: Ranks) -> list[Attached]:
@@ -146,15 +198,18 @@ def _start(folder: RunDir, recipe: Recipe, training: Training) -> None:
         training.forget()
 
 
-def _finish(folder: RunDir, recipe: Recipe, family: Family, training: Training, plan: Plan, watch: Watch) -> None:
-    """Save the result and say how far it has come, and what it took over all resumes."""
+def finish(run: Ready, watch: Watch) -> None:
+    """Save the result and say how far it has come, and what it took over all resumes; the first process does it."""
+    folder, training = run.folder, run.training
+    if not folder.writes:
+        return
     steps = training.index
-    chosen = choose_checkpoint(folder, recipe, training, watch)
+    chosen = choose_checkpoint(folder, run.recipe, training, watch)
     with training.evaluating():
         training.check_changes()
-        _save_result(folder, recipe, family, training, chosen)
+        _save_result(folder, run.recipe, run.family, training, chosen)
         _tell_changes(folder, training.adapter, watch)
-    epochs = plan.epochs * steps / plan.steps
+    epochs = run.plan.epochs * steps / run.plan.steps
     folder.update_provenance(trained={"steps": steps, "epochs": epochs, "seconds": trained_seconds(folder, steps)})
 
 
@@ -181,15 +236,26 @@ def _save_result(folder: RunDir, recipe: Recipe, family: Family, training: Train
         raise Unwritable(error.message, again) from error
 
 
-def _probe(folder: RunDir, recipe: Recipe, family: Family, training: Training, prepared: Prepared) -> None:
+def _probe(run: Ready) -> None:
     """Take the largest step, and draw as between steps where that is to be, before it counts: memory runs out now.
 
     Nothing of it stays.
     """
-    largest = prepared.largest_batch(training.steps * training.accumulate, seed=recipe.seed)
-    probe(training, folder.path / f".probe-{training.ranks.index}", largest // training.accumulate)
-    if recipe.draws_while_training and folder.writes:
-        with passing(folder.path / ".probe") as trial:
+    probe(run.training, run.folder.path / f".probe-{run.training.ranks.index}", largest_step(run))
+    try_drawing(run)
+
+
+def largest_step(run: Ready) -> int:
+    """Return the number (from 0) of the step that needs most memory."""
+    training = run.training
+    return run.prepared.largest_batch(training.steps * training.accumulate, seed=run.recipe.seed) // training.accumulate
+
+
+def try_drawing(run: Ready) -> None:
+    """Draw as between steps, in few steps, where the run is to do so; nothing of it stays."""
+    recipe, family = run.recipe, run.family
+    if recipe.draws_while_training and run.folder.writes:
+        with passing(run.folder.path / ".probe") as trial:
             few: dict[str, Any] = {"generation.num_inference_steps": 1}
             if family.begun_by:  # one step of each
                 few = {"generation.num_inference_steps": 2, "generation.handover": 0.5}
@@ -206,8 +272,8 @@ def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:
     folder.update_provenance(changes={group: asdict(change) for group, change in changes.items()})
 
 
-def _check_frozen(family: Family, loaded: Mapping[str, str]) -> None:
-    """Make sure that the base is bit for bit what it was when it was loaded."""
+def check_frozen(family: Family, loaded: Mapping[str, str]) -> None:
+    """Make sure that the base is bit for bit what it was when it was loaded, by its identity then."""
     with family.whole():
         now = fingerprints(family)
     for part, then in loaded.items():

@@ -44,7 +44,8 @@ FLAGS = {
     "flag without value": Row("train {pictures} --recipe", "--recipe.* requires an argument"),
     "missing argument": Row("evaluate", "Missing argument .RUN.*. See: limner --help"),
     "no pictures": Row("train", "no pictures were given. Name a folder"),
-    "plan of nothing": Row("plan", "Missing argument .pictures.. See: limner --help"),
+    "plan of nothing": Row("plan", "plan: no pictures were given. Name a folder of pictures, or .*--subjects"),
+    "plan of one and many": Row("plan {pictures} --subjects {bad}/outer", "--subjects .*outer: takes no pictures"),
     "plan from nowhere": Row("plan {pictures} --recipe demo base={base} init_from=./nowhere", "init_from=./nowhere: there is no such run or file"),
     "memory that is no number": Row("plan {pictures} --recipe demo base={base} fit=much", "fit='much': is no amount of memory. Use true, .*fit=8GB"),
     "setting without equals sign": Row("train {pictures} steps 4", "steps: is a setting without its value. Write steps="),
@@ -237,6 +238,23 @@ COMPARISONS = {
     "comparison under a file": Row("compare {pictures} --arms lora pictures.class_noun=dog base={base} --run {bad}/full/something.txt/x", "cannot be written .Not a directory"),
 }  # fmt: skip
 
+MANY = {
+    "many that are not there": Row("train --subjects {bad}/none base={base}", "--subjects .*none: there is no such folder. Name a folder of subjects' folders"),
+    "many without folders": Row("train --subjects {bad}/empty base={base}", "--subjects .*empty: has no sub-folders"),
+    "many beside pictures": Row("train {pictures} --subjects {bad}/outer", "--subjects .*outer: takes no pictures"),
+    "many with class pictures": Row("train --subjects {bad}/outer --class-pictures {pictures}", "takes no --class-pictures"),
+    "many and resume": Row("train --resume {bad}/untrained --subjects {bad}/outer", "takes no --subjects"),
+    "one trigger begins like another": Row("train --subjects {bad}/alike base={base}", "Subjects 'ann dog' and 'anna cat': trigger 'ann' is a prefix of the other. Choose another"),
+    "a subject without pictures": Row("train --subjects {bad}/hollow base={base}", "No pictures in .*hollow/bob cat .it is empty.. Put at least one"),
+    "a picture of two subjects": Row("train --subjects {bad}/twice base={base} steps=2", "(?s)1 pictures are in two subjects:.*ann dog/1.png  and  bob dog/1.png", lines=3),
+    "a token for many": Row("train --subjects {bad}/twice pictures.token=sks", "pictures.token: has no effect with --subjects. Each folder's name gives it"),
+    "whole models of many": Row("train --subjects {bad}/twice --recipe dreambooth base={base}", "adapter.kind=full: is trained one subject at a time"),
+    "few steps of many": Row("train --subjects {bad}/twice --recipe few-step base={base}", "objective.kind=consistency: teaches few steps"),
+    "no slots": Row("train --subjects {bad}/twice base={base} slots=0", "slots=0: is no number of runs. Use 1 or more"),
+    "many whose pictures are all broken": Row("train --subjects {bad}/spoilt base={base} steps=2", "(?s)ann dog: 1 of 1 pictures cannot be used:.*torn.png", lines=3),
+    "a misspelt setting for many": Row("train --subjects {bad}/twice base={base} adapter.rnk=2", r"Did you mean adapter.rank\?"),
+}  # fmt: skip
+
 MACHINES = {
     "no GPU": Row(DEMO + " device=cuda", "device='cuda': torch finds no CUDA GPU. Use device=auto or device=cpu"),
     "no eighth GPU": Row(DEMO + " device=cuda:7", "device='cuda:7': torch finds no CUDA GPU|there is no such device"),
@@ -250,7 +268,7 @@ MACHINES = {
 }  # fmt: skip
 
 SHARED = {name: Row(words, message) for name, (words, message) in (SHARING | COMBINING).items()}
-ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | SHARED | MACHINES
+ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | MANY | SHARED | MACHINES
 
 
 @pytest.fixture
@@ -277,11 +295,22 @@ def bad(tmp_path: Path) -> Path:
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
     save_file({f"{layer}.{name}.weight": tensor for name, tensor in pair.items()}, tmp_path / "lora.safetensors")
     make_bad_loras(tmp_path)
+    make_bad_subjects(tmp_path, whole)
     save_recipe(load_recipe("demo"), tmp_path / "untrained" / "recipe.toml")
     (tmp_path / "damaged" / "recipe.toml").write_text("steps = \n")
     save_recipe(load_recipe("demo"), tmp_path / "torn" / "recipe.toml")
     (tmp_path / "torn" / "adapter.safetensors").write_bytes(b"nothing")
     return tmp_path
+
+
+def make_bad_subjects(place: Path, whole: bytes) -> None:
+    """Make folders of subjects that cannot be trained together; an empty name makes no picture."""
+    for path in ("alike/ann dog/1.png", "alike/anna cat/2.png", "hollow/ann dog/1.png", "hollow/bob cat/",
+                 "twice/ann dog/1.png", "twice/bob dog/1.png", "spoilt/ann dog/torn.png"):  # fmt: skip
+        folder, _, name = path.rpartition("/")
+        (place / folder).mkdir(parents=True, exist_ok=True)
+        if name:
+            (place / path).write_bytes(whole[:20] if name == "torn.png" else whole)
 
 
 @pytest.fixture(scope="session")

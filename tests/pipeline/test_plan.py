@@ -52,6 +52,22 @@ def train_bytes(found: Forecast) -> int:
     return next(work for work in found.phases if work.name == "train").needs(found.at.device.type)[0]
 
 
+@pytest.mark.parametrize("recipe", ["lora", "pivotal"])
+def test_slots_share_the_base_and_add_what_learns_and_their_rows(
+    pictures: Path, random_base: Path, recipe: str
+) -> None:
+    resolved = load_recipe(recipe, {"base": str(random_base), "pictures.class_noun": "thing", "steps": 9})
+    checked = checked_of(pictures, resolved)
+    one, two, four = (forecast(resolved, checked, 9, CPU, slots=slots) for slots in (1, 2, 4))
+    works = [next(work for work in found.phases if work.name == "train") for found in (one, two, four)]
+    assert len({work.weights_bytes for work in works}) == 1
+    learning = [work.learning_bytes for work in works]
+    assert learning[1] == pytest.approx(2 * learning[0], rel=0.1)
+    assert learning[2] == pytest.approx(4 * learning[0], rel=0.1)
+    assert 1.2 * works[0].passing_bytes < works[1].passing_bytes < works[2].passing_bytes < 5 * works[0].passing_bytes
+    assert one.checkpoint_bytes == four.checkpoint_bytes
+
+
 @pytest.mark.parametrize("recipe", ["dreambooth-lora", "textual-inversion", "pivotal"])
 def test_every_method_is_planned(pictures: Path, random_base: Path, recipe: str) -> None:
     found = planned(pictures, random_base, recipe=recipe)

@@ -29,7 +29,7 @@ LEARNS: dict[str, dict[str, Any]] = {
 
 
 def test_every_recipe_that_learns_a_subject_is_shown_to() -> None:
-    assert {*LEARNS, *DEMO_ARMS, "demo"} == set(shipped_recipes())
+    assert {*LEARNS, *DEMO_ARMS, "demo", "few-step"} == set(shipped_recipes())
 
 
 @pytest.mark.slow

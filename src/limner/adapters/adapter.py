@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +88,11 @@ class Attached(ABC):
         """Set the slot's tensors; keys or shapes that do not fit are a UserError that names them."""
 
     @abstractmethod
-    def route(self, slot_of_row: Sequence[int] | None) -> None:
-        """Say which slot each row of the coming batches belongs to; None means equal blocks in order."""
+    def route(self, slot_of_block: Sequence[int] | None) -> None:
+        """Say which slots the rows of the coming batches belong to: a slot for each of as many equal blocks of rows.
+
+        A block may be a single row. None means that every slot has a block, in order.
+        """
 
     @abstractmethod
     def changes(self, slot: int = 0) -> dict[str, Change]:
@@ -127,6 +130,37 @@ class Attached(ABC):
     def trainable_parameters(self, slot: int = 0) -> int:
         """Return how many numbers the slot trains."""
         return sum(p.numel() for p in self.slot_parameters(slot).values())
+
+
+class Stackable(Attached):
+    """An adapter of which several, of one slot each, can train as the slots of one: on one base, in one batch.
+
+    While they do, their weights and gradients lie in the memory of the common one, and it alone is on the base.
+    """
+
+    @abstractmethod
+    def stacked(self, others: Sequence[Any]) -> Stackable:
+        """Return the adapter whose slots this and `others` are from now on; none of them is on the base.
+
+        All must be of this kind and have the same layers; ranks may differ.
+        """
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Go on in memory of one's own: the weights stay as they are, the gradients are zero."""
+
+    @abstractmethod
+    def attach_again(self) -> None:
+        """Put the adapter on the base again, from which `detach` removed it."""
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within this block the adapter is on its base, where it was not before."""
+        self.attach_again()
+        try:
+            yield
+        finally:
+            self.detach()
 
 
 class Layered(Attached):
@@ -175,6 +209,21 @@ class Layered(Attached):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def move_into(stack: Tensor, index: tuple[int | slice, ...], own: Tensor) -> None:
+    """Copy a parameter into a part of a stacked one, and have it and its gradient lie there from now on."""
+    if stack.grad is None:
+        stack.grad = torch.zeros_like(stack)
+    with torch.no_grad():
+        stack[index] = own
+    own.data, own.grad = stack.detach()[index], stack.grad[index]
+
+
+def move_out(own: Tensor) -> None:
+    """Have a parameter lie in memory of its own, with a gradient of zeros."""
+    own.data = own.detach().clone(memory_format=torch.contiguous_format)
+    own.grad = torch.zeros_like(own)
 
 
 def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

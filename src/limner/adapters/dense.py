@@ -88,7 +88,7 @@ class WeightChanges(Layered):
         found = {f"{name}.weight": tensor for name, tensor in self._weights.items()}
         return found | {f"{name}.bias": tensor for name, tensor in self._biases.items()}
 
-    def route(self, slot_of_row: Sequence[int] | None) -> None:
+    def route(self, slot_of_block: Sequence[int] | None) -> None:
         """Do nothing: there is one slot, and every row is its."""
 
     def changes(self, slot: int = 0) -> dict[str, Change]:

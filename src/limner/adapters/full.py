@@ -99,7 +99,7 @@ class FullWeights(Attached):
         moved = ((n, self._trained(n).detach().cpu() - self._pristine[n].float()) for n in self._learning)
         return sum_by_group((n, Change(1, delta.numel(), float(delta.norm()))) for n, delta in moved)
 
-    def route(self, slot_of_row: Sequence[int] | None) -> None:
+    def route(self, slot_of_block: Sequence[int] | None) -> None:
         """Do nothing: there is one slot, and every row is its."""
 
     def set_strength(self, strength: Strength | float) -> None:

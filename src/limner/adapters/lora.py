@@ -14,7 +14,17 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Change, Layered, SlotSettings, require_fit, sum_by_group
+from limner.adapters.adapter import (
+    Attachable,
+    Change,
+    Layered,
+    SlotSettings,
+    Stackable,
+    move_into,
+    move_out,
+    require_fit,
+    sum_by_group,
+)
 from limner.errors import OR_WHAT_FITS, UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -220,16 +230,16 @@ class LoRALayer(nn.Module):
         ):
             if stacked.grad is None:
                 stacked.grad = torch.zeros_like(stacked)
-            view = stacked.detach()[index]
+            view = stacked.detach()[index].detach()  # that of a view keeps no hold of the memory, when it moves
             view.grad = stacked.grad[index]
             views[name] = view
         return views
 
-    def forward(self, x: Tensor, strength: float, slot_of_row: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, strength: float, slot_of_block: Tensor | None) -> Tensor:
         """Return what the slots add to the layer's output for rows `x`, in the dtype of `x`."""
         A, B, scale = self.A, self.B, self.scale * strength
-        if slot_of_row is not None:
-            A, B, scale = A[slot_of_row], B[slot_of_row], scale[slot_of_row]
+        if slot_of_block is not None:
+            A, B, scale = A[slot_of_block], B[slot_of_block], scale[slot_of_block]
         slots = A.shape[0]
         if x.shape[0] % slots:
             raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {slots} slots")
@@ -278,26 +288,45 @@ class LoRALayer(nn.Module):
         return (B @ A.flatten(1) * self.scale[slot]).view(B.shape[0], *A.shape[1:])
 
 
-class StackedLoRA(Layered):
+class StackedLoRA(Layered, Stackable):
     """LoRA layers attached by forward hooks: the base's modules, names and weights stay as they are."""
 
     def __init__(self, layers: Mapping[str, LoRALayer], targets: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
         self.layers, self._targets = dict(layers), dict(targets)
         self.slots = len(next(iter(self.layers.values())).ranks)
         super().__init__(self.layers)
-        self._slot_of_row: Tensor | None = None
+        self._slot_of_block: Tensor | None = None
         self.attach_again()
 
     def attach_again(self) -> None:
         """Act on the base, for the first time or again after `detach`."""
         self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
 
+    def stacked(self, others: Sequence[StackedLoRA]) -> StackedLoRA:
+        layers: dict[str, LoRALayer] = {}
+        for name, target in self._targets.items():
+            own = [adapter.layers[name] for adapter in (self, *others)]
+            ranks, alphas = ([value for one in own for value in getattr(one, what)] for what in ("ranks", "alphas"))
+            layers[name] = LoRALayer(target, ranks, alphas)
+            for slot, layer in enumerate(own):
+                rows, rank = slice(slot, slot + 1), slice(layer.ranks[0])
+                move_into(layers[name].A, (rows, rank), layer.A)
+                move_into(layers[name].B, (rows, slice(None), rank), layer.B)
+        stack = StackedLoRA(layers, self._targets)
+        stack.detach()
+        return stack
+
+    def leave(self) -> None:
+        for layer in self.layers.values():
+            move_out(layer.A)
+            move_out(layer.B)
+
     def _hook(self, name: str, layer: LoRALayer):
         def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             strength = self._strengths[name]
             if not self._enabled or strength == 0:
                 return output
-            return output + layer(inputs[0], strength, self._slot_of_row)
+            return output + layer(inputs[0], strength, self._slot_of_block)
 
         return self._targets[name].register_forward_hook(add)
 
@@ -332,9 +361,9 @@ class StackedLoRA(Layered):
                 layer.A[slot, :rank] = state[f"{name}.lora_A"].to(layer.A)
                 layer.B[slot, :, :rank] = state[f"{name}.lora_B"].to(layer.B)
 
-    def route(self, slot_of_row: Sequence[int] | None) -> None:
+    def route(self, slot_of_block: Sequence[int] | None) -> None:
         device = next(iter(self.layers.values())).A.device
-        self._slot_of_row = None if slot_of_row is None else torch.tensor(slot_of_row, device=device)
+        self._slot_of_block = None if slot_of_block is None else torch.tensor(slot_of_block, device=device)
 
     def changes(self, slot: int = 0) -> dict[str, Change]:
         return sum_by_group(

@@ -274,7 +274,7 @@ class PeftLayers(Layered):
             for name, tensor in own.items():
                 tensor.copy_(state[name])
 
-    def route(self, slot_of_row: Sequence[int] | None) -> None:
+    def route(self, slot_of_block: Sequence[int] | None) -> None:
         """Do nothing: there is one slot, and every row is its."""
 
     def changes(self, slot: int = 0) -> dict[str, Change]:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings
-from limner.adapters.lora import LoRA
+from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, Stackable
+from limner.adapters.lora import LoRA, StackedLoRA
 from limner.adapters.strength import Strength
 from limner.adapters.textual_inversion import LearnedWords, TextualInversion
 from limner.spec import Spec
@@ -32,7 +32,7 @@ class Pivotal(Spec):
         return Together(self.lora.attach(base, slots), self.words.attach(base, slots))
 
 
-class Together(Attached):
+class Together(Stackable):
     """A LoRA and learned words that train, switch and leave as one."""
 
     learns_text = True
@@ -41,6 +41,24 @@ class Together(Attached):
         self.lora, self.words = lora, words
         self.parts = (lora, words)
         self.slots = lora.slots
+
+    @property
+    def _stackable(self) -> tuple[StackedLoRA, LearnedWords]:
+        assert isinstance(self.lora, StackedLoRA), f"{type(self.lora).__name__} does not stack"
+        return self.lora, self.words
+
+    def attach_again(self) -> None:
+        for part in self._stackable:
+            part.attach_again()
+
+    def stacked(self, others: Sequence[Together]) -> Together:
+        lora, words = self._stackable
+        theirs = [other._stackable for other in others]
+        return Together(lora.stacked([one for one, _ in theirs]), words.stacked([own for _, own in theirs]))
+
+    def leave(self) -> None:
+        for part in self._stackable:
+            part.leave()
 
     def slot_parameters(self, slot: int) -> dict[str, Tensor]:
         return {name: p for part in self.parts for name, p in part.slot_parameters(slot).items()}
@@ -60,9 +78,9 @@ class Together(Attached):
     def changes(self, slot: int = 0) -> dict[str, Change]:
         return {group: change for part in self.parts for group, change in part.changes(slot).items()}
 
-    def route(self, slot_of_row: Sequence[int] | None) -> None:
+    def route(self, slot_of_block: Sequence[int] | None) -> None:
         for part in self.parts:
-            part.route(slot_of_row)
+            part.route(slot_of_block)
 
     def set_strength(self, strength: Strength | float) -> None:
         """Scale the LoRA; the words, which have no strength, are there unless it is 0."""

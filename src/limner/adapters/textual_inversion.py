@@ -10,7 +10,15 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from limner.adapters.adapter import Attachable, Attached, Change, SlotSettings, require_fit
+from limner.adapters.adapter import (
+    Attachable,
+    Change,
+    SlotSettings,
+    Stackable,
+    move_into,
+    move_out,
+    require_fit,
+)
 from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 from limner.seeds import generator
@@ -103,7 +111,12 @@ def attach_words(base: Attachable, words: Mapping[str, Mapping[str, Tensor]]) ->
     return LearnedWords(base, tables, stacks, placeholders, [placeholders])
 
 
-class LearnedWords(Attached):
+def _end(placeholders: Mapping[str, range]) -> int:
+    """Return the number after the last of the vectors."""
+    return max((where.stop for where in placeholders.values()), default=0)
+
+
+class LearnedWords(Stackable):
     """Vectors beside the token tables: a token id below zero, -(k + 1), is looked up as vector k of the row's slot.
 
     Words of several adapters may be there at once: each counts its vectors on from those before it.
@@ -119,17 +132,45 @@ class LearnedWords(Attached):
         placeholders: Mapping[str, range],
         owned: Sequence[Mapping[str, range]],
     ) -> None:
-        self._first = max((where.stop for where in base.placeholders.values()), default=0)
-        self._base, self._owned = base, list(owned)
+        self._first = _end(base.placeholders)
+        self._base, self._tables, self._owned = base, tables, list(owned)
         self._placeholders = {
             word: range(self._first + where.start, self._first + where.stop) for word, where in placeholders.items()
         }
         self._stacks = {root: nn.Parameter(stack) for root, stack in stacks.items()}
         self._start = {root: stack.clone() for root, stack in stacks.items()}
         self.slots = len(owned)
-        self._slot_of_row: Tensor | None = None
-        self._handles = [hook for root, table in tables.items() for hook in self._hooks(table, self._stacks[root])]
-        base.placeholders.update(self._placeholders)
+        self._slot_of_block: Tensor | None = None
+        self._handles: list[Any] = []
+        self.attach_again()
+
+    def attach_again(self) -> None:
+        self._handles = [h for root, table in self._tables.items() for h in self._hooks(table, self._stacks[root])]
+        self._base.placeholders.update(self._placeholders)
+
+    def stacked(self, others: Sequence[LearnedWords]) -> LearnedWords:
+        """Return the stack; a word that several have is one word, with vectors of each slot's own."""
+        members = (self, *others)
+        placeholders: dict[str, range] = {}
+        for member in members:
+            for word, where in member._owned[0].items():
+                known = placeholders.setdefault(word, range(end := _end(placeholders), end + len(where)))
+                if len(known) != len(where):
+                    raise ValueError(f"{word} has {len(known)} vectors in one slot and {len(where)} in another")
+        owned = [{word: placeholders[word] for word in member._owned[0]} for member in members]
+        stacks = {root: own.new_zeros(len(members), _end(placeholders), own.shape[2])
+                  for root, own in self._stacks.items()}  # fmt: skip
+        stack = LearnedWords(self._base, self._tables, stacks, placeholders, owned)
+        stack.detach()
+        for slot, (member, words) in enumerate(zip(members, owned, strict=True)):
+            for root, own in member._stacks.items():
+                where = slice(min(r.start for r in words.values()), _end(words))
+                move_into(stack._stacks[root], (slice(slot, slot + 1), where), own)
+        return stack
+
+    def leave(self) -> None:
+        for stack in self._stacks.values():
+            move_out(stack)
 
     def _hooks(self, table: nn.Embedding, stack: nn.Parameter) -> tuple[Any, Any]:
         asked: list[Int[Tensor, "rows tokens"]] = []
@@ -145,10 +186,10 @@ class LearnedWords(Attached):
             if not bool((numbers >= 0).any()):
                 return output
             rows = torch.arange(len(numbers), device=numbers.device)
-            if self._slot_of_row is None:
+            if self._slot_of_block is None:
                 slot = rows // (len(numbers) // self.slots) if self.slots > 1 else torch.zeros_like(rows)
             else:
-                slot = self._slot_of_row.to(numbers.device)
+                slot = self._slot_of_block.to(numbers.device)[rows // (len(numbers) // len(self._slot_of_block))]
             learned = stack[slot[:, None], numbers.clamp(min=0)]
             return torch.where((numbers >= 0)[..., None], learned.to(output.dtype), output)
 
@@ -160,7 +201,7 @@ class LearnedWords(Attached):
             if stack.grad is None:
                 stack.grad = torch.zeros_like(stack)
             for word, where in self._owned[slot].items():
-                view = stack.detach()[slot, where.start : where.stop]
+                view = stack.detach()[slot, where.start : where.stop].detach()
                 view.grad = stack.grad[slot, where.start : where.stop]
                 views[f"words.{root}.{word}"] = view
         return views
@@ -189,8 +230,8 @@ class LearnedWords(Attached):
         parameters = sum(view.numel() for view in self.slot_parameters(slot).values())
         return {"words": Change(tensors, parameters, moved**0.5)}
 
-    def route(self, slot_of_row: Sequence[int] | None) -> None:
-        self._slot_of_row = None if slot_of_row is None else torch.tensor(slot_of_row)
+    def route(self, slot_of_block: Sequence[int] | None) -> None:
+        self._slot_of_block = None if slot_of_block is None else torch.tensor(slot_of_block)
 
     def set_strength(self, strength: Strength | float) -> None:
         """Scale nothing: a word is there or not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,10 +14,16 @@ from limner.cli.words import SETTING, file_and_strength, paths_and_settings, pri
 from limner.errors import UserError
 from limner.terminal import watch_for
 
+if TYPE_CHECKING:
+    from limner.many import Many
+
 RUNS_HELP = "A run folder, or several of one subject to compare."
 SETTINGS_HELP = "key=value settings laid over the recipe."
 ForceOption = Annotated[
     bool, typer.Option("--force-guidance", help="Keep guidance that a few-step adapter blurs with.")
+]
+SubjectsOption = Annotated[
+    Path | None, typer.Option(help="Folder of subjects' folders, each named 'TOKEN CLASS'.", metavar="DIR")
 ]
 
 
@@ -52,16 +58,26 @@ def check(
 
 @app.command()
 def plan(
-    pictures: PicturesArgument,
+    pictures: Annotated[
+        list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")
+    ] = None,
     recipe: RecipeOption = "lora",
+    subjects: SubjectsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a run will need, before it: memory and time of each phase, disk; no GPU and no weights are needed."""
+    from limner import many
     from limner import run as runs
 
-    paths, settings = paths_and_settings(pictures)
+    paths, settings = paths_and_settings(pictures or [])
+    if bool(paths) == bool(subjects):
+        found = f"--subjects {subjects}: takes no pictures." if subjects else "plan: no pictures were given."
+        raise UserError(found, "Name a folder of pictures, or a folder of subjects' folders with --subjects.")
     with watch_for(as_json) as watch:
-        told = runs.plan(paths, recipe=recipe, settings=settings, watch=watch)
+        if subjects:
+            told = many.plan_many(subjects, recipe=recipe, settings=settings, watch=watch)
+        else:
+            told = runs.plan(paths, recipe=recipe, settings=settings, watch=watch)
     print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
 
 
@@ -72,6 +88,7 @@ def train(
     ] = None,
     recipe: RecipeOption = "lora",
     run: RunOption = None,
+    subjects: SubjectsOption = None,
     class_pictures: Annotated[
         Path | None, typer.Option(help="Folder of class pictures for prior preservation.")
     ] = None,
@@ -80,15 +97,32 @@ def train(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Teach a base the subject or style of some pictures; leaves an adapter file in the run folder."""
+    """Teach a base the subject or style of some pictures; leaves an adapter file in the run folder.
+
+    With --subjects each sub-folder's subject gets a run of its own; slots=N of them train at a time, on one base.
+    """
+    from limner import many
     from limner import run as runs
     from limner.result import results
 
     paths, settings = paths_and_settings(pictures or [])
-    own = {"pictures": paths, "--recipe": recipe != "lora", "--run": run, "--class-pictures": class_pictures}
+    own = {"pictures": paths, "--recipe": recipe != "lora", "--run": run, "--class-pictures": class_pictures,
+           "--subjects": subjects}  # fmt: skip
     for name, given in own.items() if resume else ():
         if given:
             raise UserError(f"--resume {resume}: takes no {name}, it goes on with its own.", f"Leave {name} out.")
+    for name in ("pictures", "--class-pictures") if subjects else ():
+        if own[name]:
+            raise UserError(f"--subjects {subjects}: takes no {name}.", f"Leave {name} out, or train one subject.")
+    if subjects or (resume and many.is_many(resume)):
+        with watch_for(as_json) as watch:
+            if subjects:
+                made = many.train_many(subjects, recipe=recipe, settings=settings, run=run, watch=watch)
+            else:
+                made = many.resume_many(resume or "", settings=settings, watch=watch)
+        _print_many(made, as_json)
+        made.require_all()
+        return
     with watch_for(as_json) as watch:
         if resume:
             folder = runs.resume(resume, settings=settings, watch=watch)
@@ -99,6 +133,23 @@ def train(
         else:
             raise UserError("train: no pictures were given.", "Name a folder: limner train PICTURES")
     print_made(as_json, run=folder.path, adapter=results(folder)[0])
+
+
+def _print_many(made: Many, as_json: bool) -> None:
+    """Print the run of each subject, and last the folder that holds them."""
+    from limner.result import results
+
+    files = {one.name: [str(path) for path in results(one.folder)] for one in made.ended if one.folder}
+    if as_json:
+        rows = [{"name": one.name, "run": str(one.folder.path) if one.folder else None,
+                 "files": files.get(one.name, []), "error": str(one.error) if one.error else None}
+                for one in made.ended]  # fmt: skip
+        print(json.dumps({"runs": str(made.path), "subjects": rows}))
+        return
+    for one in made.ended:
+        if not one.error:
+            print(f"{one.name}: {files[one.name][0]}")
+    print(f"runs: {made.path}")
 
 
 @app.command()
@@ -206,9 +257,7 @@ def compare(
     arms: Annotated[
         str, typer.Option(help="Recipes, each NAME, FILE or NAME\\[key=value,...].", metavar="ARM,ARM,...")
     ] = "base,lora,dreambooth,dreambooth-lora,textual-inversion",
-    subjects: Annotated[
-        Path | None, typer.Option(help="Folder of subjects' folders, each named 'TOKEN CLASS'.", metavar="DIR")
-    ] = None,
+    subjects: SubjectsOption = None,
     seeds: Annotated[str, typer.Option(help="How many training seeds, or a list.", metavar="N|LIST")] = "1",
     run: Annotated[Path | None, typer.Option("--run", help="The folder to make or go on with.", metavar="DIR")] = None,
     as_json: JsonOption = False,

@@ -161,7 +161,8 @@ def sort_out(looked: Looked, spec: Pictures, *, resolution_px: int, step_px: int
     _refuse_bad(looks, spec)
     usable = [picture for picture in found.pictures if not looks[picture.name].problem]
     if spec.subjects:
-        refuse_shared_pictures(usable, looks)
+        likeness = {picture.name: looks[picture.name].likeness for picture in usable}
+        refuse_shared_pictures(likeness, {picture.name: picture.subject for picture in usable})
     captions, caption_notes = (read_subject_captions if spec.subjects else read_captions)(usable, spec)
     grids = _grids(spec, resolution_px, step_px)
     examples: list[Example] = []

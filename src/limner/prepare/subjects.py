@@ -12,7 +12,6 @@ from limner.pictures.captions import read_captions
 from limner.pictures.folder import Found, entries_of, find_pictures
 from limner.pictures.picture import Picture
 from limner.pictures.spec import Pictures
-from limner.prepare.facts import Look
 from limner.prepare.likeness import similar_pairs
 
 
@@ -34,7 +33,7 @@ def find_subjects(paths: Path | Sequence[Path]) -> Found:
         pictures += named
         notes.append(f"subject {folder.name!r}: {len(named)} {'picture' if len(named) == 1 else 'pictures'}")
         notes += [f"{folder.name}: {note}" for note in found.notes]
-    _refuse_colliding_tokens([folder.name for folder in folders])
+    refuse_colliding_tokens([folder.name for folder in folders])
     return Found(tuple(pictures), tuple(notes))
 
 
@@ -60,17 +59,16 @@ def read_subject_captions(pictures: Sequence[Picture], spec: Pictures) -> tuple[
     return captions, notes
 
 
-def refuse_shared_pictures(pictures: Sequence[Picture], looks: Mapping[str, Look]) -> None:
-    """Refuse a picture that two subjects have: each would be taught the other's look."""
-    subject = {picture.name: picture.subject for picture in pictures}
-    likeness = {name: looks[name].likeness for name in subject}
+def refuse_shared_pictures(likeness: Mapping[str, int], subject: Mapping[str, str]) -> None:
+    """Refuse a picture that two subjects have: each would be taught the other's look; both are by a picture's name."""
     shared = [(a, b) for a, b in similar_pairs(likeness) if subject[a] != subject[b]]
     if shared:
         lines = "".join(f"\n  {a}  and  {b}" for a, b in shared)
         raise UserError(f"{len(shared)} pictures are in two subjects:{lines}\n", "Leave each with one subject.")
 
 
-def _refuse_colliding_tokens(subjects: Sequence[str]) -> None:
+def refuse_colliding_tokens(subjects: Sequence[str]) -> None:
+    """Refuse subjects with one trigger, or with triggers of which one begins like the other."""
     for first, second in combinations(subjects, 2):
         a, b = first.split()[0], second.split()[0]
         if a == b:

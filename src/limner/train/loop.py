@@ -6,39 +6,25 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from limner.adapters.adapter import Attached
 from limner.errors import UserError
 from limner.families.family import Family
-from limner.objectives import Consistency, Denoising, Teacher
+from limner.objectives import Consistency, Denoising
 from limner.ranks import Ranks
-from limner.seeds import generator
 from limner.train.average import Ema
 from limner.train.guards import require_finite
 from limner.train.loss_scale import LossScale
 from limner.train.optimizer import Optimizer
+from limner.train.passes import Passed, Passes, Turn
 from limner.train.slots import Group, Slot, SlotStep, Step
 from limner.train.update import Update
-from limner.types import Batch, Conditioning, Latents, PerExample, Timesteps
 
 __all__ = ["Slot", "SlotStep", "Step", "Training"]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward and backward pass over a batch of every slot; a step has one or more."""
-
-    batches: Sequence[Batch]
-    losses: Float[Tensor, "slots rows"]
-    """Of the whole batch, however many processes share it."""
-    per_slot: Float[Tensor, " slots"]
-    timesteps: Int[Tensor, "slots rows"]
 
 
 class Training:
@@ -59,9 +45,8 @@ class Training:
         if len(slots) != adapter.slots:
             raise ValueError(f"{len(slots)} slots for an adapter of {adapter.slots}")
         self.family, self.adapter, self.slots = family, adapter, tuple(slots)
-        self.objective, self.accumulate, self.teacher = objective, accumulate, teacher
-        self._unprompted = family.encode_text([""]) if objective.needs_base else None
-        self.ranks = Ranks()
+        self.objective, self.accumulate = objective, accumulate
+        self.passes = Passes(family, adapter, objective=objective, accumulate=accumulate, teacher=teacher)
         self.index = 0
         self.skipped_in_a_row = [0] * len(slots)
         self.parameters = [adapter.slot_parameters(i) for i in range(len(slots))]
@@ -85,6 +70,12 @@ class Training:
             for p, slot in zip(self.parameters, self.slots, strict=True)
         ]
 
+    def rebind(self) -> None:
+        """Go on with the adapter's weights and gradients where they lie now: their memory has moved."""
+        for i, held in enumerate(self.parameters):
+            for name, view in self.adapter.slot_parameters(i).items():
+                held[name].data, held[name].grad = view, view.grad
+
     def share(self, ranks: Ranks) -> None:
         """Compute this process's rows of every batch only; each of the processes must be made and called alike."""
         if ranks.count > 1 and any(update.spec.fused_backward for update in self.updates):
@@ -93,7 +84,12 @@ class Training:
                 "gradient.",
                 "Leave it out, or use one process.",
             )
-        self.ranks = ranks
+        self.passes.ranks = ranks
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share this training."""
+        return self.passes.ranks
 
     @property
     def steps(self) -> int:
@@ -108,131 +104,35 @@ class Training:
         """Train every slot that is not finished by one update."""
         started = time.perf_counter()
         self.adapter.zero_grad()
-        training = [i for i, slot in enumerate(self.slots) if self.index < slot.steps]
-        for i in training:
+        passed = self.passes.run(self.turns())
+        grads = [p.grad for i in self._training for p in self.parameters[i].values() if p.grad is not None]
+        self.ranks.add(grads)
+        return self.take(passed, started)
+
+    def turns(self) -> list[Turn]:
+        """Return what each slot brings to the coming step, its learning rates set."""
+        for i in self._training:
             self.updates[i].begin(self.index + 1)
-        passes = [self._pass(part) for part in range(self.accumulate)]
-        self.ranks.add([p.grad for i in training for p in self.parameters[i].values() if p.grad is not None])
+        numbers = range(self.index * self.accumulate, (self.index + 1) * self.accumulate)
+        batches = [[slot.source.batch(number, seed=slot.seed) for slot in self.slots] for number in numbers]
+        return [Turn(u, self.index, tuple(part[i] for part in batches)) for i, u in enumerate(self.updates)]
+
+    def take(self, passed: Sequence[Sequence[Passed]], started: float) -> Step:
+        """Update every slot that is not finished by the gradients of its passes, which are there."""
+        training = self._training
         self.index += 1
-        done = [self._update(i, passes) for i in training]
+        done = [self._update(i, passed[i]) for i in training]
         return Step(self.index, tuple(done), time.perf_counter() - started)
 
-    def _pass(self, part: int) -> Pass:
-        """Add the gradients of batch `part` of this step to those that are there."""
-        number = self.index * self.accumulate + part
-        batches = [slot.source.batch(number, seed=slot.seed) for slot in self.slots]
-        losses, whole, timesteps = self._losses(batches, part)
-        per_slot = self._per_slot(batches, whole)
-        broken = [i for i, loss in enumerate(per_slot.tolist()) if not math.isfinite(loss)]
-        if not broken:
-            self._backward(self._per_slot(batches, losses))
-        elif len(broken) < len(self.slots):
-            # stacked layers multiply a neighbour's zero gradients with these rows: without them it trains undisturbed
-            quiet = [_silenced(b) if i in broken else b for i, b in enumerate(batches)]
-            self._backward(self._per_slot(quiet, self._losses(quiet, part)[0]))
-        return Pass(batches, whole, per_slot, timesteps)
+    @property
+    def _training(self) -> list[int]:
+        """The slots that are not finished."""
+        return [i for i, slot in enumerate(self.slots) if self.index < slot.steps]
 
-    def _backward(self, per_slot: Float[Tensor, " slots"]) -> None:
-        """Run back from the sum of the slots' losses: each slot's gradient is that of its own mean over the passes."""
-        scale = per_slot.new_tensor([update.scale.factor / self.accumulate for update in self.updates])
-        with ExitStack() as stack:
-            for update in self.updates:
-                stack.enter_context(update.backward())
-            total = (scale * per_slot).sum()
-            if total.requires_grad:  # a word learns nothing from rows whose captions do not have it
-                total.backward()
-
-    def _per_slot(self, batches: Sequence[Batch], losses: Float[Tensor, "slots rows"]) -> Float[Tensor, " slots"]:
-        """Return each slot's loss: the weighted sum of its rows' over the number of its instance rows."""
-        weight = torch.stack([b.weight for b in batches]).to(losses)
-        instances = torch.tensor([b.is_prior.count(False) for b in batches]).to(losses)
-        return (weight * losses).sum(1) / instances
-
-    def _losses(
-        self, batches: Sequence[Batch], part: int
-    ) -> tuple[Float[Tensor, "slots rows"], Float[Tensor, "slots rows"], Int[Tensor, "slots rows"]]:
-        """Return the loss of each row that is this process's, zeros for the others'; loss and timestep of every row."""
-        slots, rows = len(batches), len(batches[0].ids)
-        own = self.ranks.share(rows)
-        computed = own or range(1)  # without a row of its own it goes through the motions, so that gradients are there
-        losses, drawn = self._row_losses(batches, part, [i * rows + row for i in range(slots) for row in computed])
-        placed = losses.new_zeros(slots, rows)
-        placed[:, list(computed)] = losses.view(slots, -1)
-        timesteps = torch.zeros_like(placed)
-        timesteps[:, list(computed)] = drawn.view(slots, -1).to(placed)
-        if not own:
-            placed, timesteps = 0 * placed, 0 * timesteps
-        whole = placed.detach().clone()
-        self.ranks.add([whole, timesteps])
-        return placed, whole, timesteps.long()
-
-    def _row_losses(self, batches: Sequence[Batch], part: int, own: Sequence[int]) -> tuple[PerExample, Timesteps]:
-        """Draw latents afresh from the moments of every row of every slot, and ask the objective about some rows."""
-        device, dtype = self.family.device, self.family.dtype
-        purpose = ("step", self.index) if self.accumulate == 1 else ("step", self.index, part)
-        draws = [generator(slot.seed, *purpose) for slot in self.slots]
-        latents = []
-        for batch, draw in zip(batches, draws, strict=True):
-            mean, std = batch.moments.float().unbind(1)
-            latents.append(mean + std * torch.randn(mean.shape, generator=draw))
-        x_0 = self.family.scale_latents(torch.cat(latents)).to(device)
-        untouched = Conditioning.cat([b.conditioning for b in batches]).select(own).to(device, dtype)
-        conditioning = untouched
-        if self.adapter.learns_text:  # the cached embeddings are those of the untouched text encoder
-            captions = [caption for b in batches for caption in b.captions]
-            told = self.family.encode_text([captions[row] for row in own], learn=True)
-            conditioning = replace(untouched, hidden=told.hidden, pooled=told.pooled).to(device, dtype)
-        masks = [torch.ones_like(b.moments[:, 0, :1]) if b.mask is None else b.mask for b in batches]
-        mask = None if all(b.mask is None for b in batches) else torch.cat(masks)[own].to(device)
-        every = [self._is_taught(row) for b in batches for row in b.is_prior]
-        taught = torch.tensor([every[row] for row in own], device=device)
-        teacher = Teacher(
-            predict=lambda x_t, t: self._taught(x_t, t, untouched, taught),
-            unconditional=lambda x_t, t: self._taught(x_t, t, self._without_prompt(untouched), taught),
-            taught=taught,
-        )
-        drawn: list[Timesteps] = []
-
-        def predict(x_t: Latents, t: Timesteps) -> Tensor:
-            drawn.append(t)
-            return self.family.predict(x_t.to(dtype), t, conditioning)
-
-        losses = self.objective.losses(
-            predict,
-            x_0,
-            self.family.schedule,
-            draws=draws,
-            own=own,
-            mask=mask,
-            teacher=teacher if any(every[row] for row in own) else None,  # a plan has no values to look at
-        )
-        return losses, drawn[0]
-
-    def _is_taught(self, is_prior: bool) -> bool:
-        return self.objective.needs_base or (self.teacher and is_prior)
-
-    def _without_prompt(self, conditioning: Conditioning) -> Conditioning:
-        """Return the rows without their prompts; the sizes that they tell of stay."""
-        assert self._unprompted is not None
-        empty = self._unprompted.to(conditioning.hidden.device, conditioning.hidden.dtype)
-        rows = empty.select([0] * len(conditioning))
-        padded = conditioning.hidden.shape[1] // rows.hidden.shape[1]  # prompts of several windows
-        return replace(rows, hidden=rows.hidden.repeat(1, padded, 1), time_ids=conditioning.time_ids)
-
-    def _taught(
-        self, x_t: Latents, t: Timesteps, conditioning: Conditioning, taught: Bool[Tensor, " batch"]
-    ) -> Latents:
-        """Return what the base alone predicts for the rows that are `taught`, and zeros for the others."""
-        predictions, rows = torch.zeros_like(x_t), taught.nonzero()[:, 0]
-        with self.adapter.disabled():
-            told = conditioning.select(rows)
-            predictions[rows] = self.family.predict(x_t[rows].to(self.family.dtype), t[rows], told).to(x_t)
-        return predictions
-
-    def _update(self, i: int, passes: Sequence[Pass]) -> SlotStep:
+    def _update(self, i: int, passed: Sequence[Passed]) -> SlotStep:
         """Clip and apply the gradient of slot `i`, unless it is not finite."""
         update = self.updates[i]
-        loss = float(torch.stack([p.per_slot[i] for p in passes]).mean())
+        loss = float(torch.stack([p.loss for p in passed]).mean())
         norm = update.clip()
         finite = math.isfinite(loss) and math.isfinite(norm)  # a broken slot's gradient is zero, its loss says so
         if finite:
@@ -241,8 +141,8 @@ class Training:
             update.apply(self.index)
         elif not (math.isfinite(loss) and update.scale.overflowed()):
             self.skipped_in_a_row[i] += 1
-        losses = torch.cat([p.losses[i] for p in passes])
-        prior = torch.tensor([is_prior for p in passes for is_prior in p.batches[i].is_prior])
+        losses = torch.cat([p.losses for p in passed])
+        prior = torch.tensor([is_prior for p in passed for is_prior in p.batch.is_prior])
         step = SlotStep(
             slot=self.slots[i].name,
             loss=loss,
@@ -251,8 +151,8 @@ class Training:
             learning_rates=update.learning_rates,
             grad_norm=norm,
             skipped=not finite,
-            pictures=tuple(name for p in passes for name in p.batches[i].ids),
-            timesteps=tuple(int(t) for p in passes for t in p.timesteps[i].tolist()),
+            pictures=tuple(name for p in passed for name in p.batch.ids),
+            timesteps=tuple(int(t) for p in passed for t in p.timesteps.tolist()),
             weight_norm=update.weight_norm(),
         )
         require_finite(step, self.index, skipped_in_a_row=self.skipped_in_a_row[i], dtype=self.family.dtype)
@@ -309,11 +209,3 @@ class Training:
             own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             update.restore(own, numbers["updates"][i])
         self.index, self.skipped_in_a_row = numbers["step"], numbers["skipped_in_a_row"]
-
-
-def _silenced(batch: Batch) -> Batch:
-    """Return a batch of the same shape whose rows are all zeros."""
-    told = batch.conditioning
-    pooled = None if told.pooled is None else torch.zeros_like(told.pooled)
-    quiet = replace(told, hidden=torch.zeros_like(told.hidden), pooled=pooled)
-    return replace(batch, moments=torch.zeros_like(batch.moments), conditioning=quiet)
