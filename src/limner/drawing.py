@@ -94,7 +94,7 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
     tuned |= _brings(folder, recipe, watch)
-    named_few = named | {"sampling": recipe.drawn_with}
+    named_few: dict[str, Any] = {**named, "sampling": recipe.drawn_with}
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
         made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress, **named_few)
         say_faults(made, "tuned", watch, tuned=True)
