@@ -60,7 +60,7 @@ schedule, `prediction_type` v_prediction), trained from random weights on pictur
 for it with DiceBear. It is for learning, testing and trying Limner without a download. It is no
 general picture model: its world is {len(STYLES)} kinds of figures in {len(COLOURS)} colours.
 
-- pictures: 64 x 64 pixels, latents 4 x 16 x 16; 20 DDIM steps, guidance 3 to 4
+- pictures: 64 x 64 pixels, latents 4 x 16 x 16; 20 DDIM steps, guidance 4 to 7
 - class nouns (drawing style): {world}
 - held out whole, never seen in training: {held}
 - colours: {", ".join(COLOURS)}

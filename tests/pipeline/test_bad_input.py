@@ -188,6 +188,8 @@ RUNS = {
     "resume of half a folder": Row("train --resume {bad}/untrained", "provenance.json: is missing"),
     "resume with a setting that is none": Row("train --resume {bad}/untrained stepps=4", r"stepps is not a setting. Did you mean steps\?"),
     "resume with a change that is no yes": Row("train --resume {bad}/untrained accept_dataset_change=maybe", "accept_dataset_change='maybe': is not allowed. Use true"),
+    "distilling of no base": Row("distill {bad}/none distill.words=['dog']", "there is no such run folder or base"),
+    "distilling of nothing": Row("distill distill.images=3", "distill: no base or run was given"),
     "measuring of no run": Row("measure {bad}/none", "none: is not a run folder"),
     "measuring of nothing": Row("measure seconds=5", "measure: no run was given. Name a run's folder"),
     "measuring before the training": Row("measure {bad}/untrained", "has no adapter yet. Train it first"),

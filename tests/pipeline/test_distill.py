@@ -148,8 +148,6 @@ BAD: dict[str, tuple[str, str]] = {
     "force without one": ("generate {base} --prompt x --force-guidance", "--force-guidance: there is no few-step"),
     "a header from the future": ("generate {base} --prompt x --adapter {bad}/future.safetensors",
                                  "its header says few_steps.kind='dmd', which this version does not know"),
-    "nothing to distil": ("distill distill.images=3", "distill: no base or run was given"),
-    "no such base": ("distill {bad}/none distill.words=['dog']", "there is no such run folder or base"),
     "the base twice": ("distill {base} base=tiny distill.words=['dog']", "base=tiny: the base is named already"),
     "nothing to draw": ("distill {base}", r"nothing says what the base shall draw. Give .*distill.words="),
     "no pictures at all": ("distill {base} distill.words=['dog'] distill.images=0", "distill.images=0: no pictures"),
