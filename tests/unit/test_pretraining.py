@@ -106,3 +106,16 @@ def test_named_parts_count_more_and_a_picture_counts_as_before() -> None:
     assert abs(loss["even"] - 1) < 1e-3
     share = 16 / 256
     assert abs(loss["in parts"] / loss["plain"] - 5 / (1 + 4 * share)) < 1e-3
+
+
+def test_the_xl_unet_learns_from_views_that_are_told_of(random_sd15: Path) -> None:
+    made = xl.build(random_sd15, context=64, told=6)
+    seen = views.Views(torch.randn(5, 4, 24, 24), torch.full((4,), 0.01), torch.rand(5, 6) * 96)
+    captions = {"which": torch.tensor([[1, 2], [1, 2], [2, 2], [1, 1], [2, 1]]), "hidden": torch.randn(3, 8, 64),
+                "pooled": torch.randn(3, xl.POOLED)}  # fmt: skip
+    batch = xl.drawing(seen, captions, torch.zeros(1))()
+    loss = unet.v_loss(made, unet.Batch(batch.x_0, batch.hidden.float(), batch.added), unet.scheduler().alphas_cumprod)
+    loss.backward()
+    assert batch.x_0.shape == (unet.BATCH, 4, 24, 24)
+    assert loss.item() > 0
+    assert all(p.grad is not None for name, p in made.named_parameters() if "attn2" in name)
