@@ -65,7 +65,8 @@ def main() -> None:
 def trained(folder: Path, recipe: str, settings: Mapping[str, Any], run: Path, *, prior: bool) -> dict[str, Values]:
     """Return the drifts of a run's class images by encoder and prompt; it is trained now unless it is there."""
     named = spec_of(folder.name, load_recipe(recipe, settings).pictures)
-    own = {**settings, "prior.enabled": prior, "pictures.token": named.token, "pictures.class_noun": named.class_noun}
+    heeded = {key: value for key, value in settings.items() if prior or not key.startswith("prior.")}
+    own = {**heeded, "prior.enabled": prior, "pictures.token": named.token, "pictures.class_noun": named.class_noun}
     scores = run / "scores.json"
     if not scores.exists():
         limner.train(folder, recipe=recipe, settings=own, run=run)

@@ -146,6 +146,7 @@ def test_a_run_is_scored_among_the_shipped_subjects(tmp_path: Path, root: Path) 
     recipe = recipe_with(encoders=["colour_histogram"], distractors=str(root / "src/limner/assets/demo"))
     score([run], [recipe], run.scores, Watch())
     scores = read_json(run.scores)
-    assert scores["design"]["distractors"] == {"clay_figure": 5, "critter": 5, "plant": 5, "robot": 5}
+    shipped = ("clay_figure", "critter", "critter_cyan", "plant", "robot", "robot_gray")
+    assert scores["design"]["distractors"] == dict.fromkeys(shipped, 5)
     (metric,) = (m for m in scores["metrics"] if m["kind"] == "identification")
-    assert {level["name"]: level["value"] for level in metric["levels"]}["chance"] == 0.2
+    assert {level["name"]: level["value"] for level in metric["levels"]}["chance"] == pytest.approx(1 / 7)
