@@ -3,9 +3,11 @@
 `python -m benchmarks.prior_preservation SUBJECTS [--seeds N] [--work DIR] [key=value ...]`
 
 Every subject (a folder of folders named "TOKEN CLASS") is trained by DreamBooth with class pictures and without them,
-from the same training seed; then both draw the class prompts of the comparison from the same noise as the base. The
-drift of a picture is (1 - cosine) / 2 to the base's picture. Told is the ratio of both mean drifts, with a 95 %
-interval from resampling trainings and, within each, prompts.
+from the same training seed; then both draw the class prompts of the comparison from the same noise as the base. How far
+the class has moved is measured picture by picture (`class_drift`: (1 - cosine) / 2 to the base's picture of the same
+noise) and over all pictures (`class_kd`, `class_mmd`: distances between what is drawn of the class and what the base
+draws of it). Told is the ratio of the means with and without class pictures, with a 95 % interval from resampling
+trainings and, within each, prompts.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from limner.recipe import load_recipe, parse_settings
 from limner.rundir import write_json
 
 ARMS = {"with": True, "without": False}
+KINDS = ("class_drift", "class_kd", "class_mmd")
 DRAWS = 4000
 Values = dict[str, list[float]]
 """Drifts of one training's class images, by prompt."""
@@ -59,7 +62,7 @@ def main() -> None:
         command = " ".join(["python -m benchmarks.prior_preservation", *sys.argv[1:]])
         about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command,
                  "machine": machine.hardware(), "versions": machine.versions()}  # fmt: skip
-        write_json(given.out, {**about, "class_drift": found})
+        write_json(given.out, {**about, "class_moved": found})
 
 
 def trained(folder: Path, recipe: str, settings: Mapping[str, Any], run: Path, *, prior: bool) -> dict[str, Values]:
@@ -73,7 +76,7 @@ def trained(folder: Path, recipe: str, settings: Mapping[str, Any], run: Path, *
         limner.evaluate(run)
     drifts: dict[str, Values] = {}
     for metric in Scores.model_validate_json(scores.read_text(encoding="utf-8")).metrics:
-        if metric.kind == "class_drift":
+        if metric.kind in KINDS:
             (tuned,) = (arm for name, arm in metric.arms.items() if name != "base")
             values = drifts.setdefault(metric.key, {})
             for image in tuned.images:
