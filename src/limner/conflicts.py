@@ -27,7 +27,7 @@ PLACEHOLDERS = {
     "pictures.caption": ("token", "class_noun"),
     "pictures.templates": ("token", "class_noun"),
     "pictures.prefix": ("token", "class_noun"),
-    "prior.prompt": ("class_noun", "token"),
+    "prior.prompts": ("class_noun", "token"),
     "preview.prompt": ("subject",),
     "validation.prompts": ("subject", "class_noun"),
     "validation.class_prompts": ("class_noun",),
@@ -60,7 +60,11 @@ def check_settings(
     idle = dict(without_effect(recipe, class_pictures=class_pictures))
     refuse_idle(given or {}, idle)
     written = set(_written(recipe)) if own_file else set[str]()
-    return [f"{name} has no effect, because {why}" for name, why in idle.items() if name in written]
+    lines = [f"{name} has no effect, because {why}" for name, why in idle.items() if name in written]
+    count, prompts = recipe.prior.count, recipe.prior.prompts
+    if recipe.prior.active and not class_pictures and count < len(prompts):
+        lines.append(f"prior.count={count}: only the first {count} of {len(prompts)} prior.prompts get a class picture")
+    return lines
 
 
 def refuse_idle(given: Mapping[str, Any], idle: Mapping[str, str]) -> None:
@@ -81,8 +85,8 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
     """Yield every setting that does nothing beside the others of a recipe, and why."""
     prior, preview, pictures, optimizer = recipe.prior, recipe.preview, recipe.pictures, recipe.optimizer
     rules: list[tuple[bool, str, str]] = [
-        (not prior.enabled, "prior.enabled is false", "prior.weight prior.count prior.prompt"),
-        (prior.enabled and not prior.weight, "prior.weight is 0", "prior.count prior.prompt"),
+        (not prior.enabled, "prior.enabled is false", "prior.weight prior.count prior.prompts"),
+        (prior.enabled and not prior.weight, "prior.weight is 0", "prior.count prior.prompts"),
         (class_pictures, "a folder of class pictures is given", "prior.count"),
         (not preview.every_steps, "preview.every_steps is 0", "preview.prompt preview.images"),
         (
@@ -157,7 +161,7 @@ def _check_words(recipe: Recipe) -> None:
             'Add one word, such as pictures.class_noun=dog, or a caption of your own: pictures.caption="..."',
         )
     if recipe.prior.active:
-        recipe.prior.caption(recipe.pictures)
+        recipe.prior.captions(recipe.pictures)
 
 
 def _check_prompts(recipe: Recipe) -> None:

@@ -13,7 +13,15 @@ from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import recognise
 from limner.files import default_cache, replacing
-from limner.generate.draw import SETTINGS, Request, check_resolution, draw, requests_for
+from limner.generate.draw import (
+    SETTINGS,
+    Request,
+    caption_drawn,
+    check_resolution,
+    draw,
+    requests_for,
+    requests_in_turn,
+)
 from limner.generate.faults import tell_faults
 from limner.ladder import Acting, draw_places, drop_others, places_of
 from limner.prepare.check import Checked, check_class_pictures
@@ -142,10 +150,10 @@ def class_pictures(
 ) -> Checked:
     """Return the class pictures of prior preservation: the user's, or drawn by the base and kept in the cache."""
     if given is None:
-        prompt = recipe.prior.caption(recipe.pictures)
+        prompts = recipe.prior.captions(recipe.pictures)
         sampling, begun_by = recipe.generation.alone(), family.begun_by
         models = (*family.identity.values(), *(begun_by.identity.values() if begun_by else ()))
-        key = f"{seed_of(*models, prompt, recipe.prior.count, resolution_px, sampling.model_dump_json()):016x}"
+        key = f"{seed_of(*models, *prompts, recipe.prior.count, resolution_px, sampling.model_dump_json()):016x}"
         given = default_cache() / "class-pictures" / key
         with watch.phase("class pictures"), folder.timed("class pictures"):
             made = draw_class(family, recipe, given, recipe.prior.count, resolution_px, watch)
@@ -158,13 +166,15 @@ def class_pictures(
 
 
 def draw_class(family: Family, recipe: Recipe, out: Path, count: int, resolution_px: int, watch: Watch) -> Path:
-    """Draw so many class pictures of prior preservation with the untouched base; return their manifest."""
-    prompt = recipe.prior.caption(recipe.pictures)
-    return draw(
-        family, requests_for("class", [(prompt, prompt)], range(count)), out, sampling=recipe.generation.alone(),
+    """Draw so many class pictures of prior preservation with the untouched base, captioned; return their manifest."""
+    prompts = recipe.prior.captions(recipe.pictures)
+    manifest = draw(
+        family, requests_in_turn(prompts, count), out, sampling=recipe.generation.alone(),
         resolution_px=resolution_px, replace=True, progress=watch.progress,
         about={"arm": "base", "base": recipe.base, "adapter": None},
     )  # fmt: skip
+    caption_drawn(manifest)
+    return manifest
 
 
 def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[Path, str | None]:

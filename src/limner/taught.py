@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from limner.drawing import load_base
 from limner.errors import UserError
 from limner.families.load import native_resolution
 from limner.files import default_cache
-from limner.generate.draw import Request, check_resolution, draw
+from limner.generate.draw import CAPTIONS, caption_drawn, check_resolution, draw, requests_in_turn
 from limner.generate.faults import tell_faults
 from limner.pictures.fit import fit_to
 from limner.pictures.picture import Picture
 from limner.pictures.text import read_text
 from limner.prepare.check import Checked, Example
 from limner.recipe import Recipe
-from limner.rundir import read_json, write_atomically
+from limner.rundir import read_json
 from limner.seeds import seed_of
 from limner.underlying import attach_underlying
 from limner.watch import Watch
@@ -31,7 +29,6 @@ TEMPLATES = (
     "a photo of a red {word}", "a photo of a blue {word}",
 )  # fmt: skip
 """What class words are put into; none is a prompt of the comparison's."""
-CAPTIONS = "metadata.jsonl"
 
 
 def prompts_of(recipe: Recipe) -> list[str]:
@@ -63,15 +60,6 @@ def prompts_of(recipe: Recipe) -> list[str]:
     return [template.replace("{word}", word) for template in TEMPLATES for word in words]
 
 
-def requests_of(prompts: Sequence[str], images: int) -> list[Request]:
-    """Return so many pictures to draw, the prompts in turn, each time from other noise."""
-    return [
-        Request("class", prompts[i % len(prompts)], prompts[i % len(prompts)], i % len(prompts), i // len(prompts),
-                seed_of("taught", prompts[i % len(prompts)], i // len(prompts)))
-        for i in range(images)
-    ]  # fmt: skip
-
-
 def draw_taught(recipe: Recipe, watch: Watch, *, subject: Path | None = None) -> Path:
     """Draw the pictures with the base, and the subject on it, as `generation` says; return the folder in the cache.
 
@@ -87,7 +75,7 @@ def draw_taught(recipe: Recipe, watch: Watch, *, subject: Path | None = None) ->
     if subject:
         attach_underlying(family, subject)
     resolution_px, sampling = check_resolution(family, recipe.resolution), recipe.generation.alone()
-    requests = requests_of(prompts, images)
+    requests = requests_in_turn(prompts, images, "taught")
     key = seed_of("taught", *family.identity.values(), str(family.scheduler_config), resolution_px,
                   sampling.model_dump_json(), str(requests))  # fmt: skip
     out = default_cache() / "taught-pictures" / f"{key:016x}"
@@ -98,8 +86,7 @@ def draw_taught(recipe: Recipe, watch: Watch, *, subject: Path | None = None) ->
     if wrong:
         shutil.rmtree(out)
         raise UserError(wrong, "They would be learned from: set precision=float32, or give pictures.")
-    rows = [{"file_name": row["file"], "text": row["prompt"]} for row in read_json(made)["images"]]
-    write_atomically(out / CAPTIONS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    caption_drawn(made)
     return out
 
 
@@ -113,7 +100,7 @@ def is_whole(folder: Path) -> bool:
 def expected(recipe: Recipe) -> Checked:
     """Return what checking the pictures would find once the base has drawn them: for a plan, which draws nothing."""
     side = recipe.resolution or native_resolution(recipe.base)
-    requests = requests_of(prompts_of(recipe), recipe.distill.images)
+    requests = requests_in_turn(prompts_of(recipe), recipe.distill.images, "taught")
     examples = tuple(
         Example(Picture(one.file, Path(one.file)), sha256="", size=(side, side), caption=one.prompt,
                 fit=fit_to((side, side), (side, side)))

@@ -92,7 +92,7 @@ SETTINGS = {
     "words in braces": Row([*DEMO.split(), "pictures.caption=a photo of {{subject}}"], r"nothing fills in. Did you mean \{token\}\?"),
     "comparison without the subject": Row([*DEMO.split(), 'evaluation.prompts=["a dog"]'], r"'a dog' has no \{{0,1}subject"),
     "no class noun": Row("train {pictures} base={base}", "pictures.class_noun: is not set.* pictures.class_noun=dog"),
-    "token in the class prompt": Row([*DEMO.split(), "prior.prompt=a sks dog"], "contains the trigger 'sks'"),
+    "token in the class prompt": Row([*DEMO.split(), 'prior.prompts=["a sks dog"]'], "contains the trigger 'sks'"),
     "token of two words": Row([*DEMO.split(), "pictures.token=my dog"], "pictures.token='my dog': must be one word"),
     "word that is known already": Row(DEMO + " adapter.kind=textual_inversion prior.enabled=false pictures.token=robot", "is already a word in the base's vocabulary"),
     "prior that cannot work": Row(DEMO + " adapter.kind=textual_inversion", "captions do not hold the new word"),

@@ -31,7 +31,7 @@ FEW = {"objective.kind": "consistency"}
         ({**PRIOR, "prior.teacher": True, "adapter.kind": "full", "objective.prediction_type": "epsilon"}, "predict"),
         ({"objective.prediction_type": "v_prediction"}, "is too much to learn for adapter.kind=lora"),
         ({**PRIOR, **TEXTUAL}, "captions do not hold the new word. Set prior.enabled=false, or adapter.kind=pivotal"),
-        ({**PRIOR, "prior.prompt": "a sks dog"}, "contains the trigger"),
+        ({**PRIOR, "prior.prompts": ["a sks dog"]}, "contains the trigger"),
         ({"pictures.class_noun": None}, "pictures.class_noun: is not set"),
         ({"pictures.caption": "a {subjekt}"}, r"has \{subjekt\}, which nothing fills in"),
         ({"pictures.templates": ["a {tokn}"]}, r"Did you mean \{token\}\?"),

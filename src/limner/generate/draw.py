@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from limner.seeds import seed_of
 from limner.spec import Spec
 from limner.types import Latents, Pixels
 
-MANIFEST, SETTINGS = "manifest.json", "settings.json"
+MANIFEST, SETTINGS, CAPTIONS = "manifest.json", "settings.json", "metadata.jsonl"
 SCHEDULERS = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler", "euler": "EulerDiscreteScheduler",
               "lcm": "LCMScheduler", "tcd": "TCDScheduler"}  # fmt: skip
 
@@ -93,6 +94,19 @@ def requests_for(set_name: str, prompts: Sequence[tuple[str, str]], numbers: Ite
         for p, (prompt, plain) in enumerate(prompts)
         for i, number in numbered
     ]
+
+
+def requests_in_turn(prompts: Sequence[str], count: int, salt: str = "") -> list[Request]:
+    """Return so many pictures to learn from, the prompts in turn, each time from other noise."""
+    salted = (salt,) if salt else ()
+    turns = [(*divmod(i, len(prompts)), prompts[i % len(prompts)]) for i in range(count)]
+    return [Request("class", prompt, prompt, p, i, seed_of(*salted, prompt, i)) for i, p, prompt in turns]
+
+
+def caption_drawn(manifest: Path) -> None:
+    """Write the prompt of each picture beside them as its caption, where whoever learns from the folder reads it."""
+    rows = [{"file_name": row["file"], "text": row["prompt"]} for row in read_json(manifest)["images"]]
+    write_atomically(manifest.parent / CAPTIONS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def draw(

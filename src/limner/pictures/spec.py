@@ -133,24 +133,27 @@ class Prior(Spec):
     teacher: bool = False
     """Let the base teach the class pictures: the target is what it predicts for them, not the noise that was added."""
 
-    prompt: str = "a photo of a {class_noun}"
-    """Prompt and caption of the class pictures; {class_noun} is filled in."""
+    prompts: tuple[str, ...] = Field(default=("a photo of a {class_noun}",), min_length=1)
+    """Prompts and captions of the class pictures, in turn; {class_noun} is filled in. Only what they say is kept of the
+    class: with "a photo of a dog" alone, "a red dog" may still turn into the subject."""
 
     @property
     def active(self) -> bool:
         """Return whether class pictures take part: a weight of 0 is the same as off."""
         return self.enabled and self.weight > 0
 
-    def caption(self, pictures: Pictures) -> str:
-        """Return the class pictures' prompt with the class noun filled in; the token may not be in it."""
-        if "{class_noun}" in self.prompt and not pictures.class_noun:
+    def captions(self, pictures: Pictures) -> list[str]:
+        """Return the class pictures' prompts with the class noun filled in; the token may not be in them."""
+        if any("{class_noun}" in prompt for prompt in self.prompts) and not pictures.class_noun:
             raise UserError(
                 "prior.enabled=true needs to know the class, and pictures.class_noun is not set.",
-                "Set e.g. pictures.class_noun=dog, or write prior.prompt out.",
+                "Set e.g. pictures.class_noun=dog, or write prior.prompts out.",
             )
-        prompt = pictures.fill(self.prompt)
-        if pictures.names_token(prompt):
-            raise UserError(
-                f"prior.prompt {prompt!r} contains the trigger {pictures.token!r}.", "Class pictures must not name it."
-            )
-        return prompt
+        prompts = [pictures.fill(prompt) for prompt in self.prompts]
+        for prompt in prompts:
+            if pictures.names_token(prompt):
+                raise UserError(
+                    f"prior.prompts: {prompt!r} contains the trigger {pictures.token!r}.",
+                    "Class pictures must not name it.",
+                )
+        return prompts

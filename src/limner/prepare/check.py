@@ -231,14 +231,14 @@ def check_class_pictures(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Checked:
-    """Check the class pictures of prior preservation; the prior's prompt is the caption of those without one.
+    """Check the class pictures of prior preservation; those without a caption get the first of the prior's prompts.
 
     `instance` is where the subject's pictures lie: the two may not be inside one another.
     """
     for own in [instance] if isinstance(instance, Path) else instance:
         for path in [paths] if isinstance(paths, Path) else paths:
             _refuse_nesting(path.resolve(), own.resolve())
-    changes = {"caption": prior.caption(spec), "prefix": "", "missing_captions": "template", "repeats": 1}
+    changes = {"caption": prior.captions(spec)[0], "prefix": "", "missing_captions": "template", "repeats": 1}
     changes |= {"subjects": False, "extra_resolutions": (), "captions_file": None}
     class_spec = spec.model_copy(update=changes)
     looked = look_at_all(find_pictures(paths), class_spec, cache=cache, progress=progress)

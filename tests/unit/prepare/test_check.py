@@ -130,8 +130,9 @@ def test_prior_and_instance_folders_may_not_be_nested(make_folder):
 
 
 def test_class_prompt_may_not_hold_the_token(make_folder):
-    with pytest.raises(UserError, match="prior.prompt 'a sks dog' contains the trigger 'sks'"):
-        check_class_pictures(make_folder(1), SPEC, Prior(enabled=True, prompt="a sks {class_noun}"), resolution_px=32)
+    prior = Prior(enabled=True, prompts=("a {class_noun}", "a sks {class_noun}"))
+    with pytest.raises(UserError, match="prior.prompts: 'a sks dog' contains the trigger 'sks'"):
+        check_class_pictures(make_folder(1), SPEC, prior, resolution_px=32)
     with pytest.raises(UserError, match="pictures.class_noun is not set"):
         check_class_pictures(make_folder(1, name="b"), Pictures(), Prior(enabled=True), resolution_px=32)
 
