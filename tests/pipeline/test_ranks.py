@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -77,11 +78,11 @@ def test_two_processes_stop_fail_and_go_on(settings: list[str], root: Path, tmp_
     assert read_json(folder.provenance)["resumed"][0]["step"] == at
 
     both = RunDir(Path(shutil.copytree(folder.path, tmp_path / "both")))
-    going_on = launch(*train, "--resume", both.path, f"steps={at + 2}")
-    unbroken = launch(*train, CRITTER, "--run", tmp_path / "unbroken", f"steps={at + 2}", *settings)
-    for process in (going_on, unbroken):
-        err = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, err
+    going_on = ["train", "--resume", str(both.path), f"steps={at + 2}"]
+    unbroken = ["train", str(CRITTER), "--run", str(tmp_path / "unbroken"), f"steps={at + 2}", *settings]
+    command = [sys.executable, "-m", "tests.pipeline.two_ranks", json.dumps([going_on, unbroken])]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     together = load_file(RunDir(tmp_path / "unbroken").adapter)
     stopped = load_file(both.adapter)
     assert all(torch.equal(tensor, stopped[name]) for name, tensor in together.items())

@@ -18,7 +18,7 @@ SHORT: dict[str, Any] = {
     "base": "tiny", "batch": 4, "optimizer.schedule": "cosine", "optimizer.warmup_steps": 0, "prior.enabled": False,
     "pictures.class_noun": "critter", "generation.num_inference_steps": 10, "generation.guidance_scale": 4.0,
     "evaluation.class_prompts": ["a photo of a {class_noun}"], "evaluation.other_prompts": ["a photo of a plant"],
-    "evaluation.images_per_prompt": 2, "evaluation.images_per_class_prompt": 1,
+    "evaluation.images_per_prompt": 1, "evaluation.images_per_class_prompt": 1,
 }  # fmt: skip
 LEARNS: dict[str, dict[str, Any]] = {
     "tiny-adapter": {"steps": 80, "learning_rate": 5e-3},
