@@ -12,15 +12,13 @@ import argparse
 import json
 import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any
 
+from benchmarks.about import about
 from benchmarks.launcher import FAULTS, KILLS, Disturbance, Ended, Running, warm_up
 
 STAGES = {"train": 8, "evaluate": 3, "report": 1}
@@ -163,15 +161,6 @@ def main() -> None:
     print(json.dumps(result))
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def about() -> dict[str, Any]:
-    """Return date, command, machine and versions: what a result means nothing without."""
-    from limner import machine
-
-    command = " ".join(["python -m benchmarks.chaos", *sys.argv[1:]])
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": date, "command": command, "machine": machine.hardware(), "versions": machine.versions()}
 
 
 if __name__ == "__main__":

@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from limner import machine
+from benchmarks.about import about
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
@@ -84,8 +82,7 @@ def main() -> None:
     rows.append(measure("DreamBooth, a part", DREAMBOOTH, step_s["dreambooth"], max(2, given.rounds // 5), given.at))
     whole = rows[-1]["seconds"] * WHOLE_DREAMBOOTH / rows[-1]["trained_parameters"]
     result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.hardware(),
-        "command": " ".join(["python -m benchmarks.checkpoint_cost", *sys.argv[1:]]), "versions": machine.versions(),
+        **about(),
         "steps_between": STEPS, "gpu_step_s": GPU_STEP_S, "rows": rows,
         "whole_dreambooth_by_its_size": {"seconds": round(whole, 1), **shares(whole, step_s["dreambooth"])},
     }  # fmt: skip

@@ -17,11 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from limner import machine
+from benchmarks.about import about
 from limner.families.source import ASSETS
 
 SUBJECTS = ("critter", "robot", "plant", "clay_figure")
@@ -55,8 +54,7 @@ def told(rounds: list[Round], steps: int) -> dict[str, Any]:
     ratios = {f"ratio_{what}": spread([r["together"][what] / r["one_after_another"][what] for r in rounds])
               for what in ("cpu_s", "wall_s")}  # fmt: skip
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.hardware(),
-        "command": " ".join(["python -m benchmarks.many_at_once", *sys.argv[1:]]), "versions": machine.versions(),
+        **about(),
         "load_average": os.getloadavg(), "subjects": len(SUBJECTS), "steps": steps, **ratios, "rounds": rounds,
     }  # fmt: skip
 

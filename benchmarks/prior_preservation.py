@@ -14,16 +14,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sys
 from collections import defaultdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from limner import machine
+from benchmarks.about import about
 from limner.rundir import write_json
 
 KINDS = ("class_drift", "class_kd", "class_mmd")
@@ -41,10 +39,7 @@ def main() -> None:
     for metric, row in found.items():
         print(f"{metric:<24}{json.dumps(row)}")
     if given.out:
-        command = " ".join(["python -m benchmarks.prior_preservation", *sys.argv[1:]])
-        about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command,
-                 "machine": machine.hardware(), "versions": machine.versions()}  # fmt: skip
-        write_json(given.out, {**about, "class_moved": found})
+        write_json(given.out, {**about(), "class_moved": found})
 
 
 def moved(study: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import limner
-from limner import machine
+from benchmarks.about import about
 from limner.drawing import load_base
 from limner.evaluate.evaluate import evaluate
 from limner.families.family import Family
@@ -59,10 +57,7 @@ def main() -> None:
     for line in table(found):
         print(line)
     if given.out:
-        command = " ".join(["python -m benchmarks.refiner_identity", *sys.argv[1:]])
-        about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "command": command,
-                 "machine": machine.hardware(), "versions": machine.versions()}  # fmt: skip
-        write_json(given.out, {**about, **found})
+        write_json(given.out, {**about(), **found})
 
 
 def measure(
