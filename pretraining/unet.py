@@ -19,6 +19,7 @@ from pretraining.text import tokenize
 
 BATCH, PEAK_RATE, EMPTY_CAPTIONS = 32, 8e-4, 0.1
 TEXT_RATE = 3.0  # what reads the text learns faster: which parts a caption names comes last of all
+TOLD_RATE = 10.0  # what an XL model is told beside the text: it begins without effect, and has minutes to get one
 PARTS_WEIGHT = 4.0  # eyes, mouth and headgear fill a tenth of a picture, and are what is learned last
 
 
@@ -162,10 +163,10 @@ class Master:
         self.average = [w.clone() for w in self.weights]
         self.names = [name for name, _ in unet.named_parameters()]
         named = list(zip(self.names, self.weights, strict=True))
-        groups = [
-            {"params": [w for name, w in named if "attn2" in name], "scale": TEXT_RATE},
-            {"params": [w for name, w in named if "attn2" not in name], "scale": 1.0},
-        ]
+        scales = {"attn2": TEXT_RATE, "add_embedding": TOLD_RATE}
+        scale_of = {name: next((s for part, s in scales.items() if part in name), 1.0) for name in self.names}
+        groups = [{"params": [w for name, w in named if scale_of[name] == scale], "scale": scale}
+                  for scale in (TEXT_RATE, 1.0, TOLD_RATE) if scale in scale_of.values()]  # fmt: skip
         self.optimizer = torch.optim.AdamW(groups, PEAK_RATE, (0.9, 0.99), weight_decay=0.01, fused=True)
 
     def step(self, rate: float, decay: float) -> None:
