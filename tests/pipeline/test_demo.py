@@ -1,4 +1,4 @@
-"""The demo, two thirds as long as it ships: the subject is learned, its class stays, and everything is where the last lines say."""
+"""The demo, two thirds as long: the subject is learned, its class stays, everything is where the last lines say."""
 
 from __future__ import annotations
 

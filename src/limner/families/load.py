@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -134,13 +136,34 @@ def _family(base: Recognised, modules: dict[str, Any], read: ReadPart, device: t
 
 def _silence() -> None:
     """Stop the libraries from telling of what concerns their developers."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # before diffusers imports it, where it is installed
+    _import_bitsandbytes()  # before diffusers does
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
+
+
+def _import_bitsandbytes() -> None:
+    """Import bitsandbytes, where it is installed, silently and without PyTorch's compiler where there is no GPU.
+
+    It compiles its kernels for CPUs as soon as it is imported; the compiler takes a second and 45 MB of every start.
+    """
+    if not importlib.util.find_spec("bitsandbytes") or "bitsandbytes" in sys.modules:
+        return
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    compiler = torch.compile
+
+    def as_written(function: Any = None, **_: Any) -> Any:
+        return as_written if function is None else function
+
+    if not torch.accelerator.is_available():
+        torch.compile = as_written
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        torch.compile = compiler
 
 
 def _modules(base: Recognised) -> dict[str, Any]:
