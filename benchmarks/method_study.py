@@ -37,8 +37,9 @@ SHARED: dict[str, Any] = {
         "a photo of a white {class_noun} on a red background",
     ],
     "evaluation.images_per_class_prompt": 6,
+    "evaluation.strengths": [0.5, 1.0, 1.5],
 }
-"""What all arms have beside the demo's recipe: class prompts that fit every subject, and enough images of each."""
+"""What all arms have beside the demo's recipe: class prompts that fit every subject, enough images, strengths."""
 
 WITHOUT_PRIOR: dict[str, Any] = {"prior.enabled": False}
 FULL: dict[str, Any] = {"adapter.kind": "full", "learning_rate": 3e-4}
