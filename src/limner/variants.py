@@ -191,7 +191,7 @@ def _require_own(name: str, where: str) -> None:
         return
     known = {setting.name for setting in setting_names()}
     if name not in known and not any(one.startswith(f"{name}.") for one in known):
-        raise UserError(f"{where}: {name!r} is no column: not name, pictures, token, class_noun, and not a setting.",
+        raise UserError(f"{where}: {name!r} is no setting, and none of the columns name, pictures, token, class_noun.",
                         meant(name))  # fmt: skip
     is_own = name in OWN or name.startswith(tuple(own for own in OWN if own.endswith(".")))
     if not is_own or name in SHARED:

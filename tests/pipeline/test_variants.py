@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 import limner
-from limner.errors import Guarded
+from limner.errors import Guarded, UserError
 from limner.families.source import ASSETS
+from limner.many import _fitted
+from limner.recipe import load_recipe
 from limner.rundir import RunDir
 from limner.watch import Watch
 from tests.pipeline.apart import apart
@@ -122,6 +124,20 @@ def test_the_plan_is_that_of_the_largest_row(
     code, out, err = run_limner("plan", "--variants", tmp_path / "runs.csv", *words(settings))
     assert code == 0, err
     assert "3 variants, 3 at a time, 12 steps in all" in out
+
+
+def test_a_batch_is_parted_for_memory_as_the_largest_is_and_stays_what_it_was(settings: dict[str, Any]) -> None:
+    """The measure that `fit` took for a batch of 8: every run accumulates alike, with a batch of its own."""
+    taken = {"batch": 2, "accumulate": 4, "unload": True}
+    recipe, own = _fitted("a", load_recipe("lora", {**settings, "fit": True, "batch": 4}), taken)
+    assert (recipe.batch, recipe.accumulate, recipe.unload, recipe.fit) == (1, 4, True, False)
+    assert own == {"batch": 1, "accumulate": 4, "unload": True}
+    plain = load_recipe("lora", {**settings, "batch": 3})
+    assert _fitted("a", plain, {}) == (plain, {})
+    with pytest.raises(
+        UserError, match="a: batch=3 cannot be computed in 4 equal parts, as the largest is. Use a multiple"
+    ):
+        _fitted("a", plain, taken)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_grid_is_every_combination() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("adapter.rnk\n4\n", r"row 1: 'adapter.rnk' is no column: .* Did you mean adapter.rank\?"),
+        ("adapter.rnk\n4\n", r"row 1: 'adapter.rnk' is no setting, .* Did you mean adapter.rank\?"),
         ("base\ntiny\n", r"row 1: base is the same for all slots .* may differ in steps, .*, prior\.\*, .*base=\.\.\."),
         ("adapter.targets\nall\n", "row 1: adapter.targets is the same for all"),
         ("prior.teacher\ntrue\n", "row 1: prior.teacher is the same for all"),
