@@ -265,6 +265,21 @@ MANY = {
     "a misspelt setting for many": Row("train --subjects {bad}/twice base={base} adapter.rnk=2", r"Did you mean adapter.rank\?"),
 }  # fmt: skip
 
+SWEEPS = {
+    "a sweep of nothing": Row("sweep", "Missing argument"),
+    "a sweep of no pictures": Row("sweep adapter.rank=4,8", "sweep: no pictures were given. Name the folder"),
+    "a sweep of one value": Row("sweep {pictures} adapter.rank=4", "sweep: no setting has several values. Write them with commas: adapter.rank=4,8,16"),
+    "a sweep of an empty value": Row("sweep {pictures} adapter.rank=4,,8", "sweep: adapter.rank=4,,8 has a value twice, or an empty one"),
+    "a sweep of what is judged": Row("sweep {pictures} pictures.token=sks,ohwx", "sweep: variants cannot differ in pictures.token. Variants are judged on the same prompts. Give it one value"),
+    "a sweep of what slots share": Row("sweep {pictures} base=tiny,tiny-xl", "sweep: base is the same for all slots of one batch. They may differ in steps"),
+    "a sweep of words for numbers": Row("sweep {pictures} --recipe demo base={base} adapter.rank=4,ten", "adapter.rank = 'ten' is not allowed"),
+    "a sweep of a misspelt setting": Row("sweep {pictures} adapter.rnk=4,8", r"sweep: 'adapter.rnk' is no setting.*Did you mean adapter.rank\?"),
+    "a sweep chosen by its loss": Row("sweep {pictures} --recipe demo base={base} adapter.rank=4,8 checkpoint.choose=loss", "checkpoint.choose=loss: variants are judged by their pictures. Use last or evidence"),
+    "a sweep of whole models": Row("sweep {pictures} --recipe dreambooth base={base} seed=0,1 pictures.class_noun=dog", "adapter.kind=full: is trained one run at a time"),
+    "a sweep in a folder in use": Row("sweep {pictures} adapter.rank=4,8 --run {bad}/full", "full: is not empty, and is no sweep. Name another with --run"),
+    "a sweep on a file": Row("sweep {pictures} adapter.rank=4,8 --run {bad}/full/something.txt", "is a file, and a sweep is a folder"),
+}  # fmt: skip
+
 MACHINES = {
     "no GPU": Row(DEMO + " device=cuda", "device='cuda': torch finds no CUDA GPU. Use device=auto or device=cpu"),
     "no eighth GPU": Row(DEMO + " device=cuda:7", "device='cuda:7': torch finds no CUDA GPU|there is no such device"),
@@ -278,7 +293,9 @@ MACHINES = {
 }  # fmt: skip
 
 SHARED = {name: Row(words, message) for name, (words, message) in (SHARING | COMBINING).items()}
-ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | MANY | SHARED | MACHINES
+ROWS = (
+    FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | MANY | SWEEPS | SHARED | MACHINES
+)
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""The verbs on pictures and runs: demo, check, plan, train, generate, evaluate, report, compare, caption."""
+"""The verbs on pictures and runs: demo, check, plan, train, generate, evaluate, report, compare, sweep, caption."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -286,6 +287,41 @@ def compare(
     with watch_for(as_json) as watch:
         page = compare(paths, arms=arms, subjects=subjects, seeds=read_seeds(seeds), run=run, settings=own, watch=watch)
     print_made(as_json, study=page.with_suffix(".json"), page=page)
+
+
+@app.command()
+def sweep(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"Pictures of one subject, settings with values to try, and {SETTINGS_HELP}",
+            metavar="PICTURES... key=value,value...",
+        ),
+    ],
+    recipe: RecipeOption = "lora",
+    run: Annotated[Path | None, typer.Option("--run", help="The folder to make or go on with.", metavar="DIR")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try settings: every combination trains in one batch, is judged, and the one that the evidence is for is taken.
+
+    limner sweep PICTURES adapter.rank=4,8,16 learning_rate=1e-4,3e-4 steps=400 trains six; slots=N of them at a time.
+    The same command goes on.
+    """
+    from limner import sweeping
+
+    asked = [word for word in words if SETTING.match(word) and not os.path.exists(word)]
+    axes, others = sweeping.split_axes(asked)
+    paths, settings = paths_and_settings([word for word in words if word not in asked or word in others])
+    with watch_for(as_json) as watch:
+        made = sweeping.sweep(paths, axes, recipe=recipe, settings=settings, run=run, watch=watch)
+    found = {"run": made.run.path, "adapter": made.adapter} if made.run and made.adapter else {}
+    if as_json:
+        told = {
+            name: str(path) for name, path in {"sweep": made.path / "sweep.json", **found, "page": made.page}.items()
+        }
+        print(json.dumps({**told, "taken": made.sweep.taken, "command": made.sweep.command}))
+    else:
+        print_made(as_json, **found, page=made.page)
 
 
 @app.command()
