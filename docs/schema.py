@@ -8,8 +8,9 @@ from pathlib import Path
 from limner.metrics.ladder import Ladder
 from limner.metrics.scores import Scores
 from limner.metrics.study import Study
+from limner.metrics.sweep import Sweep
 
-SCHEMAS = {"scores": Scores, "study": Study, "ladder": Ladder}
+SCHEMAS = {"scores": Scores, "study": Study, "ladder": Ladder, "sweep": Sweep}
 FOLDER = Path(__file__).parent / "schema"
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from limner.many import resume_many, train_many
     from limner.measuring import measure
     from limner.run import check, evaluate, generate, report, resume, train
+    from limner.sweeping import sweep
 
 __all__ = [
     "check",
@@ -27,6 +28,7 @@ __all__ = [
     "report",
     "resume",
     "resume_many",
+    "sweep",
     "train",
     "train_many",
 ]
@@ -37,6 +39,7 @@ PLACES = {
     "live": "live",
     "measure": "measuring",
     "resume_many": "many",
+    "sweep": "sweeping",
     "train_many": "many",
 }
 """Where the verbs are that are not in `run`."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limner.conflicts import check_settings, without_effect
+from limner.conflicts import check_settings, refuse_idle_everywhere, without_effect
 from limner.errors import UserError
 from limner.prepare.subjects import spec_of, subject_folders
 from limner.recipe import Recipe, load_recipe, parse_settings, shipped_recipes
@@ -128,9 +128,7 @@ def check_arms(arms: Sequence[Arm], subject: Subject, shared: Mapping[str, Any])
         except UserError as error:
             raise UserError(f"arm {arm.name}: {error.message}", error.hint) from error
         idle.append(dict(without_effect(recipe)))
-    for key in shared:
-        if all(key in one for one in idle):
-            raise UserError(f"{key}: has no effect in any arm, because {idle[0][key]}.", "Leave it out.")
+    refuse_idle_everywhere(shared, idle, "arm")
     return lines
 
 

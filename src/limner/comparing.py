@@ -24,12 +24,13 @@ from limner.metrics.study import ArmBudget, Budget
 from limner.planning import known_pace, plan_run
 from limner.prepare.check import Checked
 from limner.ranks import Ranks
-from limner.recipe import Recipe, changed, load_recipe, settings_of
+from limner.recipe import Recipe, load_recipe
 from limner.refining import suited
 from limner.report.numbers import in_time
 from limner.report.report import report
 from limner.report.study import report_study
 from limner.result import results
+from limner.resuming import require_made_alike
 from limner.run import check, resume, train
 from limner.rundir import UNBEGUN, RunDir, read_json, write_json
 from limner.scoring import score
@@ -231,26 +232,8 @@ def _lay_out(
                 with _naming(f"arm {arm.name}"):
                     steps = plan_run(recipe, checked[arm, subject], 0, Watch()).steps
                 trainings.append(OneTraining(arm, subject, seed, recipe, steps, at))
-                _require_same(trainings[-1])
+                require_made_alike(at, recipe)
     return trainings
-
-
-def _require_same(training: OneTraining) -> None:
-    """Refuse an arm that is there and was made with other settings; what `fit` took is not one of them."""
-    folder, wanted = training.folder, training.recipe
-    if not folder.recipe.is_file():
-        return
-    if wanted.fit not in (False, "off"):
-        wanted = changed(wanted, {**read_json(folder.provenance)["fit"], "fit": False})
-    then, now = settings_of(load_recipe(folder.recipe)), settings_of(wanted)
-    differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
-    if differing:
-        key = differing[0]
-        more = f" ({len(differing) - 1} more settings differ)" if differing[1:] else ""
-        raise UserError(
-            f"{folder.path}: was made with {key}={then.get(key)}, and now {key}={now.get(key)} is asked for{more}.",
-            "Name another folder with --run, or remove this one.",
-        )
 
 
 def _require_room(trainings: Sequence[OneTraining], checked: Looked) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from limner.adapters.full import Full
@@ -72,6 +72,13 @@ def refuse_idle(given: Mapping[str, Any], idle: Mapping[str, str]) -> None:
     for name in given:
         if name in idle:
             raise UserError(f"{name}: has no effect, because {idle[name]}.", "Leave it out, or change the other.")
+
+
+def refuse_idle_everywhere(given: Mapping[str, Any], idle: Sequence[Mapping[str, str]], what: str) -> None:
+    """Refuse settings of several runs that do nothing in any of them; `idle` says why, for each run by name."""
+    for name in given:
+        if all(name in one for one in idle):
+            raise UserError(f"{name}: has no effect in any {what}, because {idle[0][name]}.", "Leave it out.")
 
 
 def require_use(given: Mapping[str, Any], sections: tuple[str, ...], verb: str) -> None:

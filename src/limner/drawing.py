@@ -14,6 +14,7 @@ from limner.families.load import load
 from limner.families.recognise import recognise
 from limner.files import default_cache, replacing
 from limner.generate.draw import (
+    MANIFEST,
     SETTINGS,
     Request,
     caption_drawn,
@@ -184,6 +185,20 @@ def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[
     requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
     made = draw_between(folder.previews, requests, recipe, family, step)
     return made.parent, tell_faults(made, f"preview at step {step}", tuned=True)
+
+
+def draw_untouched(out: Path, requests: Sequence[Request], recipe: Recipe, family: Family) -> Path:
+    """Draw with the base as it is, into the folder of step 0; return the manifest.
+
+    The pictures are kept in the cache, so that runs on one base which are judged alike draw them once.
+    """
+    begun_by = family.begun_by.identity.values() if family.begun_by else ()
+    key = seed_of("untouched", *family.identity.values(), *begun_by, recipe.base, str(family.dtype),
+                  family.device.type, recipe.generation.alone().model_dump_json(), str(family.scheduler_config),
+                  check_resolution(family, recipe.resolution), str(requests))  # fmt: skip
+    kept = draw_between(default_cache() / "base-pictures" / f"{key:016x}", requests, recipe, family, 0).parent
+    _copy(kept, out / kept.name)
+    return out / kept.name / MANIFEST
 
 
 def draw_between(out: Path, requests: Sequence[Request], recipe: Recipe, family: Family, step: int) -> Path:

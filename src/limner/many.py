@@ -1,4 +1,4 @@
-"""Many subjects at once: a folder of folders becomes a run for each, trained together on one base."""
+"""Many at once: every subject of a folder, or row of a table, becomes a run, and all train together on one base."""
 
 from __future__ import annotations
 
@@ -10,37 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from limner import machine
-from limner.adapters.lora import LoRA
-from limner.adapters.pivotal import Pivotal
-from limner.adapters.textual_inversion import TextualInversion
-from limner.arms import Arm, Subject, subjects_of
 from limner.board import Board
 from limner.conflicts import check_settings
+from limner.entrants import SLOTS, Entrants, Kind, Table, look_at, take_slots
 from limner.errors import Guarded, Interrupted, UserError
 from limner.files import remove
 from limner.fitting import make_fit, plan_memory, slots_that_fit, telling_memory
 from limner.lock import locked
-from limner.pictures.folder import find_pictures
 from limner.planning import Told, length_of
-from limner.prepare.check import Checked
-from limner.prepare.subjects import refuse_colliding_tokens, refuse_shared_pictures
 from limner.ranks import Ranks, started
-from limner.recipe import Recipe, changed, load_recipe, save_recipe, shipped_recipes
+from limner.recipe import Recipe, changed, load_recipe, save_recipe
 from limner.resuming import check_recipe, refuse_finished
-from limner.run import check, write_down
+from limner.run import check, paths_of, write_down
 from limner.rundir import RunDir, read_json, write_json
 from limner.training_together import Ended, Waiting, train_together
 from limner.watch import Watch
 
 LIST = "subjects.json"
-"""In the folder that holds the runs: their names in order, and how many train at a time."""
-SLOTS = 8
-"""At most so many train at a time where `slots` is not given."""
-BY_FOLDER = {
-    "pictures.token": "Each folder's name gives it: 'sks dog' has the token sks.",
-    "pictures.subjects": "It teaches one adapter several subjects; --subjects trains one for each.",
-}
-"""Settings that --subjects has no use for, and why."""
+"""In the folder that holds the runs: their names in order, what they are, and how many train at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +37,7 @@ class Many:
     path: Path
     """The folder that holds them."""
     ended: tuple[Ended, ...]
+    kind: Kind = "subjects"
 
     def require_all(self) -> None:
         """Say of each run that has not come to its end why.
@@ -68,38 +56,52 @@ class Many:
         lines = "".join(f"\n  {name}: {' '.join(str(error).split())}" for name, error in wrong.items())
         finished = len(self.ended) - len(wrong)
         hint = f"{finished} finished. The others go on with: limner train --resume {self.path}"
-        raise kind(f"{len(wrong)} of {len(self.ended)} subjects have not come to their end:{lines}\n", hint)
+        raise kind(f"{len(wrong)} of {len(self.ended)} {self.kind} have not come to their end:{lines}\n", hint)
 
 
 def train_many(
-    subjects: str | Path,
+    subjects: str | Path | None = None,
     *,
+    variants: Table | None = None,
+    pictures: str | Path | Sequence[str | Path] = (),
     recipe: str | Path = "lora",
     settings: Mapping[str, Any] | None = None,
     run: str | Path | None = None,
     watch: Watch | None = None,
 ) -> Many:
-    """Train an adapter for each sub-folder of `subjects`, all on one base at once; each has a run of its own in `run`.
+    """Train many adapters on one base at once; each has a run of its own in `run`.
 
-    A sub-folder is named after its token and class, such as "sks dog". `settings` go to every run, but for `slots`: how
-    many train at a time. What goes wrong with one subject is in the result (`Many.require_all` raises it), and the
-    others train on.
+    One for each sub-folder of `subjects`, which is named after its token and class, such as "sks dog". Or one for each
+    row of `variants`: a table (.csv, .toml, or mappings) whose columns are settings, or a grid such as
+    "adapter.rank=4,8 seed=0,1", on the pictures that a row names, else on `pictures`. `settings` go to every run, but
+    for `slots`: how many train at a time. What goes wrong with one is in the result (`Many.require_all` raises it), and
+    the others train on.
 
     Raises:
-        UserError: something that the user can mend, and that concerns all.
+        UserError: something that the user can mend, and that concerns all, or a row of the table.
     """
     watch = watch or Watch()
+    paths = paths_of(pictures)
+    entrants = look_at(subjects, variants, paths, recipe, settings or {}, watch)
+    shown = Path(subjects or paths[0]).resolve().name if subjects or paths else ""
+    shown = shown or (Path(variants).stem if isinstance(variants, str | Path) else "variants")
+    return train_entrants(entrants, Path(run) if run else None, f"{Path(recipe).stem}-{shown}", watch)
+
+
+def train_entrants(entrants: Entrants, run: Path | None, name: str, watch: Watch) -> Many:
+    """Train all entrants in a new folder, `run` if given, else one of that name; what fails early leaves no folder."""
     _require_one_process()
-    looked = _look(Path(subjects), recipe, settings or {}, watch)
-    board, ended = looked.board, looked.ended
-    with _computing(looked.largest[0], watch):
-        slots = looked.slots or slots_that_fit(*looked.largest, min(SLOTS, len(looked.checked)))
-        parent = RunDir.create(Path(run) if run else None, name=f"{Path(recipe).stem}-{Path(subjects).resolve().name}")
+    with _computing(entrants.largest[0], watch):
+        slots = entrants.slots or slots_that_fit(*entrants.largest, min(SLOTS, len(entrants.checked)))
+        parent = RunDir.create(run, name=name)
         with locked(parent.path):
             try:
-                waiting = _write_down_all(parent.path, looked, slots, watch)
-                write_json(parent.path / LIST, {"subjects": [one.name for one in waiting], "slots": slots})
-                return _train(parent.path, waiting, ended, list(looked.recipes), slots, watch, board)
+                waiting = _write_down_all(parent.path, entrants, slots, watch)
+                names = list(entrants.recipes)
+                write_json(parent.path / LIST, {"kind": entrants.kind, "subjects": [one.name for one in waiting],
+                                                "slots": slots})  # fmt: skip
+                trained = _train(parent.path, waiting, slots, watch, entrants.board)
+                return Many(parent.path, _in_order(names, entrants.ended, trained), entrants.kind)
             except UserError:
                 if not any(parent.path.glob("*/checkpoints")):  # nothing was learned: leave nothing half-made
                     remove(parent.path)
@@ -107,21 +109,23 @@ def train_many(
 
 
 def plan_many(
-    subjects: str | Path,
+    subjects: str | Path | None = None,
     *,
+    variants: Table | None = None,
+    pictures: str | Path | Sequence[str | Path] = (),
     recipe: str | Path = "lora",
     settings: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
 ) -> Told:
     """Return what `train_many` would need, phase by phase, before anything is loaded: one base and its slots.
 
-    The phases are those of the subject whose steps are the largest; the time is that of all.
+    The phases are those of the run whose steps are the largest; the time is that of all.
     """
     watch = watch or Watch()
-    looked = _look(Path(subjects), recipe, settings or {}, watch)
-    (largest, checked), count = looked.largest, len(looked.checked)
-    slots = min(looked.slots or SLOTS, count)
-    every = sum(length_of(looked.recipes[name], found).steps for name, found in looked.checked.items())
+    entrants = look_at(subjects, variants, paths_of(pictures), recipe, settings or {}, watch)
+    (largest, checked), count = entrants.largest, len(entrants.checked)
+    slots = min(entrants.slots or SLOTS, count)
+    every = sum(length_of(entrants.recipes[name], found).steps for name, found in entrants.checked.items())
     length = length_of(largest, checked)
     with watch.phase("plan"):
         together = plan_memory(largest, checked, replace(length, steps=ceil(every / slots)), slots=slots)
@@ -130,11 +134,12 @@ def plan_many(
     each = (taken["memory_gib"] - single["memory_gib"]) / max(1, slots - 1)
     disk = count * together.facts["disk_gib"]
     lines = [
-        f"{count} subjects, {slots} at a time, {every} steps in all; the disk is that of each, {disk:.2f} GiB of all",
+        f"{count} {entrants.kind}, {slots} at a time, {every} steps in all; the disk is that of each, {disk:.2f} GiB "
+        "of all",
         f"training takes {single['memory_gib']:.2f} GiB with one slot and {taken['memory_gib']:.2f} GiB with {slots}: "
         f"{each:.3f} GiB for each further one",
     ]
-    facts = {**together.facts, "subjects": count, "slots": slots, "all_steps": every, "slot_gib": each,
+    facts = {**together.facts, entrants.kind: count, "slots": slots, "all_steps": every, "slot_gib": each,
              "alone_gib": single["memory_gib"], "disk_gib": disk}  # fmt: skip
     return Told((*together.lines, *lines), facts)
 
@@ -144,15 +149,23 @@ def resume_many(run: str | Path, *, settings: Mapping[str, Any] | None = None, w
 
     `settings` may change what they may for one run, and `slots`.
     """
-    watch, shared, parent = watch or Watch(), dict(settings or {}), Path(run)
+    many, trained = go_on(Path(run), settings or {}, watch or Watch())
+    if not trained:
+        raise UserError(f"{run}: all {len(many.ended)} {many.kind} are finished.",
+                        "To go on with them: limner train --resume DIR steps=N")  # fmt: skip
+    return many
+
+
+def go_on(parent: Path, settings: Mapping[str, Any], watch: Watch) -> tuple[Many, int]:
+    """Continue what is not finished, if anything; return how all stand, and how many were trained."""
+    shared = dict(settings)
     _require_one_process()
     known = read_json(parent / LIST)
-    slots = _take_slots(shared) or known["slots"]
+    slots = take_slots(shared) or known["slots"]
     accepted = shared.pop("accept_dataset_change", False) is True
     board = Board(watch, known["subjects"])
     waiting: list[Waiting] = []
     ended: dict[str, Ended] = {}
-    finished: dict[str, Ended] = {}
     with locked(parent):
         for name in known["subjects"]:
             try:
@@ -160,16 +173,17 @@ def resume_many(run: str | Path, *, settings: Mapping[str, Any] | None = None, w
                 if one:
                     waiting.append(one)
                 else:
-                    finished[name] = Ended(name, RunDir(parent / name))
+                    ended[name] = Ended(name, RunDir(parent / name))
             except UserError as error:
                 ended[name] = Ended(name, RunDir(parent / name), error)
-        if not waiting and ended:
-            raise next(one.error for one in ended.values() if one.error)
-        if not waiting:
-            raise UserError(f"{parent}: all {len(finished)} subjects are finished.",
-                            "To go on with them: limner train --resume DIR steps=N")  # fmt: skip
-        with _computing(waiting[0].recipe, watch):
-            return _train(parent, waiting, {**finished, **ended}, known["subjects"], slots, watch, board)
+        wrong = [one.error for one in ended.values() if one.error]
+        if not waiting and wrong:
+            raise wrong[0]
+        trained: list[Ended] = []
+        if waiting:
+            with _computing(waiting[0].recipe, watch):
+                trained = _train(parent, waiting, slots, watch, board)
+        return Many(parent, _in_order(known["subjects"], ended, trained), known.get("kind", "subjects")), len(trained)
 
 
 def is_many(folder: Path) -> bool:
@@ -177,23 +191,19 @@ def is_many(folder: Path) -> bool:
     return (folder / LIST).is_file()
 
 
-def _train(
-    parent: Path,
-    waiting: Sequence[Waiting],
-    ended: Mapping[str, Ended],
-    names: Sequence[str],
-    slots: int,
-    watch: Watch,
-    board: Board,
-) -> Many:
-    """Train those who wait, and put together how all have ended."""
-    watch.say(f"{len(waiting)} subjects, {min(slots, len(waiting))} at a time, on one base")
+def _train(parent: Path, waiting: Sequence[Waiting], slots: int, watch: Watch, board: Board) -> list[Ended]:
+    """Train those who wait; return how each of them has ended."""
+    runs = f"{len(waiting)} {'run' if len(waiting) == 1 else 'runs'}"
+    watch.say(f"{runs}, {min(slots, len(waiting))} at a time, on one base")
     with ExitStack() as held, telling_memory(waiting[0].recipe, waiting[0].checked):
         for one in waiting:
             held.enter_context(locked(one.folder.path))
-        trained = train_together(waiting, slots=slots, watch=watch, board=board)
+        return train_together(waiting, slots=slots, watch=watch, board=board)
+
+
+def _in_order(names: Sequence[str], ended: Mapping[str, Ended], trained: Sequence[Ended]) -> tuple[Ended, ...]:
     by_name = {**ended, **{one.name: one for one in trained}}
-    return Many(parent, tuple(by_name[name] for name in names))
+    return tuple(by_name[name] for name in names)
 
 
 def _reopened(path: Path, shared: Mapping[str, Any], watch: Watch, accepted: bool) -> Waiting | None:
@@ -212,125 +222,39 @@ def _reopened(path: Path, shared: Mapping[str, Any], watch: Watch, accepted: boo
     return Waiting(path.name, folder, recipe, checked, accept_dataset_change=accepted)
 
 
-@dataclass(frozen=True)
-class _Looked:
-    """Subjects that were looked at, before anything is loaded."""
-
-    people: Sequence[Subject]
-    recipes: Mapping[str, Recipe]
-    checked: Mapping[str, Checked]
-    """Those that can be trained."""
-    ended: Mapping[str, Ended]
-    """Those that are left out."""
-    slots: int | None
-    """How many are to train at a time, where that was given."""
-    board: Board
-
-    @property
-    def largest(self) -> tuple[Recipe, Checked]:
-        """Return the recipe and the pictures of the subject whose steps need most memory."""
-        name = max(self.checked, key=lambda name: max(w * h for w, h in self.checked[name].shapes))
-        return self.recipes[name], self.checked[name]
-
-
-def _look(folder: Path, recipe: str | Path, settings: Mapping[str, Any], watch: Watch) -> _Looked:
-    """Check settings, names and pictures of all subjects.
-
-    Raises:
-        UserError: something that concerns all of them.
-    """
-    shared = dict(settings)
-    slots = _take_slots(shared)
-    for key, why in BY_FOLDER.items():
-        if key in shared:
-            raise UserError(f"{key}: has no effect with --subjects. {why}", "Leave it out.")
-    people = subjects_of([], folder)
-    refuse_colliding_tokens([one.name for one in people])
-    recipes = {one.name: _recipe_for(one, recipe, shared, watch) for one in people}
-    first = recipes[people[0].name]
-    for line in check_settings(first, given=shared, own_file=str(recipe) not in shipped_recipes()):
-        watch.say(line)
-    for one in people:
-        find_pictures(list(one.pictures))  # an empty folder is a mistake of the whole, not a bad picture
-    board = Board(watch, list(recipes))
-    checked, ended = _check_all(people, recipes, board)
-    return _Looked(people, recipes, checked, ended, slots, board)
-
-
-def _recipe_for(subject: Subject, recipe: str | Path, shared: Mapping[str, Any], watch: Watch) -> Recipe:
-    """Return the recipe of one subject: token and class noun by its name; a word that is learned stands in brackets."""
-    general = load_recipe(recipe, shared)
-    if not isinstance(general.adapter, LoRA | TextualInversion | Pivotal):
-        raise UserError(
-            f"adapter.kind={general.adapter.kind}: is trained one subject at a time.",
-            "Use lora, textual_inversion or pivotal, or train each folder by itself.",
-        )
-    if general.objective.kind == "consistency":
-        raise UserError("objective.kind=consistency: teaches few steps, which belong to a base and not to a subject.",
-                        "Train each folder by itself, or distill the base once: limner distill BASE")  # fmt: skip
-    own = subject.settings(Arm(str(recipe)), shared)
-    if isinstance(general.adapter, TextualInversion | Pivotal):
-        token = subject.name.split()[0]
-        own["pictures.token"] = token if token.startswith("<") else f"<{token}>"
-        watch.say(f"{subject.name}: the word that is learned is {own['pictures.token']}")
-    return load_recipe(recipe, own)
-
-
-def _check_all(
-    people: Sequence[Subject], recipes: Mapping[str, Recipe], board: Board
-) -> tuple[dict[str, Checked], dict[str, Ended]]:
-    """Check every subject's pictures; one whose pictures cannot be used is left out, and said at the end.
-
-    Raises:
-        UserError: no subject is left, or two have the same picture.
-    """
-    checked: dict[str, Checked] = {}
-    ended: dict[str, Ended] = {}
-    for one in people:
-        watch = board.watch_of(one.name)
-        try:
-            with watch.phase("check"):
-                checked[one.name] = check(list(one.pictures), recipe=recipes[one.name], watch=_Lines(watch))
-        except UserError as error:
-            ended[one.name] = Ended(one.name, None, error)
-            watch.say(f"is left out: {error}")
-    if not checked:
-        name, first = next(iter(ended.items()))
-        assert isinstance(first.error, UserError), "only these are kept"
-        raise UserError(f"{name}: {first.error.message}", first.error.hint)
-    every = [(name, example) for name, found in checked.items() for example in found.examples]
-    likeness = {f"{name}/{example.name}": example.likeness for name, example in every}
-    refuse_shared_pictures(likeness, {f"{name}/{example.name}": name for name, example in every})
-    return checked, ended
-
-
-def _write_down_all(parent: Path, looked: _Looked, slots: int, watch: Watch) -> list[Waiting]:
-    """Make every subject's run folder, before anything is loaded; what `fit` takes is the same for all."""
-    together = min(slots, len(looked.checked))
-    _, fitted = make_fit(*looked.largest, watch, Ranks(), slots=together)
+def _write_down_all(parent: Path, entrants: Entrants, slots: int, watch: Watch) -> list[Waiting]:
+    """Make every run's folder, before anything is loaded; what `fit` takes is the same for all."""
+    together = min(slots, len(entrants.checked))
+    _, fitted = make_fit(*entrants.largest, watch, Ranks(), slots=together)
     waiting: list[Waiting] = []
-    for one in looked.people:
-        if one.name in looked.checked:
-            recipe = changed(looked.recipes[one.name], {**fitted, "fit": False}) if fitted else looked.recipes[one.name]
+    for one in entrants.people:
+        if one.name in entrants.checked:
+            recipe, own = _fitted(one.name, entrants.recipes[one.name], fitted)
             folder = RunDir.create(parent / one.name, name=one.name)
-            write_down(folder, recipe, one.pictures, None, fitted=fitted)
-            waiting.append(Waiting(one.name, folder, recipe, looked.checked[one.name]))
+            write_down(folder, recipe, one.pictures, None, fitted=own)
+            waiting.append(Waiting(one.name, folder, recipe, entrants.checked[one.name]))
     return waiting
 
 
-def _take_slots(shared: dict[str, Any]) -> int | None:
-    """Take `slots` out of the settings; None where it is not given."""
-    slots = shared.pop("slots", None)
-    if slots is None:
-        return None
-    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
-        raise UserError(f"slots={slots}: is no number of runs.", f"Use 1 or more; {SLOTS} is usual.")
-    return slots
+def _fitted(name: str, recipe: Recipe, fitted: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """Return a run's recipe as it fits, and what was changed; a batch that is parted stays what it was in all."""
+    own = dict(fitted)
+    if "accumulate" in own:
+        parts = own["accumulate"] // recipe.accumulate
+        if recipe.batch % parts:
+            raise UserError(
+                f"{name}: batch={recipe.batch} cannot be computed in {parts} equal parts, as the largest is.",
+                f"Use a multiple of {parts}, or fewer at a time with slots=N.",
+            )
+        own["batch"] = recipe.batch // parts
+    if not own and recipe.fit in (False, "off"):
+        return recipe, own
+    return changed(recipe, {**own, "fit": False}), own
 
 
 def _require_one_process() -> None:
     if started().count > 1:
-        raise UserError("train --subjects: runs in one process.", "Start it without torchrun.")
+        raise UserError("Many at once run in one process.", "Start it without torchrun.")
 
 
 @contextmanager
@@ -341,13 +265,3 @@ def _computing(recipe: Recipe, watch: Watch) -> Iterator[None]:
         watch.say("deterministic: attention uses the math kernel (slower)")
     with machine.deterministic(at.device) if recipe.deterministic else nullcontext():
         yield
-
-
-class _Lines(Watch):
-    """Passes on lines alone."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def say(self, text: str) -> None:
-        self._watch.say(text)

@@ -15,7 +15,7 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.prepare.memory import tell_changes
 from limner.prepare.prepared import Prepared
-from limner.recipe import LENGTHS, Recipe
+from limner.recipe import LENGTHS, Recipe, changed, load_recipe, settings_of
 from limner.result import results
 from limner.rundir import RunDir, read_json, write_json
 from limner.train.checkpoint import checkpoint_of, load_checkpoint, newest_checkpoint, read_made_with
@@ -60,6 +60,23 @@ def check_recipe(folder: RunDir, recipe: Recipe) -> None:
                 f"{folder.path}: cannot be resumed: its checkpoint was made {made}, and the recipe {says}{more}.",
                 f"Put it back, or start a new run from these weights with init_from={folder.path}.",
             )
+
+
+def require_made_alike(folder: RunDir, wanted: Recipe) -> None:
+    """Refuse a run that is there and was made with other settings; what `fit` took is not one of them."""
+    if not folder.recipe.is_file():
+        return
+    if wanted.fit not in (False, "off"):
+        wanted = changed(wanted, {**read_json(folder.provenance)["fit"], "fit": False})
+    then, now = settings_of(load_recipe(folder.recipe)), settings_of(wanted)
+    differing = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    if differing:
+        key = differing[0]
+        more = f" ({len(differing) - 1} more settings differ)" if differing[1:] else ""
+        raise UserError(
+            f"{folder.path}: was made with {key}={then.get(key)}, and now {key}={now.get(key)} is asked for{more}.",
+            "Name another folder with --run, or remove this one.",
+        )
 
 
 def refuse_finished(folder: RunDir, recipe: Recipe, steps: int) -> None:

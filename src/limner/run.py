@@ -63,7 +63,7 @@ def train(
         Guarded: the loss was not finite again and again.
     """
     resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, settings)
-    paths = _paths(pictures)
+    paths = paths_of(pictures)
     refuse_idle(settings or {}, {"distill.images": "pictures are given (limner distill draws them)"})
     if class_pictures and not resolved.prior.active:
         raise UserError(f"{class_pictures}: class pictures were given, and prior preservation is off.",
@@ -190,7 +190,7 @@ def _look(
     for line in check_settings(resolved, given=settings, own_file=_is_own(recipe)):
         watch.say(line)
     with watch.phase("check"):
-        checked = _check(_paths(pictures), resolved, watch)
+        checked = _check(paths_of(pictures), resolved, watch)
     resolved = suited(resolved, watch)
     return resolved, checked, plan_run(resolved, checked, resolved.prior.count if resolved.prior.active else 0, watch)
 
@@ -275,7 +275,7 @@ def evaluate(runs: Paths, *, watch: Watch | None = None) -> Path:
     from limner.evaluate.images import check_runs
 
     watch = watch or Watch()
-    folders = [RunDir.open(path) for path in _paths(runs)]
+    folders = [RunDir.open(path) for path in paths_of(runs)]
     check_runs(folders)
     recipes = [load_recipe(folder.recipe) for folder in folders]
     for folder, recipe in zip(folders, recipes, strict=True):
@@ -293,7 +293,7 @@ def report(runs: Paths, *, out: str | Path | None = None, watch: Watch | None = 
     """
     from limner.report.report import report as write
 
-    folders = [RunDir.open(path) for path in _paths(runs)]
+    folders = [RunDir.open(path) for path in paths_of(runs)]
     page = folders[0].report if len(folders) == 1 else _scores(folders).with_suffix(".html")
     if out and Path(out).is_dir():
         raise UserError(f"--out {out}: is a folder.", "Name the file to write, such as page.html.")
@@ -315,7 +315,7 @@ def caption(
     with watch.phase("load"):
         captioner = load_captioner(model, device=machine.place(recipe.device, recipe.precision).device)
     with watch.phase("caption"):
-        return caption_pictures(_paths(pictures), captioner, Path(out), spec=recipe.pictures, progress=watch.progress)
+        return caption_pictures(paths_of(pictures), captioner, Path(out), spec=recipe.pictures, progress=watch.progress)
 
 
 def _check(paths: Sequence[Path], recipe: Recipe, watch: Watch) -> Checked:
@@ -348,7 +348,8 @@ def _scores(folders: Sequence[RunDir]) -> Path:
     return first.scores if len(folders) == 1 else first.path.parent / "comparison.json"
 
 
-def _paths(given: Paths) -> list[Path]:
+def paths_of(given: Paths) -> list[Path]:
+    """Return the paths that were given, one or several."""
     return [Path(given)] if isinstance(given, str | Path) else [Path(p) for p in given]
 
 

@@ -80,7 +80,7 @@ def train_together(waiting: Sequence[Waiting], *, slots: int, watch: Watch, boar
     hand, each with its checkpoint. All must have the base, precision, adapter's layers, objective and `accumulate` of
     the first.
     """
-    first = waiting[0]
+    first = next((one for one in waiting if one.recipe.draws_while_training or one.recipe.prior.active), waiting[0])
     started = time.perf_counter()
     family = load_for_training(first.recipe, watch, first.class_pictures)
     for one in waiting:
@@ -159,6 +159,8 @@ class _Hall:
             attendant = opened.enter_context(
                 closing(Attendant(run.folder, run.recipe, family, run.training, run.plan, watch, held_out=run.held_out))
             )
+            if any(seat.run.recipe.draws_while_training for seat in self.seats):
+                family.begun_by = self.begun_by  # this run may have no use for it, and another has
             return _Seat(one, run, attendant, watch, opened.pop_all())
 
     def _probe(self, company: Company) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import ClassVar
+from weakref import WeakValueDictionary
 
-from limner.drawing import draw_between
+from limner.drawing import draw_between, draw_untouched
 from limner.errors import UserError
 from limner.evaluate.course import Judges, until
 from limner.evaluate.encoders import encoders_of
@@ -32,6 +35,23 @@ def read_course(folder: RunDir) -> Course | None:
     return read_written(Course, folder.course, "Train again.") if folder.course.is_file() else None
 
 
+class SharedEncoders:
+    """The encoders that judge, loaded once for runs that train together, as long as one of them has use for them."""
+
+    _loaded: ClassVar[WeakValueDictionary[tuple[str, ...], SharedEncoders]] = WeakValueDictionary()
+
+    def __init__(self, base: str, names: Sequence[str]) -> None:
+        self.encoders, _ = encoders_of(base, names)
+
+    @staticmethod
+    def of(base: str, names: Sequence[str]) -> SharedEncoders:
+        """Return those of a base, or those that are named."""
+        there = SharedEncoders._loaded.get(key := (base, *names))
+        if there is None:
+            SharedEncoders._loaded[key] = there = SharedEncoders(base, names)
+        return there
+
+
 class Validations:
     """The validations of one training; of several processes the first draws and judges, the others wait for it.
 
@@ -45,6 +65,7 @@ class Validations:
         self._training, self._telling, self._watch = training, telling, watch
         self._own = recipe.validation
         self._requests = self._own.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
+        self._shared: SharedEncoders | None = None
         self._judges: Judges | None = None
         self._course: Course | None = None
         if self._own.every_steps and folder.writes:
@@ -111,12 +132,13 @@ class Validations:
     def _judged(self, step: int) -> Course:
         out, training = self._folder.validation, self._training
         with training.evaluating() if step else training.adapter.disabled():
-            made = draw_between(out, self._requests, self._recipe, self._family, step)
+            drawn = (self._requests, self._recipe, self._family)
+            made = draw_between(out, *drawn, step) if step else draw_untouched(out, *drawn)
         if wrong := tell_faults(made, f"validation at step {step}", tuned=True):
             self._telling.warn(step, wrong)
         if self._judges is None:
-            encoders, _ = encoders_of(self._recipe.base, self._recipe.evaluation.encoders)
-            self._judges = Judges(encoders, self._folder, out / "step-000000")
+            self._shared = SharedEncoders.of(self._recipe.base, self._recipe.evaluation.encoders)
+            self._judges = Judges(self._shared.encoders, self._folder, out / "step-000000")
         return self._judges.judge(made.parent, step, self._course, key=self._key())
 
     def _known(self) -> Course | None:

@@ -249,12 +249,35 @@ MANY = {
     "one trigger begins like another": Row("train --subjects {bad}/alike base={base}", "Subjects 'ann dog' and 'anna cat': trigger 'ann' is a prefix of the other. Choose another"),
     "a subject without pictures": Row("train --subjects {bad}/hollow base={base}", "No pictures in .*hollow/bob cat .it is empty.. Put at least one"),
     "a picture of two subjects": Row("train --subjects {bad}/twice base={base} steps=2", "(?s)1 pictures are in two subjects:.*ann dog/1.png  and  bob dog/1.png", lines=3),
+    "variants from nowhere": Row("train {pictures} --variants {bad}/none.csv", "--variants .*none.csv: there is no such file. Name a .csv or .toml file, or a grid such as"),
+    "variants and subjects": Row("train --variants seed=0,1 --subjects {bad}/outer", "--subjects and --variants: one of them says who trains"),
+    "variants with class pictures": Row("train {pictures} --variants seed=0,1 --class-pictures {pictures}", "takes no --class-pictures"),
+    "variants and resume": Row("train --resume {bad}/untrained --variants seed=0,1", "takes no --variants"),
+    "a grid of no pictures": Row("train --variants seed=0,1 base={base}", "--variants: no pictures were given. Name the folder"),
+    "a grid of what slots share": Row(["train", "{pictures}", "--variants", "base=tiny,tiny-xl"], r"--variants: base is the same for all slots of one batch. They may differ in steps, .*, evaluation\.\*. Give it once"),
+    "variants of whole models": Row(DEMO + " --variants seed=0,1 adapter.kind=full prior.enabled=false", "adapter.kind=full: is trained one run at a time"),
+    "a grid and the same for all": Row([*DEMO.split(), "--variants", "seed=0,1", "seed=3"], "--variants seed=0: seed is there, and seed=3 is given to all"),
     "a token for many": Row("train --subjects {bad}/twice pictures.token=sks", "pictures.token: has no effect with --subjects. Each folder's name gives it"),
-    "whole models of many": Row("train --subjects {bad}/twice --recipe dreambooth base={base}", "adapter.kind=full: is trained one subject at a time"),
+    "whole models of many": Row("train --subjects {bad}/twice --recipe dreambooth base={base}", "adapter.kind=full: is trained one run at a time"),
     "few steps of many": Row("train --subjects {bad}/twice --recipe few-step base={base}", "objective.kind=consistency: teaches few steps"),
     "no slots": Row("train --subjects {bad}/twice base={base} slots=0", "slots=0: is no number of runs. Use 1 or more"),
     "many whose pictures are all broken": Row("train --subjects {bad}/spoilt base={base} steps=2", "(?s)ann dog: 1 of 1 pictures cannot be used:.*torn.png", lines=3),
     "a misspelt setting for many": Row("train --subjects {bad}/twice base={base} adapter.rnk=2", r"Did you mean adapter.rank\?"),
+}  # fmt: skip
+
+SWEEPS = {
+    "a sweep of nothing": Row("sweep", "Missing argument"),
+    "a sweep of no pictures": Row("sweep adapter.rank=4,8", "sweep: no pictures were given. Name the folder"),
+    "a sweep of one value": Row("sweep {pictures} adapter.rank=4", "sweep: no setting has several values. Write them with commas: adapter.rank=4,8,16"),
+    "a sweep of an empty value": Row("sweep {pictures} adapter.rank=4,,8", "sweep: adapter.rank=4,,8 has a value twice, or an empty one"),
+    "a sweep of what is judged": Row("sweep {pictures} pictures.token=sks,ohwx", "sweep: variants cannot differ in pictures.token. Variants are judged on the same prompts. Give it one value"),
+    "a sweep of what slots share": Row("sweep {pictures} base=tiny,tiny-xl", "sweep: base is the same for all slots of one batch. They may differ in steps"),
+    "a sweep of words for numbers": Row("sweep {pictures} --recipe demo base={base} adapter.rank=4,ten", "adapter.rank = 'ten' is not allowed"),
+    "a sweep of a misspelt setting": Row("sweep {pictures} adapter.rnk=4,8", r"sweep: 'adapter.rnk' is no setting.*Did you mean adapter.rank\?"),
+    "a sweep chosen by its loss": Row("sweep {pictures} --recipe demo base={base} adapter.rank=4,8 checkpoint.choose=loss", "checkpoint.choose=loss: variants are judged by their pictures. Use last or evidence"),
+    "a sweep of whole models": Row("sweep {pictures} --recipe dreambooth base={base} seed=0,1 pictures.class_noun=dog", "adapter.kind=full: is trained one run at a time"),
+    "a sweep in a folder in use": Row("sweep {pictures} adapter.rank=4,8 --run {bad}/full", "full: is not empty, and is no sweep. Name another with --run"),
+    "a sweep on a file": Row("sweep {pictures} adapter.rank=4,8 --run {bad}/full/something.txt", "is a file, and a sweep is a folder"),
 }  # fmt: skip
 
 MACHINES = {
@@ -270,7 +293,9 @@ MACHINES = {
 }  # fmt: skip
 
 SHARED = {name: Row(words, message) for name, (words, message) in (SHARING | COMBINING).items()}
-ROWS = FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | MANY | SHARED | MACHINES
+ROWS = (
+    FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | MANY | SWEEPS | SHARED | MACHINES
+)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from limner.run import check, write_down
 from limner.rundir import RunDir, read_json
 from limner.training_together import Waiting, train_together
 from limner.watch import Watch
+from tests.pipeline.apart import apart
 from tests.pipeline.conftest import Result
 from tests.pipeline.lines import Lines
 
@@ -85,22 +86,6 @@ def made(subjects: Path, settings: dict[str, Any], tmp_path_factory: pytest.Temp
     lines = Lines()
     many = limner.train_many(place / "subjects", settings={**settings, "slots": 2}, run=place / "runs", watch=lines)
     return many, lines.said
-
-
-def apart(one: RunDir, other: RunDir) -> float:
-    """Return how far the results of two runs are apart, relative to how large they are."""
-    ours, theirs = (
-        {
-            name: t.double()
-            for path in (run.adapter, *run.embeddings())
-            if path.exists()
-            for name, t in load_file(path).items()
-        }
-        for run in (one, other)
-    )
-    assert ours.keys() == theirs.keys()
-    size = sum(float(t.square().sum()) for t in ours.values())
-    return (sum(float((t - theirs[n]).square().sum()) for n, t in ours.items()) / size) ** 0.5
 
 
 def test_each_has_what_a_run_of_its_own_has(

@@ -20,6 +20,7 @@ from limner.recipe import (
     save_recipe,
     setting_names,
     shipped_recipes,
+    words_of_settings,
 )
 from limner.train.optimizer import AdamW, Lion
 
@@ -41,6 +42,16 @@ def test_values_are_toml_and_the_rest_is_text() -> None:
     assert parse_settings(words) == {
         "steps": 4, "prior.enabled": True, "base": "a b", "base2": "tiny", "x": ["a", 1], "prompt": "a dog = a friend",
     }  # fmt: skip
+
+
+def test_settings_become_words_that_are_read_back() -> None:
+    settings = {
+        "steps": 4, "prior.enabled": True, "learning_rate": 1e-4, "base": "tiny", "pictures.token": "4",
+        "prompt": "a dog = a friend", "x": ["a", 1, "b, c"], "adapter.options": {"use_rslora": True},
+    }  # fmt: skip
+    words = words_of_settings(settings)
+    assert parse_settings(words) == settings
+    assert words[:5] == ["steps=4", "prior.enabled=true", "learning_rate=0.0001", "base=tiny", 'pictures.token="4"']
 
 
 @pytest.mark.parametrize("words", [["steps"], ["=4"], ["steps=1", "steps=2"]])

@@ -1,8 +1,10 @@
-"""The verbs on pictures and runs: demo, check, plan, train, generate, evaluate, report, compare, caption."""
+"""The verbs on pictures and runs: demo, check, plan, train, generate, evaluate, report, compare, sweep, caption."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +26,10 @@ ForceOption = Annotated[
 ]
 SubjectsOption = Annotated[
     Path | None, typer.Option(help="Folder of subjects' folders, each named 'TOKEN CLASS'.", metavar="DIR")
+]
+VariantsOption = Annotated[
+    str | None,
+    typer.Option(help="Table of runs (.csv, .toml), or a grid: 'adapter.rank=4,8 seed=0,1'.", metavar="FILE|GRID"),
 ]
 
 
@@ -63,6 +69,7 @@ def plan(
     ] = None,
     recipe: RecipeOption = "lora",
     subjects: SubjectsOption = None,
+    variants: VariantsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a run will need, before it: memory and time of each phase, disk; no GPU and no weights are needed."""
@@ -70,25 +77,27 @@ def plan(
     from limner import run as runs
 
     paths, settings = paths_and_settings(pictures or [])
-    if bool(paths) == bool(subjects):
+    if not variants and bool(paths) == bool(subjects):
         found = f"--subjects {subjects}: takes no pictures." if subjects else "plan: no pictures were given."
         raise UserError(found, "Name a folder of pictures, or a folder of subjects' folders with --subjects.")
     with watch_for(as_json) as watch:
-        if subjects:
-            told = many.plan_many(subjects, recipe=recipe, settings=settings, watch=watch)
+        if subjects or variants:
+            told = many.plan_many(subjects, variants=variants, pictures=paths, recipe=recipe, settings=settings,
+                                  watch=watch)  # fmt: skip
         else:
             told = runs.plan(paths, recipe=recipe, settings=settings, watch=watch)
     print(json.dumps(told.facts) if as_json else "\n".join(told.lines))
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913 - the flags of one verb
     pictures: Annotated[
         list[str] | None, typer.Argument(help=f"Pictures or folders of them, and {SETTINGS_HELP}")
     ] = None,
     recipe: RecipeOption = "lora",
     run: RunOption = None,
     subjects: SubjectsOption = None,
+    variants: VariantsOption = None,
     class_pictures: Annotated[
         Path | None, typer.Option(help="Folder of class pictures for prior preservation.")
     ] = None,
@@ -99,7 +108,8 @@ def train(
 ) -> None:
     """Teach a base the subject or style of some pictures; leaves an adapter file in the run folder.
 
-    With --subjects each sub-folder's subject gets a run of its own; slots=N of them train at a time, on one base.
+    With --subjects each sub-folder's subject gets a run of its own, with --variants each row of a table or grid;
+    slots=N of them train at a time, on one base.
     """
     from limner import many
     from limner import run as runs
@@ -107,36 +117,40 @@ def train(
 
     paths, settings = paths_and_settings(pictures or [])
     own = {"pictures": paths, "--recipe": recipe != "lora", "--run": run, "--class-pictures": class_pictures,
-           "--subjects": subjects}  # fmt: skip
-    for name, given in own.items() if resume else ():
-        if given:
-            raise UserError(f"--resume {resume}: takes no {name}, it goes on with its own.", f"Leave {name} out.")
-    for name in ("pictures", "--class-pictures") if subjects else ():
-        if own[name]:
-            raise UserError(f"--subjects {subjects}: takes no {name}.", f"Leave {name} out, or train one subject.")
-    if subjects or (resume and many.is_many(resume)):
-        with watch_for(as_json) as watch:
-            if subjects:
-                made = many.train_many(subjects, recipe=recipe, settings=settings, run=run, watch=watch)
-            else:
-                made = many.resume_many(resume or "", settings=settings, watch=watch)
-        _print_many(made, as_json)
-        made.require_all()
-        return
+           "--subjects": subjects, "--variants": variants}  # fmt: skip
+    _refuse_together(f"--resume {resume}" if resume else "", own, tuple(own), ", it goes on with its own")
+    _refuse_together(f"--subjects {subjects}" if subjects else "", own, ("pictures", "--class-pictures"))
+    _refuse_together(f"--variants {variants}" if variants else "", own, ("--class-pictures",))
     with watch_for(as_json) as watch:
-        if resume:
-            folder = runs.resume(resume, settings=settings, watch=watch)
+        if subjects or variants:
+            made = many.train_many(subjects, variants=variants, pictures=paths, recipe=recipe, settings=settings,
+                                   run=run, watch=watch)  # fmt: skip
+        elif resume and many.is_many(resume):
+            made = many.resume_many(resume, settings=settings, watch=watch)
+        elif resume:
+            made = runs.resume(resume, settings=settings, watch=watch)
         elif paths:
-            folder = runs.train(
+            made = runs.train(
                 paths, recipe=recipe, settings=settings, class_pictures=class_pictures, run=run, watch=watch
             )
         else:
             raise UserError("train: no pictures were given.", "Name a folder: limner train PICTURES")
-    print_made(as_json, run=folder.path, adapter=results(folder)[0])
+    if isinstance(made, many.Many):
+        _print_many(made, as_json)
+        made.require_all()
+    else:
+        print_made(as_json, run=made.path, adapter=results(made)[0])
+
+
+def _refuse_together(option: str, given: Mapping[str, object], others: Sequence[str], why: str = "") -> None:
+    """Refuse words that mean nothing beside an option."""
+    for name in others if option else ():
+        if given[name]:
+            raise UserError(f"{option}: takes no {name}{why}.", f"Leave {name} out.")
 
 
 def _print_many(made: Many, as_json: bool) -> None:
-    """Print the run of each subject, and last the folder that holds them."""
+    """Print each run, and last the folder that holds them."""
     from limner.result import results
 
     files = {one.name: [str(path) for path in results(one.folder)] for one in made.ended if one.folder}
@@ -144,7 +158,7 @@ def _print_many(made: Many, as_json: bool) -> None:
         rows = [{"name": one.name, "run": str(one.folder.path) if one.folder else None,
                  "files": files.get(one.name, []), "error": str(one.error) if one.error else None}
                 for one in made.ended]  # fmt: skip
-        print(json.dumps({"runs": str(made.path), "subjects": rows}))
+        print(json.dumps({"runs": str(made.path), made.kind: rows}))
         return
     for one in made.ended:
         if not one.error:
@@ -273,6 +287,41 @@ def compare(
     with watch_for(as_json) as watch:
         page = compare(paths, arms=arms, subjects=subjects, seeds=read_seeds(seeds), run=run, settings=own, watch=watch)
     print_made(as_json, study=page.with_suffix(".json"), page=page)
+
+
+@app.command()
+def sweep(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"Pictures of one subject, settings with values to try, and {SETTINGS_HELP}",
+            metavar="PICTURES... key=value,value...",
+        ),
+    ],
+    recipe: RecipeOption = "lora",
+    run: Annotated[Path | None, typer.Option("--run", help="The folder to make or go on with.", metavar="DIR")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try settings: every combination trains in one batch, is judged, and the one that the evidence is for is taken.
+
+    limner sweep PICTURES adapter.rank=4,8,16 learning_rate=1e-4,3e-4 steps=400 trains six; slots=N of them at a time.
+    The same command goes on.
+    """
+    from limner import sweeping
+
+    asked = [word for word in words if SETTING.match(word) and not os.path.exists(word)]
+    axes, others = sweeping.split_axes(asked)
+    paths, settings = paths_and_settings([word for word in words if word not in asked or word in others])
+    with watch_for(as_json) as watch:
+        made = sweeping.sweep(paths, axes, recipe=recipe, settings=settings, run=run, watch=watch)
+    found = {"run": made.run.path, "adapter": made.adapter} if made.run and made.adapter else {}
+    if as_json:
+        told = {
+            name: str(path) for name, path in {"sweep": made.path / "sweep.json", **found, "page": made.page}.items()
+        }
+        print(json.dumps({**told, "taken": made.sweep.taken, "command": made.sweep.command}))
+    else:
+        print_made(as_json, **found, page=made.page)
 
 
 @app.command()

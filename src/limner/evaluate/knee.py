@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ LEVEL = 0.99
 """Of the intervals of likeness. A run is looked at some ten times: at 95 %, ten looks find something in 15 of 100
 courses that are nothing but noise, at 99 % in 4 (simulated, 8 prompts of 2 images)."""
 PerStep = Mapping[int, Sequence[float]]
+Place = TypeVar("Place", int, str)
 
 
 def find_knee(
@@ -24,28 +26,18 @@ def find_knee(
     `likeness` and `drift` have the value of each image at each step, of the same prompts and seeds every time; the
     others say which prompt each image was drawn from.
 
-    Beginning with the base, a step is taken when its likeness is above that of the step taken before by more than the
-    interval (`LEVEL`) of their paired difference: k becomes t when low(f(t) - f(k)) > 0. So more steps than the knee's
-    give nothing that these pictures can show. It is the rule to take the least of those that cannot be told from the
-    best (the "one standard error rule", Breiman et al. 1984, section 3.4.3; Hastie et al. 2009, section 7.10), with the
-    interval of the paired difference in the place of one standard error, because pictures of one prompt and seed
-    differ far less between two steps than between prompts. Each step is compared with the one taken, never with its
-    neighbour: slow growth adds up until it shows. Later steps never change an earlier decision, so a run needs to keep
-    but one checkpoint for it, and a resumed run decides alike.
+    The knee is what `climb` takes of the steps: more of them give nothing that these pictures can show. Later steps
+    never change an earlier decision, so a run needs to keep but one checkpoint for it, and a resumed run decides alike.
     """
     steps = sorted(likeness)
     if len(steps) < 2:
         return None
-    taken, last = steps[0], steps[-1]
-    for step in steps[1:]:
-        gain = _difference(likeness, step, taken, prompts, seed)
-        if gain.n_units >= LEAST_UNITS and gain.low is not None and gain.low > 0:
-            taken = step
+    taken, last = climb(likeness, steps, prompts, seed=seed), steps[-1]
     is_conclusive = taken > steps[0]
     later = [step for step in steps if step > taken] if is_conclusive else []
     best = max(later, key=lambda step: float(np.mean(likeness[step])), default=None)
-    gain = None if best is None else _difference(likeness, best, taken, prompts, seed)
-    moved = _difference(drift, last, taken, class_prompts, seed, level=0.95) if drift and later else None
+    gain = None if best is None else difference(likeness, best, taken, prompts, seed=seed)
+    moved = difference(drift, last, taken, class_prompts, seed=seed, level=0.95) if drift and later else None
     is_forgetting = moved is not None and moved.low is not None and moved.low > 0
     return Knee(
         step=taken if is_conclusive else last,
@@ -59,10 +51,32 @@ def find_knee(
     )
 
 
-def _difference(
-    values: PerStep, step: int, before: int, prompts: Sequence[str], seed: int, *, level: float = LEVEL
-) -> Interval:
-    return interval(np.subtract(values[step], values[before]), prompts, seed=seed, level=level)
+def climb(
+    likeness: Mapping[Place, Sequence[float]], places: Sequence[Place], prompts: Sequence[str], *, seed: int
+) -> Place:
+    """Return which of some models is taken: `places` are in the order of what they cost, the base first.
+
+    Beginning with the base, one is taken when its likeness is above that of the one taken before by more than the
+    interval (`LEVEL`) of their paired difference: k becomes t when low(f(t) - f(k)) > 0. It is the rule to take the
+    least of those that cannot be told from the best (the "one standard error rule", Breiman et al. 1984, section 3.4.3;
+    Hastie et al. 2009, section 7.10), with the interval of the paired difference in the place of one standard error,
+    because pictures of one prompt and seed differ far less between two steps than between prompts. Each is compared
+    with the one taken, never with its neighbour: slow growth adds up until it shows.
+    """
+    taken = places[0]
+    for place in places[1:]:
+        gain = difference(likeness, place, taken, prompts, seed=seed)
+        if gain.n_units >= LEAST_UNITS and gain.low is not None and gain.low > 0:
+            taken = place
+    return taken
+
+
+def difference(
+    values: Mapping[Place, Sequence[float]], one: Place, other: Place, prompts: Sequence[str], *, seed: int,
+    level: float = LEVEL,
+) -> Interval:  # fmt: skip
+    """Return the mean paired difference of two models' values, one minus the other, with its interval."""
+    return interval(np.subtract(values[one], values[other]), prompts, seed=seed, level=level)
 
 
 def _nothing(last: int) -> str:
@@ -78,13 +92,14 @@ def _words(
     """Return why a step is the knee."""
     if best is None or gain is None:
         return f"Likeness was still growing at step {taken}, the last that was judged: more steps may give more."
-    found = f"From step {taken} on likeness grows no more: step {best}, the best later one, adds {_told(gain, LEVEL)}."
+    found = f"From step {taken} on likeness grows no more: step {best}, the best later one, adds {told(gain, LEVEL)}."
     if moved is None:
         return found
     goes_on = "Forgetting goes on" if is_forgetting else "Forgetting does not go on either"
-    return f"{found} {goes_on}: by step {last} the class has moved on by {_told(moved, 0.95)}."
+    return f"{found} {goes_on}: by step {last} the class has moved on by {told(moved, 0.95)}."
 
 
-def _told(one: Interval, level: float) -> str:
+def told(one: Interval, level: float) -> str:
+    """Return a difference with its interval, for a sentence."""
     ends = "" if one.low is None or one.high is None else f" ({level:.0%}: {one.low:+.3f} to {one.high:+.3f})"
     return f"{one.mean:+.3f}{ends}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,24 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[key] = text
     return settings
+
+
+def words_of_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as `key=value` words, which `parse_settings` reads back."""
+    words: list[str] = []
+    for key, value in settings.items():
+        is_plain = isinstance(value, str) and parse_settings([f"{key}={value}"])[key] == value
+        words.append(f"{key}={value if is_plain else _toml(value)}")
+    return words
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML in one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
 
 
 def _read(source: str | Path) -> tuple[Where, dict[str, Any]]:

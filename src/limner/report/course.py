@@ -126,7 +126,7 @@ def _film(one: Trained, course: Course) -> Film:
     knee = course.knee
     assert knee is not None, "a film was asked for of a course without steps"
     steps = shown_steps(course.steps, knee.step)
-    images = {step: _images(one.run.validation / f"step-{step:06d}") for step in steps}
+    images = {step: first_images(one.run.validation / f"step-{step:06d}") for step in steps}
     wanted = [(kind, number) for kind, count in FILMED for number in range(count)]
     rows = []
     for pair in wanted:
@@ -150,7 +150,7 @@ def shown_steps(steps: Sequence[int], knee: int) -> tuple[int, ...]:
     return tuple(sorted(even))
 
 
-def _images(folder: Path) -> dict[tuple[str, int], tuple[str, Path]]:
+def first_images(folder: Path) -> dict[tuple[str, int], tuple[str, Path]]:
     """Return the first picture of each prompt, with the prompt; nothing where the folder is gone."""
     manifest = folder / "manifest.json"
     rows = read_json(manifest)["images"] if manifest.is_file() else []

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from limner.metrics.scores import Interval, MetricScore, Scores
 from limner.metrics.study import Study, StudyMetric
+from limner.metrics.sweep import Sweep, SweptMetric
 from limner.report.charts import Line, Tick, ends, nice_ticks
 from limner.report.numbers import listed
 
 PLANES = (("subject_fidelity", "prompt_following"), ("subject_fidelity", "other_drift"))
 """The questions that pull against one another: along, and up."""
+Charted = MetricScore | StudyMetric | SweptMetric
 APART, WIDE = 7.0, 30.0
 """How far apart two names must be, in per cent of the plot's height, and how wide one is, of its width."""
 
@@ -36,8 +38,8 @@ class Mark:
 class Plane:
     """Two metrics, one along and one up; up is better where the metric's scale is turned."""
 
-    along: MetricScore | StudyMetric
-    up: MetricScore | StudyMetric
+    along: Charted
+    up: Charted
     marks: tuple[Mark, ...]
     lines: tuple[Line, ...]
     """The levels of the metric along."""
@@ -48,10 +50,14 @@ class Plane:
     words: str
 
 
-def planes(scores: Scores | Study, dots: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Plane]:
+def planes(
+    scores: Scores | Study | Sweep,
+    dots: Mapping[str, Mapping[str, Sequence[float]]],
+    pairs: Sequence[tuple[str, str]] = PLANES,
+) -> list[Plane]:
     """Return the planes that the scores have both questions of; `dots` are each metric's small values by arm."""
     found: list[Plane] = []
-    for kinds in PLANES:
+    for kinds in pairs:
         along, up = (scores.find(kind) for kind in kinds)
         if along and up:
             found.append(_plane(along, up, dots.get(along.key, {}), dots.get(up.key, {})))
@@ -68,8 +74,8 @@ def front(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
 
 
 def _plane(
-    along: MetricScore | StudyMetric,
-    up: MetricScore | StudyMetric,
+    along: Charted,
+    up: Charted,
     x_dots: Mapping[str, Sequence[float]],
     y_dots: Mapping[str, Sequence[float]],
 ) -> Plane:
