@@ -8,7 +8,7 @@ from pathlib import Path
 from limner.adapter_file import AdapterFile, WordsFile, read_adapter, read_run
 from limner.adapters.adapter import Attached
 from limner.adapters.lora import StackedLoRA
-from limner.adapters.peft import PeftLayers
+from limner.adapters.peft_layers import PeftLayers
 from limner.errors import UserError
 from limner.families.family import Family
 from limner.files import replacing, sha256_of

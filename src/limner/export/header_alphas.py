@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ SPEC, CONFIGS = "limner_adapter", "peft"
 """Limner's own keys: the settings of an adapter of peft's, and peft's own config of each part."""
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps peft's settings, by `<part>.<setting>`."""
+TRIED = re.compile(r"\^?(?:[\w.|]|\\[.dw]|[*+]|\([\w.|]*\)(?![*+])|\[[\w-]*\])+\$?")
+"""Patterns that are tried on layers' names: words, dots and alternatives; no group is repeated."""
 BESIDE = "adapter_config.json"
 """Where peft keeps its settings: beside the weights."""
 
@@ -63,7 +66,7 @@ class HeaderAlphas:
         part, _, path = layer.partition(".")
         settings = self._parts.get(part, self._parts.get("", {}))
         alpha = settings.get("lora_alpha", settings.get("alpha"))
-        own = _of_pattern(settings.get("alpha_pattern"), part, path)
+        own = _of_pattern(settings.get("alpha_pattern"), part, path, self._path)
         alpha = alpha if own is None else own
         if not isinstance(alpha, int | float):
             return None
@@ -90,11 +93,23 @@ def _by_part(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any
     return parts
 
 
-def _of_pattern(patterns: object, part: str, path: str) -> float | None:
-    """Return the number of the pattern that a layer's path ends with."""
+def _of_pattern(patterns: object, part: str, path: str, where: Path) -> float | None:
+    """Return the number of the first pattern that a layer's path, or its end after a dot, is an instance of.
+
+    Raises:
+        UserError: a pattern is such that trying it may take for ever, or none at all.
+    """
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        full = canonical(f"{part}.{pattern}") or f"{part}.{pattern}"
-        if isinstance(value, int | float) and (f"{part}.{path}" == full or path.endswith(f".{pattern}")):
+        full = canonical(f"{part}.{pattern}")
+        try:
+            tried = TRIED.fullmatch(pattern) and pattern.count("*") + pattern.count("+") <= 3
+            hit = re.match(rf"(.*\.)?({pattern})$", path) if tried else None  # as peft has it
+        except re.error:
+            tried = hit = None
+        if not tried:
+            raise UserError(f"{where}: alpha_pattern {pattern!r} is none that Limner tries.",
+                            "Write the layers' paths there, or save the adapter anew with one alpha.")  # fmt: skip
+        if isinstance(value, int | float) and (hit or f"{part}.{path}" == full):
             return float(value)
     return None
 

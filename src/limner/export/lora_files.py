@@ -17,6 +17,7 @@ from limner.export.header_alphas import SPEC, HeaderAlphas, method_of
 from limner.export.lora_names import LAYERS_PER_BLOCK, layout_of, split_name
 from limner.export.modelspec import HEADER
 from limner.export.old_loras import cloneofsimo_name
+from limner.export.peft_reading import READ_AS_LORA, PeftPart, is_peft_folder, joined, open_peft_folder, refuse_unheeded
 from limner.families.recognise import FAMILIES, family_of_layers
 from limner.families.weights import precision_of, read_arrays, read_header
 
@@ -159,20 +160,15 @@ def read_any_lora(path: Path, *, alpha: float | None = None, partial: bool = Fal
     Raises:
         UserError: the file is missing or damaged, is no LoRA of SD 1.x, SD 2.x or SDXL, or contradicts itself.
     """
-    if path.is_dir():
-        inside = path / "adapter.safetensors"
-        raise UserError(f"{path}: is a folder.", f"Name the file: {inside if inside.is_file() else 'X.safetensors'}.")
-    header = read_header(path)
-    about = _about(header.metadata.get(HEADER, ""))
+    parts = _parts(path)
+    header = joined(parts) if parts else read_header(path)
+    about = about_of(header.metadata)
     by_layer, words, strange = _sort(header.shapes, header.metadata, about)
     if strange and SPEC in header.metadata:
-        raise UserError(
-            f"{path}: is an adapter of peft's method {method_of(header.metadata)}, and no LoRA.",
-            "Limner draws with it as it is (generate --adapter); limner export --to peft writes it for peft.",
-        )
+        raise no_lora(path, method_of(header.metadata))
     if not by_layer or (strange and not partial):
         raise _not_read(path, strange, list(header.shapes))
-    arrays, said = _finite_arrays(path), HeaderAlphas(path, header.metadata)
+    arrays, said = _finite_arrays(path, parts), HeaderAlphas(path, header.metadata)
     layers: dict[str, Delta] = {}
     biases: dict[str, Array] = {}
     assumed, left_out = False, list(strange)
@@ -192,7 +188,7 @@ def read_any_lora(path: Path, *, alpha: float | None = None, partial: bool = Fal
     if alpha is None:
         said.refuse_conflict({n: c.alpha for n, c in layers.items() if isinstance(c, LowRank)}, layers)
     return AnyLora(
-        path, layout_of(list(header.shapes)) or "unknown", layers, biases,
+        path, "peft's folder" if parts else layout_of(list(header.shapes)) or "unknown", layers, biases,
         {word: {part: arrays[key] for part, key in keys.items()} for word, keys in words.items()},
         header.metadata, precision_of(header), assumed, about,
         {layer: tuple(by_layer[layer].values()) for layer in layers}, tuple(left_out),
@@ -203,8 +199,28 @@ class _Broken(UserError):
     """The tensors of one layer do not make a change of its weight."""
 
 
-def _finite_arrays(path: Path) -> dict[str, Array]:
-    arrays = read_arrays(path)
+def _parts(path: Path) -> list[PeftPart]:
+    """Return peft's folders at a path, none where it is a file.
+
+    Raises:
+        UserError: it is another folder, or an adapter of peft's that is no LoRA, LoHa or LoKr as its tensors say.
+    """
+    if not path.is_dir():
+        return []
+    if not is_peft_folder(path):
+        inside = path / "adapter.safetensors"
+        raise UserError(f"{path}: is a folder.", f"Name the file: {inside if inside.is_file() else 'X.safetensors'}.")
+    parts = open_peft_folder(path)
+    for part in parts:
+        if not part.is_plain_lora and part.kind not in READ_AS_LORA:
+            raise no_lora(path, part.called)
+        if part.kind == "LORA":
+            refuse_unheeded(part)
+    return parts
+
+
+def _finite_arrays(path: Path, parts: Sequence[PeftPart]) -> dict[str, Array]:
+    arrays = {name: array for part in parts for name, array in part.arrays().items()} if parts else read_arrays(path)
     broken = next((key for key, array in arrays.items() if not np.isfinite(array).all()), None)
     if broken:
         raise UserError(f"{path}: {broken} is not finite.", "The file is damaged, or its training failed: get another.")
@@ -334,13 +350,21 @@ def _require(holds: bool) -> None:
         raise ValueError("tensors that do not belong together")
 
 
-def _about(text: str) -> dict[str, Any]:
+def about_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return Limner's own note in a header, nothing where there is none or another program's."""
     try:
-        found = json.loads(text or "{}")
+        found = json.loads(metadata.get(HEADER, "{}"))
     except ValueError:
         return {}
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def no_lora(path: Path, method: str) -> UserError:
+    """Return the error that an adapter of one of peft's methods is no LoRA."""
+    return UserError(
+        f"{path}: is an adapter of peft's method {method}, and no LoRA.",
+        "Limner draws with it as it is (generate --adapter); limner export --to peft writes it for peft.",
+    )
 
 
 def _not_read(path: Path, strange: Sequence[str], keys: Sequence[str]) -> UserError:

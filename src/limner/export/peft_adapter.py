@@ -41,7 +41,7 @@ def write_peft(spec: Peft, state: Mapping[str, Tensor], path: Path, about: Mappi
         return
     if is_lora:
         spec, state = _folded(spec, state)
-    configs = {part: _plain(spec.config(layers)) for part, layers in layers_of(spec, state).items()}
+    configs = {part: _plain(config) for part, (config, _) in configs_of(spec, state).items()}
     metadata = header(about, modelspec(about, adapter="lora" if is_lora else spec.method, implementation="peft"))
     metadata |= {SPEC: spec.model_dump_json(), CONFIGS: json.dumps(configs, sort_keys=True)}
     if is_lora:
@@ -106,6 +106,11 @@ def layers_of(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
         if path:  # else it is what all layers share
             found.setdefault(part, []).append(path)
     return found
+
+
+def configs_of(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, tuple[Any, list[str]]]:
+    """Return peft's config of each part that a `state_dict` is for, and the paths of its layers there."""
+    return {part: (spec.config(tuple(paths)), paths) for part, paths in layers_of(spec, state).items()}
 
 
 def _plain(config: Any) -> dict[str, Any]:
