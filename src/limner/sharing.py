@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from limner.adapters.peft import METHODS
 from limner.errors import UserError
 from limner.export.diffusers_folder import ABOUT, write_diffusers_folder
 from limner.export.diffusers_lora import write_diffusers
@@ -21,9 +22,9 @@ from limner.export.lora_check import require_effect
 from limner.export.lora_files import AnyLora, about_of, read_any_lora
 from limner.export.lora_names import layout_of
 from limner.export.modelspec import HEADER
-from limner.export.peft_adapter import configs_of, read_peft
+from limner.export.peft_adapter import as_lycoris, configs_of, read_peft
 from limner.export.peft_folder import held_by_peft, parts_of_lora, parts_of_method, write_peft_folder
-from limner.export.peft_reading import is_peft_folder, joined, open_peft_folder
+from limner.export.peft_reading import READ_AS_LORA, is_peft_folder, joined, open_peft_folder
 from limner.export.single_file import write_single_file
 from limner.families.foreign import check_lora_family, lora_width
 from limner.families.load import load
@@ -186,6 +187,9 @@ def _read(file: Path, how: Reading) -> AnyLora:
 
 
 def _lora(file: Path, to: str, out: Path, precision: str | None, how: Reading) -> Path:
+    method = method_of(read_header(file).metadata) if file.is_file() else ""
+    if to == "lycoris" and method in METHODS and METHODS[method].kind not in ("LORA", *READ_AS_LORA):
+        return _peft_as_lycoris(file, out, precision, how)
     lora = _read(file, how)
     how.tell(lora)
     require_effect(file, lora.layers)
@@ -199,6 +203,17 @@ def _lora(file: Path, to: str, out: Path, precision: str | None, how: Reading) -
         write_diffusers(lora.layers, out, about, dtype=dtype)
     else:
         write_kohya(lora.layers, out, about, biases=lora.biases, dtype=dtype, network=to)
+    return out
+
+
+def _peft_as_lycoris(file: Path, out: Path, precision: str | None, how: Reading) -> Path:
+    """Write an adapter of one of peft's methods as the one of LyCORIS that does the same."""
+    if how.alpha:
+        raise UserError(f"--alpha: {file} is of a method of peft's that has none.", "Leave --alpha out.")
+    spec, state, about = read_peft(file)
+    layers = as_lycoris(spec, state, file)
+    require_effect(file, layers)
+    write_kohya(layers, out, about, dtype=PRECISIONS[precision or "float32"], network="lycoris")
     return out
 
 

@@ -15,9 +15,10 @@ from limner import sharing
 from limner.adapter_file import read_adapter
 from limner.adapter_set import AdapterSet
 from limner.adapters.adapter import SlotSettings
+from limner.adapters.peft import Peft
 from limner.errors import UserError
 from limner.export.kohya_lora import write_kohya
-from limner.export.peft_adapter import write_peft
+from limner.export.peft_adapter import WITHOUT_BIAS, write_peft
 from limner.families.family import Family
 from limner.inspecting import inspect
 from tests.lora_layouts import changes
@@ -168,7 +169,32 @@ def test_every_other_layout_says_where_a_method_can_go(family: Family, tmp_path:
     for to in ("diffusers", "kohya", "lycoris"):
         with pytest.raises(UserError, match=r"method oft, and no LoRA.*limner export --to peft writes it"):
             sharing.export(file, to=to)
+    with pytest.raises(UserError, match="LyCORIS turns a layer's outputs, and peft its inputs"):
+        sharing.export(file, to="lycoris")
     file = write_method(family, "lokr", tmp_path / "y.safetensors")
     with pytest.raises(UserError, match="the diffusers layout cannot hold LoKr .*Write it with --to lycoris"):
         sharing.export(file, to="diffusers")
     assert sharing.export(file, to="lycoris") == [tmp_path / "y-lycoris.safetensors"]
+
+
+def test_ia3_goes_to_lycoris_where_no_bias_is_scaled(family: Family, tmp_path: Path) -> None:
+    """LyCORIS scales weights alone; peft's method scales what comes out of a layer, its bias too."""
+    layers = [(name, layer) for name, layer in family.unet.named_modules() if name.endswith(WITHOUT_BIAS)]
+    assert layers
+    assert all(layer.bias is None for _, layer in layers)
+    spec, untouched = Peft(method="ia3", targets=tuple(f"*{end}" for end in WITHOUT_BIAS)), predicted(family)
+    adapter = spec.attach(family, [SlotSettings(seed=1)])
+    for tensor in adapter.slot_parameters(0).values():
+        tensor.data += 0.2 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(tensor.numel()))
+    wanted, file = predicted(family), tmp_path / "x.safetensors"
+    write_peft(spec, adapter.state_dict(), file, family.facts)
+    adapter.detach()
+    assert not torch.allclose(wanted, untouched, atol=1e-3)
+    (written,) = sharing.export(file, to="lycoris")
+    found = AdapterSet(family)
+    found.set({found.load(written): 1.0})
+    torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=1e-5)
+    found.set({})
+    write_method(family, "ia3", file)
+    with pytest.raises(UserError, match=r"scales the biases of \d+ of \d+ layers too, and .* Use --to peft, or train"):
+        sharing.export(file, to="lycoris")
