@@ -70,6 +70,11 @@ def test_peft_predicts_what_limner_predicts(method: str, family: Family, random_
     torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=1e-5)
     found.set({})
     assert torch.equal(predicted(family), untouched)
+    if method in ("dora", "loha", "lokr"):
+        (again,) = sharing.export(folder, to="lycoris")
+        found.set({found.load(again): 1.0})
+        torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=1e-5)
+        found.set({})
     torch.testing.assert_close(pefts(family, folder), wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -106,6 +106,14 @@ SHARING = {
         "export {bad}/peft-OFT --to kohya",
         "peft-OFT: is an adapter of peft's method OFT, and no LoRA.* limner export --to peft",
     ),
+    "peft's folder beneath a few-step adapter": (
+        "train {pictures} --recipe few-step base={base} pictures.class_noun=x distill.adapter={bad}/peft-odd",
+        "distill.adapter=.*peft-odd: is peft's folder. Make a file of it: limner export",
+    ),
+    "peft's folder with a pattern that never ends": (
+        "generate {base} --prompt x --adapter {bad}/peft-pattern",
+        r"peft-pattern: the pattern '\(a\|aa\)\*' of its settings is none that Limner tries",
+    ),
     "peft's folders of strange parts": (
         "generate {base} --prompt x --adapter {bad}/peft-two",
         "peft-two: holds 2 adapters of peft's, and first is no part of a model. Name one of them",
@@ -157,7 +165,7 @@ def _make_bad_peft_folders(folder: Path) -> None:
     held: dict[str, tuple[object, dict[str, torch.Tensor]]] = {
         "empty": (lora, {}), "nobody": ({}, pair), "ADALORA": ({"peft_type": "ADALORA"}, pair), "two/first": (lora, pair),
         "odd": ({**lora, "use_qalora": True}, pair), "OFT": ({"peft_type": "OFT", "oft_block_size": 2, "r": 0}, oft),
-        "two/second": (lora, pair), "damaged": (lora, pair),
+        "pattern": ({**lora, "alpha_pattern": {"(a|aa)*": 2}}, pair), "two/second": (lora, pair), "damaged": (lora, pair),
     }  # fmt: skip
     for name, (settings, tensors) in held.items():
         place = folder / f"peft-{name}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from diffusers import PNDMScheduler
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers import EulerDiscreteScheduler, PNDMScheduler
 
 from benchmarks.sd_cpp_draws import STEPS, TOLERANCE, apart
 from limner.families.source import ASSETS
@@ -19,7 +18,7 @@ def test_the_samplers_noise_levels_are_those_of_the_programs_discrete_schedule(s
     config = PNDMScheduler.load_config(str(ASSETS / "sd15" / "scheduler"))
     assert isinstance(config, dict)
     sampler = make_scheduler({**config, "timestep_spacing": "linspace"}, "euler")
-    assert isinstance(sampler, SchedulerMixin)
+    assert isinstance(sampler, EulerDiscreteScheduler)
     sampler.set_timesteps(steps)
     t = [999 - 999 * i // (steps - 1) for i in range(steps)]
     assert sampler.timesteps.tolist() == t

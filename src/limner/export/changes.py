@@ -132,7 +132,7 @@ def _todays_glora(parts: dict[str, Array]) -> dict[str, Array]:
 
 def _glora(parts: Mapping[str, Array], alpha: float) -> GLoRA:
     """Return a GLoRA whose four factors fit one another."""
-    _require(parts.keys() == set(GLORA) and all(part.ndim in (2, 4) for part in parts.values()))
+    _require(set(parts) == set(GLORA) and all(part.ndim in (2, 4) for part in parts.values()))
     a1, a2, b1, b2 = (parts[name] for name in GLORA)
     rank, inputs = a2.shape[:2]
     _require(rank > 0 and a1.shape[:2] == (inputs, rank) and b1.shape[1] == rank and b2.shape[:2] == (rank, inputs))

@@ -30,7 +30,7 @@ from limner.adapters.peft_layers import (
     tensors_beside,
 )  # fmt: skip
 from limner.errors import UserError
-from limner.export.header_alphas import BESIDE
+from limner.export.header_alphas import BESIDE, require_tried
 from limner.export.kohya_lora import balanced
 from limner.export.lora_names import canonical
 from limner.export.modelspec import modelspec
@@ -159,7 +159,9 @@ def held_by_peft(family: Family, parts: Sequence[PeftPart]) -> tuple[Configs, di
         try:
             config = _config(part, paths)
             held = _held(module, config, paths, tensors, part.folder)
-        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # peft says of settings that are not its own whatever comes to it
             reason = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"{part.folder}: peft refuses it ({reason}).", "Get the folder again.") from error
         configs[part.part] = config, paths
@@ -222,6 +224,9 @@ def _config(part: PeftPart, paths: list[str]) -> Any:
         raise UserError(f"{part.folder}: has the setting {strange[0]}, which the peft here does not know.",
                         "Install the peft that it was made with.")  # fmt: skip
     feedforward = part.settings.get("feedforward_modules")
+    for patterns in (part.settings.get(name) for name in ("rank_pattern", "alpha_pattern")):
+        require_tried(patterns if isinstance(patterns, dict) else (), part.folder)
+    require_tried([feedforward] if isinstance(feedforward, str) else (), part.folder)
     if feedforward is not None:
         given["feedforward_modules"] = [path for path in paths if _chosen(path, feedforward)]
     return cls(target_modules=paths, inference_mode=True, **given)

@@ -68,8 +68,8 @@ class PeftPart:
 
 
 def is_peft_folder(path: Path) -> bool:
-    """Tell whether a folder is one of peft's, or holds some."""
-    return path.is_dir() and bool(_folders(path))
+    """Tell whether a folder is one of peft's, or holds some, and is no run that was exported into itself."""
+    return path.is_dir() and not (path / "recipe.toml").is_file() and bool(_folders(path))
 
 
 def open_peft_folder(path: Path) -> list[PeftPart]:
