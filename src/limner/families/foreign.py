@@ -72,7 +72,8 @@ def _lora(header: Header) -> tuple[str, str] | None:
 def lora_width(header: Header) -> int:
     """Return the width of the text that a LoRA was trained on, 0 where it does not say."""
     width = next((shape[1] for key, shape in header.shapes.items() if LORA_TEXT_INPUT.search(key)), 0)
-    return width or (2048 if any(SECOND_ENCODER.search(key) for key in header.shapes) else 0)
+    named = "limner" not in header.metadata  # whose own files may be for a small base of the same names
+    return width or (2048 if named and any(SECOND_ENCODER.search(key) for key in header.shapes) else 0)
 
 
 def check_lora_family(path: Path, width: int, own_width: int) -> None:
