@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limner.adapters.deltas import Delta, Difference, DoRA, LoHa, LoKr, LowRank
+from limner.adapters.relative import BOFT, IA3, OFT, GLoRA
 from limner.export.lora_names import with_text_model
 from limner.families.family import Family
 
@@ -61,9 +62,29 @@ def difference(out: int, *inputs: int) -> Difference:
     return Difference(np.float32(0.1) * draw(out, *inputs), "diff" if inputs else "w_norm")
 
 
+def oft(out: int, *_inputs: int) -> OFT:
+    return OFT(draw(out // 2, 2, 2), constraint=0.5, rescale=1 + draw(out))
+
+
+def boft(out: int, *_inputs: int) -> BOFT:
+    size = 4 if out % 8 == 0 else 2
+    return BOFT(draw(1 + (out % 8 == 0), out // size, size, size))
+
+
+def ia3(out: int, *inputs: int) -> IA3:
+    return IA3(draw(out), on_input=False) if out > inputs[0] else IA3(draw(inputs[0]), on_input=True)
+
+
+def glora(out: int, *inputs: int) -> GLoRA:
+    shapes = {"a1": (inputs[0], RANK), "a2": (RANK, inputs[0]), "b1": (out, RANK), "b2": (RANK, *inputs)}
+    ends = [1] * (len(inputs) - 1)
+    parts = {f"{name}.weight": draw(*shape, *(ends if name != "b2" else ())) for name, shape in shapes.items()}
+    return GLoRA(parts, alpha=1.0)
+
+
 KINDS: dict[str, Callable[..., Delta]] = {
     "LoRA": low_rank, "LoHa": loha, "LoKr": lokr, "DoRA by outputs": dora(0), "DoRA by inputs": dora(1),
-    "difference": difference,
+    "difference": difference, "OFT": oft, "BOFT": boft, "(IA)^3": ia3, "GLoRA": glora,
 }  # fmt: skip
 
 
@@ -76,7 +97,8 @@ def changes(family: Family, kind: str, *, every: int = 1) -> dict[str, Delta]:
         if isinstance(layer, nn.Linear | nn.Conv2d) and "projection" not in path
     }
     weights = {name: layer.get_parameter("weight") for name, layer in list(found.items())[::every]}
-    fitting = {n: w for n, w in weights.items() if kind != "LoKr" or w.shape[0] % 2 == w.shape[1] % 2 == 0}
+    even = {"LoKr": 2, "OFT": 1, "BOFT": 1}.get(kind, 0)
+    fitting = {n: w for n, w in weights.items() if not any(side % 2 for side in w.shape[:even])}
     return {name: KINDS[kind](*weight.shape) for name, weight in fitting.items()}
 
 

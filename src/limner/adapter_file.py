@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from limner.adapters.peft import Peft, attach_peft
 from limner.adapters.textual_inversion import attach_words, table_of
 from limner.errors import UserError
 from limner.export.embedding import Vectors, read_embedding
-from limner.export.lora_files import AnyLora, read_any_lora
+from limner.export.lora_files import AnyLora, about_of, read_any_lora
 from limner.export.peft_adapter import SPEC, layers_of, read_peft
+from limner.export.peft_folder import attach_peft_folder, layers_in
+from limner.export.peft_reading import PeftPart, is_peft_folder, joined, open_peft_folder
 from limner.families.family import Family
 from limner.families.foreign import check_lora_family, is_lora, lora_width
 from limner.families.weights import read_header
@@ -56,6 +58,16 @@ class AdapterFile(ABC):
         """Return lines about what was left out of the file, none where nothing was."""
         return []
 
+    @property
+    def method(self) -> str:
+        """Return peft's method that computes layers in the place of the base, so that it depends on their weights."""
+        return ""
+
+    @property
+    def taken(self) -> set[str]:
+        """Return the paths of those layers."""
+        return set()
+
 
 @dataclass(frozen=True)
 class LoRAFile(AdapterFile):
@@ -90,14 +102,33 @@ class PeftFile(AdapterFile):
     state: Mapping[str, Tensor]
 
     @property
-    def layers(self) -> set[str]:
-        """Return the paths of the layers that it changes."""
+    def method(self) -> str:
+        return self.spec.method
+
+    @property
+    def taken(self) -> set[str]:
         return {f"{part}.{path}" for part, paths in layers_of(self.spec, self.state).items() for path in paths}
 
     def attach(self, family: Family) -> list[Attached]:
-        partner = family.refiner or family.begun_by
-        family = partner if partner and self.about.get("family") == partner.kind else family
-        return [attach_peft(family, self.spec, self.state)]
+        return [attach_peft(_home(family, self.about), self.spec, self.state)]
+
+
+@dataclass(frozen=True)
+class PeftFolder(AdapterFile):
+    """peft's own folders of a method that is no plain LoRA, one for each part of the model."""
+
+    parts: Sequence[PeftPart]
+
+    @property
+    def method(self) -> str:
+        return " and ".join(sorted({part.called for part in self.parts}))
+
+    @property
+    def taken(self) -> set[str]:
+        return {layer for part in self.parts for layer in layers_in(part)}
+
+    def attach(self, family: Family) -> list[Attached]:
+        return [attach_peft_folder(_home(family, self.about), self.parts)]
 
 
 @dataclass(frozen=True)
@@ -118,13 +149,19 @@ class WordsFile(AdapterFile):
 
 
 def read_adapter(path: Path, *, partial: bool = False) -> list[AdapterFile]:
-    """Return what a LoRA's file, an embedding's, one of peft's methods, or a run with its words holds.
+    """Return what a LoRA's file, an embedding's, one of peft's methods, peft's folder, or a run with its words holds.
 
     With `partial`, what of a LoRA's file is no part of a LoRA is left out.
 
     Raises:
         UserError: there is no such file or run, it has no adapter, or its file is damaged.
     """
+    if is_peft_folder(path):
+        parts = open_peft_folder(path)
+        if not all(part.is_plain_lora for part in parts):
+            return [PeftFolder(path, about_of(joined(parts).metadata), parts)]
+        lora = read_any_lora(path, partial=partial)
+        return [LoRAFile(path, lora.about, lora, lora_width(joined(parts)))]
     if path.is_dir():
         return read_run(RunDir.open(path))
     if path.suffix == ".safetensors" and path.exists():
@@ -161,6 +198,12 @@ def read_run(run: RunDir) -> list[AdapterFile]:
             else f"Train it first: limner train --resume {run.path}",
         )
     return [*(read_run(RunDir(run.subject)) if run.subject.is_dir() else ()), *found]
+
+
+def _home(family: Family, about: Mapping[str, Any]) -> Family:
+    """Return the base, or the model that draws together with it if that is what a header names."""
+    partner = family.refiner or family.begun_by
+    return partner if partner and about.get("family") == partner.kind else family
 
 
 def _reads_alike(family: Family, refiner: Family) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import chain, combinations, count
 from pathlib import Path
 
-from limner.adapter_file import AdapterFile, PeftFile, WordsFile, read_adapter
+from limner.adapter_file import AdapterFile, WordsFile, read_adapter
 from limner.adapters.adapter import Attached
 from limner.adapters.lora import StackedLoRA
 from limner.adapters.strength import Strength, as_strength, check_parts
@@ -122,7 +122,7 @@ class AdapterSet:
         What depends on the weights that it finds comes first, so that it finds the base's.
         """
         parts = [part for own in self._attached.values() for part in own]
-        first = sorted(parts, key=lambda part: not isinstance(part[0], PeftFile))
+        first = sorted(parts, key=lambda part: not part[0].method)
         self._merged = [adapter for _, adapters in first for adapter in adapters]
         for adapter in self._merged:
             adapter.merge()
@@ -159,10 +159,10 @@ class AdapterSet:
             if isinstance(one, WordsFile) and isinstance(other, WordsFile) and one.words.keys() & other.words.keys():
                 word = sorted(one.words.keys() & other.words.keys())[0]
                 raise UserError(f"{a} and {b} both hold the learned word {word!r}.", "Use one of them at a time.")
-            if isinstance(one, PeftFile) and isinstance(other, PeftFile):
+            if one.method and other.method:
                 raise UserError(
-                    f"{a} ({one.spec.method}) and {b} ({other.spec.method}) cannot act together: what such a method "
-                    "adds depends on the weights it finds.",
+                    f"{a} ({one.method}) and {b} ({other.method}) cannot act together: what such a method adds depends "
+                    "on the weights it finds.",
                     "Use one of them with any number of LoRAs, or merge it into the base first: limner merge.",
                 )
 

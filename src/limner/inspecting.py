@@ -16,7 +16,8 @@ from limner.errors import UserError
 from limner.export.header_alphas import SPEC, method_of
 from limner.export.lora_files import AnyLora, read_any_lora
 from limner.export.lora_names import layout_of
-from limner.export.programs import uses
+from limner.export.peft_reading import PREFIX, READ_AS_LORA, is_peft_folder, joined, open_peft_folder
+from limner.export.programs import Use, uses
 from limner.families.foreign import what_is
 from limner.families.recognise import FAMILIES, UNET, recognise
 from limner.families.weights import PICKLED, Header, read_arrays, read_header
@@ -87,7 +88,17 @@ def _folder(path: Path) -> Inspection:
         parts = [inspect(file) for file in held]
         facts = {"path": str(path), "kind": "run", "holds": [part.facts for part in parts]}
         return Inspection(facts, [line for part in parts for line in part.lines])
-    return _model(path, None)
+    return _peft_folder(path) if is_peft_folder(path) else _model(path, None)
+
+
+def _peft_folder(path: Path) -> Inspection:
+    parts = open_peft_folder(path)
+    header, kinds = joined(parts), sorted({part.called for part in parts})
+    if all(part.is_plain_lora or part.kind in READ_AS_LORA for part in parts):
+        return _lora(read_any_lora(path), header)
+    what = f"an adapter of peft's method {' and '.join(kinds)}, which Limner and peft load"
+    facts = {"kind": "peft", "method": kinds[0], "parts": [part.part for part in parts]}
+    return _told(path, what, facts, [f"parts: {', '.join(facts['parts'])}", _tensors(header)])
 
 
 def _model(path: Path, header: Header | None) -> Inspection:
@@ -116,7 +127,8 @@ def _lora(lora: AnyLora, header: Header) -> Inspection:
     known = {layer: norm for layer, norm in norms.items() if not math.isnan(norm)}
     largest = dict(sorted(known.items(), key=lambda item: -item[1])[:LARGEST])
     family = FAMILIES[lora.family].called if lora.family else "a family that it does not tell"
-    programs = uses(list(header.shapes))
+    programs = uses([f"{PREFIX}{key}" if lora.path.is_dir() else key for key in header.shapes])
+    programs += [Use("peft", len(header.shapes), len(header.shapes))] * lora.path.is_dir()
     facts: dict[str, Any] = {
         "kind": "lora", "family": lora.family, "layout": lora.layout, "kinds": dict(kinds), "ranks": dict(ranks),
         "alphas": dict(alphas), "alpha_is_assumed": lora.alpha_is_assumed, "precision": lora.precision,

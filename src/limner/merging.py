@@ -15,12 +15,13 @@ from pydantic import Field
 from torch import nn
 
 from limner import machine
-from limner.adapter_file import AdapterFile, LoRAFile, PeftFile, WordsFile, read_adapter
+from limner.adapter_file import AdapterFile, LoRAFile, WordsFile, read_adapter
 from limner.adapter_set import AdapterSet
 from limner.adapters.lora import find_layers
 from limner.adapters.strength import Strength, as_strength
 from limner.errors import UserError
 from limner.export.diffusers_folder import write_diffusers_folder
+from limner.export.peft_reading import is_peft_folder
 from limner.export.single_file import write_single_file
 from limner.families.family import Family
 from limner.families.foreign import is_lora
@@ -143,6 +144,8 @@ def is_base(name: str | Path) -> bool:
     path = Path(name)
     if path.is_file():
         return not is_lora(read_header(path))
+    if is_peft_folder(path):
+        return False
     return not RunDir(path).recipe.is_file() or model_of(str(name)) != str(name)
 
 
@@ -175,8 +178,8 @@ def _compare_with_sum(
         for file, strength in adapters:
             if isinstance(file, LoRAFile):
                 _add(file, strength, part, module)
-            elif isinstance(file, PeftFile):
-                skipped |= {name.partition(".")[2] for name in file.layers if name.startswith(f"{part}.")}
+            else:
+                skipped |= {name.partition(".")[2] for name in file.taken if name.startswith(f"{part}.")}
         for (name, wanted), own in zip(module.named_parameters(), family.parts[part].parameters(), strict=True):
             if name.rpartition(".")[0] in skipped:
                 continue

@@ -14,7 +14,8 @@ from limner.adapter_file import WordsFile, read_adapter, read_run
 from limner.adapters.adapter import Attached
 from limner.adapters.full import Full, FullWeights
 from limner.adapters.lora import LoRA, StackedLoRA
-from limner.adapters.peft import Peft, PeftLayers
+from limner.adapters.peft import Peft
+from limner.adapters.peft_layers import PeftLayers
 from limner.adapters.pivotal import Pivotal, Together
 from limner.adapters.textual_inversion import LearnedWords
 from limner.errors import UserError

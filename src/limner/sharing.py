@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from limner.adapters.peft import METHODS
 from limner.errors import UserError
 from limner.export.diffusers_folder import ABOUT, write_diffusers_folder
 from limner.export.diffusers_lora import write_diffusers
@@ -18,11 +19,12 @@ from limner.export.embedding import read_embedding, write_embedding
 from limner.export.header_alphas import SPEC, method_of
 from limner.export.kohya_lora import write_kohya
 from limner.export.lora_check import require_effect
-from limner.export.lora_files import AnyLora, read_any_lora
+from limner.export.lora_files import AnyLora, about_of, read_any_lora
 from limner.export.lora_names import layout_of
 from limner.export.modelspec import HEADER
-from limner.export.peft_adapter import read_peft
-from limner.export.peft_folder import parts_of_lora, parts_of_method, write_peft_folder
+from limner.export.peft_adapter import as_lycoris, configs_of, read_peft
+from limner.export.peft_folder import held_by_peft, parts_of_lora, parts_of_method, write_peft_folder
+from limner.export.peft_reading import READ_AS_LORA, is_peft_folder, joined, open_peft_folder
 from limner.export.single_file import write_single_file
 from limner.families.foreign import check_lora_family, lora_width
 from limner.families.load import load
@@ -151,6 +153,8 @@ def _holdings(source: str) -> tuple[list[Path], list[Path], str | None]:
         adapters = [one.adapter for one in parts if one.adapter.is_file()]
         model = str(run.model) if run.model.is_dir() else None
         return adapters, [file for one in parts for file in one.embeddings()], model
+    if is_peft_folder(path):
+        return [path], [], None
     if not path.is_file():
         if locate(source) is None and not is_hub_name(source):
             raise UserError(f"{source}: there is no such run or file.", "Give a run's folder, a LoRA's file or a base.")
@@ -174,7 +178,7 @@ def _place_of_model(out: Path | None, source: str, model: str, to: str) -> Path:
 def _place(out: Path | None, source: Path, name: str, suffix: str) -> Path:
     """Return where to write: the file or folder named, a file in the folder named, or beside the source."""
     if out is None:
-        return (source if source.is_dir() else source.parent) / f"{name}{suffix}"
+        return (source if RunDir(source).recipe.is_file() else source.parent) / f"{name}{suffix}"
     return out / f"{name}{suffix}" if suffix and (out.is_dir() or not out.suffix) else out
 
 
@@ -183,6 +187,9 @@ def _read(file: Path, how: Reading) -> AnyLora:
 
 
 def _lora(file: Path, to: str, out: Path, precision: str | None, how: Reading) -> Path:
+    method = method_of(read_header(file).metadata) if file.is_file() else ""
+    if to == "lycoris" and method in METHODS and METHODS[method].kind not in ("LORA", *READ_AS_LORA):
+        return _peft_as_lycoris(file, out, precision, how)
     lora = _read(file, how)
     how.tell(lora)
     require_effect(file, lora.layers)
@@ -199,14 +206,29 @@ def _lora(file: Path, to: str, out: Path, precision: str | None, how: Reading) -
     return out
 
 
+def _peft_as_lycoris(file: Path, out: Path, precision: str | None, how: Reading) -> Path:
+    """Write an adapter of one of peft's methods as the one of LyCORIS that does the same."""
+    if how.alpha:
+        raise UserError(f"--alpha: {file} is of a method of peft's that has none.", "Leave --alpha out.")
+    spec, state, about = read_peft(file)
+    layers = as_lycoris(spec, state, file)
+    require_effect(file, layers)
+    write_kohya(layers, out, about, dtype=PRECISIONS[precision or "float32"], network="lycoris")
+    return out
+
+
 def _peft(file: Path, out: Path, precision: str | None, how: Reading, base: str | None) -> Path:
     """Write an adapter of any kind as peft's folders."""
-    header = read_header(file)
-    lora = None if SPEC in header.metadata else _read(file, how)
-    if how.alpha and lora is None:
-        raise UserError(f"--alpha: {file} is of peft's method {method_of(header.metadata)}, whose scale is known.",
-                        "Leave --alpha out.")  # fmt: skip
-    about = dict(lora.about if lora else json.loads(header.metadata.get(HEADER, "{}")))
+    theirs = open_peft_folder(file) if file.is_dir() else []
+    header = joined(theirs) if theirs else read_header(file)
+    method = method_of(header.metadata) if SPEC in header.metadata else ""
+    method = method or " and ".join(sorted({part.called for part in theirs if not part.is_plain_lora}))
+    if how.alpha and method:
+        raise UserError(f"--alpha: {file} is of peft's method {method}, whose scale is known.", "Leave --alpha out.")
+    if "LORA" in method:
+        raise UserError(f"{file}: is of peft's {method}, and its own folder already.", "Use it as it is.")
+    lora = None if method else _read(file, how)
+    about = about_of(header.metadata)
     base = base or (str(about["base"]) if about.get("base") else None)
     if base is None:
         raise UserError(f"{file}: does not tell the base that peft loads it into.", "Name it: base=NAME|FOLDER|FILE.")
@@ -214,22 +236,24 @@ def _peft(file: Path, out: Path, precision: str | None, how: Reading, base: str 
         what = "changes biases" if lora.biases else f"brings learned words along ({', '.join(lora.words)})"
         raise UserError(f"{file}: {what}, which peft's folders do not hold.", "Use the file as it is, or --to lycoris.")
     family = load(base, dtype=torch.float32, device="cpu")
+    dtype = PRECISIONS[precision or (lora.precision if lora else "float32")]
     if lora:
         check_lora_family(file, lora_width(header), family.unet.config.cross_attention_dim)
         lora = lora.fitting(family.modules) if how.partial else lora
         how.tell(lora)
-        dtype = PRECISIONS[precision or lora.precision]
         parts = parts_of_lora(family, file, lora.layers, dtype)
+    elif theirs:
+        parts = parts_of_method(family, *held_by_peft(family, theirs), dtype)
     else:
         spec, state, _ = read_peft(file)
-        dtype = PRECISIONS[precision or "float32"]
-        parts = parts_of_method(family, spec, state, dtype)
+        parts = parts_of_method(family, configs_of(spec, state), state, dtype)
     return write_peft_folder(family, parts, out, about, dtype=dtype)
 
 
 def _base_of(source: Path) -> str | None:
     """Return the base that a run was trained on."""
-    return load_recipe(RunDir(source).recipe).base if source.is_dir() else None
+    run = RunDir(source)
+    return load_recipe(run.recipe).base if run.recipe.is_file() else None
 
 
 def _about(lora: AnyLora, family: str | None) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from limner.adapter_file import AdapterFile, WordsFile, read_adapter, read_run
 from limner.adapters.adapter import Attached
 from limner.adapters.lora import StackedLoRA
-from limner.adapters.peft import PeftLayers
+from limner.adapters.peft_layers import PeftLayers
 from limner.errors import UserError
+from limner.export.peft_reading import is_peft_folder
 from limner.families.family import Family
 from limner.files import replacing, sha256_of
 from limner.recipe import Recipe
@@ -33,6 +34,8 @@ def check_underlying(recipe: Recipe) -> None:
         raise UserError(f"{where}: is no .safetensors file.", "Give one, or the run that it comes from.")
     if (path / "model").is_dir():
         raise UserError(f"{where}: is a whole model, and no adapter.", f"Give it as the base: base={path / 'model'}")
+    if is_peft_folder(path):
+        raise UserError(f"{where}: is peft's folder.", f"Make a file of it: limner export {path} --to kohya")
     if any(file.few_steps for file in read_adapter(path)):
         raise UserError(f"{where}: is a few-step adapter itself.", "Give the base or the subject that it was made for.")
 

@@ -23,6 +23,8 @@ from limner.families.family import Family
 from limner.families.recognise import FAMILIES
 from tests.lora_layouts import HAS_ALPHA, KINDS, NAMES, as_written_by, changes, save
 
+BOTH = ("A1111 and Forge", "ComfyUI")
+"""The programs that read LyCORIS's methods; each lacks one."""
 WRITERS = {"diffusers": write_diffusers, "kohya": write_kohya}
 
 
@@ -88,10 +90,11 @@ def test_float16_rounds_no_small_factor_to_nothing(family: Family, tmp_path: Pat
 
 def test_every_key_of_a_kohya_file_is_used_by_the_programs_that_read_it(family: Family, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    for kind in ("LoRA", "LoHa", "LoKr"):
+    others = {"OFT": BOTH, "BOFT": BOTH, "(IA)^3": BOTH[:1], "GLoRA": BOTH[1:], "LoHa": BOTH, "LoKr": BOTH}
+    for kind in ("LoRA", *others):
         write_kohya(changes(family, kind, every=3), path, family.facts)
         found = {use.program: use for use in uses(list(load_file(path)))}
-        readers = ("A1111 and Forge", "ComfyUI") if kind != "LoRA" else tuple(found)
+        readers = others.get(kind, tuple(found))
         assert all(found[name].used == found[name].total for name in readers), found
 
 

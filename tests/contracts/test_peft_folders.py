@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import IA3Config, LoHaConfig, LoraConfig, OFTConfig, PeftModel
 from torch import Tensor
 
 from limner import sharing
 from limner.adapter_file import read_adapter
+from limner.adapter_set import AdapterSet
 from limner.adapters.adapter import SlotSettings
+from limner.adapters.peft import Peft
 from limner.errors import UserError
 from limner.export.kohya_lora import write_kohya
-from limner.export.peft_adapter import write_peft
+from limner.export.peft_adapter import WITHOUT_BIAS, write_peft
 from limner.families.family import Family
+from limner.inspecting import inspect
 from tests.lora_layouts import changes
 from tests.unit.peft_methods import SPECS
 
@@ -61,6 +65,16 @@ def test_peft_predicts_what_limner_predicts(method: str, family: Family, random_
     for adapter in attached:
         adapter.detach()
     assert not torch.allclose(wanted, untouched, atol=1e-4)
+    found = AdapterSet(family)
+    found.set({found.load(folder): 1.0})
+    torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=1e-5)
+    found.set({})
+    assert torch.equal(predicted(family), untouched)
+    if method in ("dora", "loha", "lokr"):
+        (again,) = sharing.export(folder, to="lycoris")
+        found.set({found.load(again): 1.0})
+        torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=1e-5)
+        found.set({})
     torch.testing.assert_close(pefts(family, folder), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -79,7 +93,54 @@ def test_a_lora_of_any_program_becomes_pefts(kind: str, family: Family, tmp_path
     (attached,) = [adapter for one in read_adapter(file) for adapter in one.attach(family)]
     wanted = predicted(family)
     attached.detach()
+    assert inspect(folder).facts["kinds"] == {kind.partition(" ")[0]: len(layers)}
+    (again,) = sharing.export(folder, to="kohya")
+    assert again == tmp_path / "out-kohya.safetensors"
+    for one in (folder, again):
+        (attached,) = [adapter for file in read_adapter(one) for adapter in file.attach(family)]
+        torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=1e-5)
+        attached.detach()
     torch.testing.assert_close(pefts(family, folder), wanted, rtol=1e-4, atol=1e-5)
+
+
+USERS: dict[str, Any] = {
+    "a LoRA with patterns": LoraConfig(
+        r=4, lora_alpha=6, target_modules=["to_q", "to_k"], rank_pattern={r"attn1\.to_q": 2},
+        alpha_pattern={"attn2.to_k": 12}, lora_dropout=0.1,
+    ),
+    "rsLoRA on some blocks": LoraConfig(
+        r=4, lora_alpha=6, use_rslora=True, target_modules=r"down_blocks.*\.(to_q|to_v|conv1)",
+    ),
+    "PiSSA": LoraConfig(r=2, init_lora_weights="pissa", target_modules=["to_q"]),
+    "OLoRA": LoraConfig(r=2, init_lora_weights="olora", target_modules=["to_v"]),
+    "IA3 with feed-forward": IA3Config(target_modules=["to_k", "ff.net.2"], feedforward_modules=["ff.net.2"]),
+    "LoHa with patterns": LoHaConfig(r=2, alpha=3, target_modules=["to_q", "conv1"], rank_pattern={"conv1": 3}),
+    "OFT of shared blocks": OFTConfig(oft_block_size=4, r=0, block_share=True, target_modules=["to_q"]),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+@pytest.mark.parametrize("what", USERS)
+def test_a_folder_that_pefts_users_have_draws_what_peft_draws(what: str, family: Family, tmp_path: Path) -> None:
+    """Of one part, saved by peft itself, in a folder of any name, with settings that Limner never writes."""
+    untouched, unet = predicted(family), copy.deepcopy(family.unet)
+    model = PeftModel(unet, copy.deepcopy(USERS[what]))
+    draws = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".base_layer." not in name:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=draws)
+    model.save_pretrained(str(tmp_path / "mine"))
+    own, family.unet = family.unet, unet.eval()
+    wanted, family.unet = predicted(family), own
+    assert not torch.allclose(wanted, untouched, atol=1e-4)
+    assert str(inspect(tmp_path / "mine").lines[0]).startswith(str(tmp_path / "mine"))
+    found = AdapterSet(family)
+    found.set({found.load(tmp_path / "mine"): 1.0})
+    torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=2e-5)
+    found.merge()
+    torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=1e-4)
+    found.set({})
+    assert torch.equal(predicted(family), untouched)
 
 
 def test_an_adapter_that_does_nothing_is_not_written(family: Family, tmp_path: Path) -> None:
@@ -113,7 +174,32 @@ def test_every_other_layout_says_where_a_method_can_go(family: Family, tmp_path:
     for to in ("diffusers", "kohya", "lycoris"):
         with pytest.raises(UserError, match=r"method oft, and no LoRA.*limner export --to peft writes it"):
             sharing.export(file, to=to)
+    with pytest.raises(UserError, match="LyCORIS turns a layer's outputs, and peft its inputs"):
+        sharing.export(file, to="lycoris")
     file = write_method(family, "lokr", tmp_path / "y.safetensors")
     with pytest.raises(UserError, match="the diffusers layout cannot hold LoKr .*Write it with --to lycoris"):
         sharing.export(file, to="diffusers")
     assert sharing.export(file, to="lycoris") == [tmp_path / "y-lycoris.safetensors"]
+
+
+def test_ia3_goes_to_lycoris_where_no_bias_is_scaled(family: Family, tmp_path: Path) -> None:
+    """LyCORIS scales weights alone; peft's method scales what comes out of a layer, its bias too."""
+    layers = [(name, layer) for name, layer in family.unet.named_modules() if name.endswith(WITHOUT_BIAS)]
+    assert layers
+    assert all(layer.bias is None for _, layer in layers)
+    spec, untouched = Peft(method="ia3", targets=tuple(f"*{end}" for end in WITHOUT_BIAS)), predicted(family)
+    adapter = spec.attach(family, [SlotSettings(seed=1)])
+    for tensor in adapter.slot_parameters(0).values():
+        tensor.data += 0.2 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(tensor.numel()))
+    wanted, file = predicted(family), tmp_path / "x.safetensors"
+    write_peft(spec, adapter.state_dict(), file, family.facts)
+    adapter.detach()
+    assert not torch.allclose(wanted, untouched, atol=1e-3)
+    (written,) = sharing.export(file, to="lycoris")
+    found = AdapterSet(family)
+    found.set({found.load(written): 1.0})
+    torch.testing.assert_close(predicted(family), wanted, rtol=0, atol=1e-5)
+    found.set({})
+    write_method(family, "ia3", file)
+    with pytest.raises(UserError, match=r"scales the biases of \d+ of \d+ layers too, and .* Use --to peft, or train"):
+        sharing.export(file, to="lycoris")

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from limner.adapters.adapter import SlotSettings
-from limner.adapters.peft import METHODS, Peft, PeftLayers, attach_peft
+from limner.adapters.peft import METHODS, Peft, attach_peft
+from limner.adapters.peft_layers import PeftLayers
 from limner.errors import UserError
 from limner.export.lora_files import read_any_lora
 from limner.export.peft_adapter import read_peft, write_peft

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -77,6 +78,46 @@ SHARING = {
         "generate {base} --prompt x --adapter {bad}/claims.safetensors",
         "claims.safetensors: is not a readable",
     ),
+    "peft's folder without weights": (
+        "generate {base} --prompt x --adapter {bad}/peft-empty",
+        "peft-empty: has adapter_config.json and no adapter_model.safetensors. The folder is not complete",
+    ),
+    "peft's folder with damaged settings": (
+        "inspect {bad}/peft-damaged",
+        "peft-damaged/adapter_config.json: is not readable .* Get the folder again",
+    ),
+    "peft's folder of nobody": (
+        "export {bad}/peft-nobody --to kohya",
+        "peft-nobody/adapter_config.json: names no peft_type. Give a folder that peft's save_pretrained wrote",
+    ),
+    "peft's folder of an unknown method": (
+        "generate {base} --prompt x --adapter {bad}/peft-ADALORA",
+        "peft-ADALORA: is an adapter of peft's method ADALORA, which Limner does not know. Known are C3A,",
+    ),
+    "peft's folder with a setting that changes a LoRA": (
+        "generate {base} --prompt x --adapter {bad}/peft-odd",
+        "peft-odd: is a LoRA with use_qalora=True, which Limner does not heed. Merge it with peft",
+    ),
+    "peft's folder of another base": (
+        "generate {base} --prompt x --adapter {bad}/peft-OFT",
+        "0 of 1 layers are in it .first that is not: down_blocks.3.attentions.0.to_q",
+    ),
+    "peft's folder of a method that is no LoRA": (
+        "export {bad}/peft-OFT --to kohya",
+        "peft-OFT: is an adapter of peft's method OFT, and no LoRA.* limner export --to peft",
+    ),
+    "peft's folder beneath a few-step adapter": (
+        "train {pictures} --recipe few-step base={base} pictures.class_noun=x distill.adapter={bad}/peft-odd",
+        "distill.adapter=.*peft-odd: is peft's folder. Make a file of it: limner export",
+    ),
+    "peft's folder with a pattern that never ends": (
+        "generate {base} --prompt x --adapter {bad}/peft-pattern",
+        r"peft-pattern: the pattern '\(a\|aa\)\*' of its settings is none that Limner tries",
+    ),
+    "peft's folders of strange parts": (
+        "generate {base} --prompt x --adapter {bad}/peft-two",
+        "peft-two: holds 2 adapters of peft's, and first is no part of a model. Name one of them",
+    ),
     "inspect nothing": ("inspect", "Missing argument .FILE."),
     "inspect nowhere": ("inspect {bad}/nowhere", "nowhere: there is no such file or folder"),
     "inspect a damaged file": (
@@ -113,3 +154,23 @@ def make_bad_loras(folder: Path) -> None:
     said = {"ss_network_alpha": "16", "ss_network_dim": "4"}
     save_file({f"lora_unet_conv_in.{n}": t for n, t in conv_in.items()}, folder / "alphas.safetensors", said)
     (folder / "claims.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    _make_bad_peft_folders(folder)
+
+
+def _make_bad_peft_folders(folder: Path) -> None:
+    """Write folders of peft's that cannot be used."""
+    layer, lora = "base_model.model.down_blocks.3.attentions.0.to_q", {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    pair = {f"{layer}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+    oft = {f"{layer}.oft_R.weight": torch.ones(2, 1)}
+    held: dict[str, tuple[object, dict[str, torch.Tensor]]] = {
+        "empty": (lora, {}), "nobody": ({}, pair), "ADALORA": ({"peft_type": "ADALORA"}, pair), "two/first": (lora, pair),
+        "odd": ({**lora, "use_qalora": True}, pair), "OFT": ({"peft_type": "OFT", "oft_block_size": 2, "r": 0}, oft),
+        "pattern": ({**lora, "alpha_pattern": {"(a|aa)*": 2}}, pair), "two/second": (lora, pair), "damaged": (lora, pair),
+    }  # fmt: skip
+    for name, (settings, tensors) in held.items():
+        place = folder / f"peft-{name}"
+        place.mkdir(parents=True)
+        (place / "adapter_config.json").write_text(json.dumps(settings))
+        if tensors:
+            save_file(tensors, place / "adapter_model.safetensors")
+    (folder / "peft-damaged" / "adapter_config.json").write_text("{")

@@ -25,6 +25,7 @@ from limner.adapters.adapter import (
     require_fit,
     sum_by_group,
 )
+from limner.adapters.relative import ANY
 from limner.errors import OR_WHAT_FITS, UserError
 from limner.seeds import generator
 from limner.spec import Spec
@@ -166,6 +167,8 @@ def _known_layers(modules: Mapping[str, nn.Module], names: Iterable[str]) -> dic
 def _fits(layer: nn.Module, shape: Sequence[int]) -> bool:
     """Tell whether a change of that shape is one of the layer's weight; a 1 x 1 convolution may be a linear layer."""
     own = layer.get_parameter("weight").shape
+    if ANY in shape:
+        return len(own) > 1 and all(side in (ANY, there) for side, there in zip(shape, own, strict=False))
     return shape[0] == own[0] and math.prod(shape) == math.prod(own)
 
 

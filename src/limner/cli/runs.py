@@ -174,7 +174,7 @@ def generate(  # noqa: PLR0913 - the flags of one verb
     adapter: Annotated[
         list[str] | None,
         typer.Option(
-            help="A LoRA, a learned word or a run to add, at a strength such as 0.8 or 0.8,text=0.5,up.1=0.",
+            help="A LoRA, peft's folder, a learned word or a run to add, at a strength: 0.8 or 0.8,text=0.5,up.1=0.",
             metavar="FILE[:STRENGTH]",
         ),
     ] = None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ SPEC, CONFIGS = "limner_adapter", "peft"
 """Limner's own keys: the settings of an adapter of peft's, and peft's own config of each part."""
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps peft's settings, by `<part>.<setting>`."""
+TRIED = re.compile(r"\^?(?:[\w.|]|\\[.dw]|[*+]|\((?:[\w.|]|\\[.dw])*\)(?![*+])|\[[\w-]*\])+\$?")
+"""Patterns that are tried on layers' names: words, dots and alternatives; no group is repeated."""
+MOST_REPEATS = 3
+"""How many `*` and `+` a pattern may have: what it takes to try it grows with the length of a name to that power."""
 BESIDE = "adapter_config.json"
 """Where peft keeps its settings: beside the weights."""
 
@@ -63,12 +68,12 @@ class HeaderAlphas:
         part, _, path = layer.partition(".")
         settings = self._parts.get(part, self._parts.get("", {}))
         alpha = settings.get("lora_alpha", settings.get("alpha"))
-        own = _of_pattern(settings.get("alpha_pattern"), part, path)
+        own = _of_pattern(settings.get("alpha_pattern"), part, path, self._path)
         alpha = alpha if own is None else own
         if not isinstance(alpha, int | float):
             return None
         if not rank:  # peft scales even factors that are whole
-            return float(alpha) / max(1, int(settings.get("r") or 1))
+            return float(alpha) / (r if isinstance(r := settings.get("r"), int) and r > 0 else 1)
         return float(alpha) * math.sqrt(rank) if settings.get("use_rslora") else float(alpha)
 
 
@@ -90,11 +95,33 @@ def _by_part(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any
     return parts
 
 
-def _of_pattern(patterns: object, part: str, path: str) -> float | None:
-    """Return the number of the pattern that a layer's path ends with."""
+def require_tried(patterns: Iterable[str], where: Path) -> None:
+    """Refuse a pattern on layers' names that may take for ever to try, or is none at all.
+
+    Raises:
+        UserError: names it.
+    """
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+            tried = TRIED.fullmatch(pattern) and pattern.count("*") + pattern.count("+") <= MOST_REPEATS
+        except re.error:
+            tried = None
+        if not tried:
+            raise UserError(f"{where}: the pattern {pattern!r} of its settings is none that Limner tries.",
+                            "Write the layers' paths there, or save the adapter anew without patterns.")  # fmt: skip
+
+
+def _of_pattern(patterns: object, part: str, path: str, where: Path) -> float | None:
+    """Return the number of the first pattern that a layer's path, or its end after a dot, is an instance of.
+
+    Raises:
+        UserError: as `require_tried`.
+    """
     for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        full = canonical(f"{part}.{pattern}") or f"{part}.{pattern}"
-        if isinstance(value, int | float) and (f"{part}.{path}" == full or path.endswith(f".{pattern}")):
+        require_tried([pattern], where)
+        hit = re.match(rf"(.*\.)?({pattern})$", path)  # as peft has it
+        if isinstance(value, int | float) and (hit or f"{part}.{path}" == canonical(f"{part}.{pattern}")):
             return float(value)
     return None
 

@@ -18,8 +18,11 @@ from limner.export.modelspec import modelspec
 from limner.export.tensors import header, write_tensors
 from limner.families.recognise import FAMILIES, up_blocks
 
-NETWORKS = {"LoRA": ("networks.lora", ""), "DoRA": ("lycoris.kohya", "lora"), "LoHa": ("lycoris.kohya", "loha"),
-            "LoKr": ("lycoris.kohya", "lokr"), "difference": ("lycoris.kohya", "full")}  # fmt: skip
+NETWORKS = {
+    "LoRA": ("networks.lora", ""), "DoRA": ("lycoris.kohya", "lora"), "LoHa": ("lycoris.kohya", "loha"),
+    "LoKr": ("lycoris.kohya", "lokr"), "difference": ("lycoris.kohya", "full"), "OFT": ("lycoris.kohya", "diag-oft"),
+    "BOFT": ("lycoris.kohya", "boft"), "(IA)^3": ("lycoris.kohya", "ia3"), "GLoRA": ("lycoris.kohya", "glora"),
+}  # fmt: skip
 """What would have trained each kind there: `ss_network_module`, and LyCORIS's name of its algorithm."""
 
 
@@ -48,7 +51,7 @@ def write_kohya(
     tensors: dict[str, torch.Tensor] = {}
     for layer, change in layers.items():
         for role, array in balanced(change, dtype).tensors().items():
-            kept = torch.float32 if role == "alpha" else dtype  # a rounded alpha is another strength
+            kept = torch.float32 if role in ("alpha", "on_input") else dtype  # a rounded alpha is another strength
             tensors[f"{names[layer]}.{role}"] = torch.from_numpy(np.array(array)).to(kept)
         if layer in biases:
             role = "b_norm" if "w_norm" in change.tensors() else "diff_b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from limner.export.lora_files import read_any_lora
 
 def has_effect(layers: Mapping[str, Delta]) -> bool:
     """Return whether a LoRA changes anything."""
-    return any(change.needs_weight or change.norm() > 0 for change in layers.values())
+    return any(change.norm() != 0 for change in layers.values())  # NaN where it depends on the weight
 
 
 def require_effect(path: Path, layers: Mapping[str, Delta]) -> None:
@@ -56,6 +57,9 @@ def difference(wanted: Delta, found: Delta) -> float:
         (A, B, size), (other_A, other_B, other) = _directions(wanted), _directions(found)
         own = abs(other - size) / size if size else other
         return float(np.linalg.norm(other_A - A) + np.linalg.norm(other_B - B)) + own
+    if wanted.needs_weight:
+        own, other = wanted.tensors(), found.tensors()
+        return sum(_share(own[name], other[name]) for name in own) if own.keys() == other.keys() else math.inf
     return _share(wanted.delta(), found.delta(wanted.delta()))
 
 

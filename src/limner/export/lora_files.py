@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from limner.adapters.deltas import Array, Delta, Difference, DoRA, LoHa, LoKr, LowRank, collapsed
+from limner.adapters.deltas import Array, Delta, LowRank
+from limner.adapters.relative import OFT
 from limner.errors import OR_WHAT_FITS, UserError
+from limner.export.changes import Broken, build_change
 from limner.export.header_alphas import SPEC, HeaderAlphas, method_of
-from limner.export.lora_names import LAYERS_PER_BLOCK, layout_of, split_name
+from limner.export.lora_names import LAYERS_PER_BLOCK, canonical, layout_of, split_name
 from limner.export.modelspec import HEADER
 from limner.export.old_loras import cloneofsimo_name
+from limner.export.peft_reading import READ_AS_LORA, PeftPart, is_peft_folder, joined, open_peft_folder, refuse_unheeded
 from limner.families.recognise import FAMILIES, family_of_layers
 from limner.families.weights import precision_of, read_arrays, read_header
 
@@ -32,6 +34,8 @@ OTHERS = {
     "lora_prior_unet": "Stable Cascade", "layers_0_attention": "Lumina",
 }  # fmt: skip
 """Words in the names of other families' LoRAs."""
+KOHYA = "ss_network_module"
+"""Where kohya's tools say in a header what trained the file."""
 WORDS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 
 
@@ -86,7 +90,7 @@ class AnyLora:
         """The family that it is for, as far as the file tells."""
         own = self.about.get("family")
         said = self.metadata.get("ss_base_model_version") or self.metadata.get("modelspec.architecture", "")
-        widths = {name: one.shape[1] for name, one in self.layers.items() if len(one.shape) > 1}
+        widths = {name: one.shape[1] for name, one in self.layers.items() if len(one.shape) > 1 and one.shape[1] > 0}
         return str(own) if own in FAMILIES else family_of_layers(widths, said)
 
     @property
@@ -159,28 +163,23 @@ def read_any_lora(path: Path, *, alpha: float | None = None, partial: bool = Fal
     Raises:
         UserError: the file is missing or damaged, is no LoRA of SD 1.x, SD 2.x or SDXL, or contradicts itself.
     """
-    if path.is_dir():
-        inside = path / "adapter.safetensors"
-        raise UserError(f"{path}: is a folder.", f"Name the file: {inside if inside.is_file() else 'X.safetensors'}.")
-    header = read_header(path)
-    about = _about(header.metadata.get(HEADER, ""))
+    folders = _folders(path)
+    header = joined(folders) if folders else read_header(path)
+    about = about_of(header.metadata)
     by_layer, words, strange = _sort(header.shapes, header.metadata, about)
     if strange and SPEC in header.metadata:
-        raise UserError(
-            f"{path}: is an adapter of peft's method {method_of(header.metadata)}, and no LoRA.",
-            "Limner draws with it as it is (generate --adapter); limner export --to peft writes it for peft.",
-        )
+        raise no_lora(path, method_of(header.metadata))
     if not by_layer or (strange and not partial):
         raise _not_read(path, strange, list(header.shapes))
-    arrays, said = _finite_arrays(path), HeaderAlphas(path, header.metadata)
+    arrays, said = _finite_arrays(path, folders), HeaderAlphas(path, header.metadata)
     layers: dict[str, Delta] = {}
     biases: dict[str, Array] = {}
     assumed, left_out = False, list(strange)
     for layer, keys in by_layer.items():
         parts = {role: arrays[key] for role, key in keys.items()}
         try:
-            layers[layer], bias, is_assumed = _change(path, layer, parts, said, alpha)
-        except _Broken:
+            layers[layer], bias, is_assumed = build_change(path, layer, parts, said, alpha)
+        except Broken:
             if not partial:
                 raise
             left_out += keys.values()
@@ -189,41 +188,45 @@ def read_any_lora(path: Path, *, alpha: float | None = None, partial: bool = Fal
         assumed = assumed or is_assumed
     if not layers:
         raise _not_read(path, left_out, list(header.shapes))
+    if any(isinstance(one, OFT) for one in layers.values()) and "networks.oft" in header.metadata.get(KOHYA, ""):
+        raise UserError(f"{path}: is an OFT of sd-scripts, which turns biases too; Limner turns weights alone.",
+                        "Use one of LyCORIS (diag-oft), or one of peft (OFT).")  # fmt: skip
     if alpha is None:
         said.refuse_conflict({n: c.alpha for n, c in layers.items() if isinstance(c, LowRank)}, layers)
     return AnyLora(
-        path, layout_of(list(header.shapes)) or "unknown", layers, biases,
+        path, "peft's folder" if folders else layout_of(list(header.shapes)) or "unknown", layers, biases,
         {word: {part: arrays[key] for part, key in keys.items()} for word, keys in words.items()},
         header.metadata, precision_of(header), assumed, about,
         {layer: tuple(by_layer[layer].values()) for layer in layers}, tuple(left_out),
     )  # fmt: skip
 
 
-class _Broken(UserError):
-    """The tensors of one layer do not make a change of its weight."""
+def _folders(path: Path) -> list[PeftPart]:
+    """Return peft's folders at a path, none where it is a file.
+
+    Raises:
+        UserError: it is another folder, or an adapter of peft's that is no LoRA, LoHa or LoKr as its tensors say.
+    """
+    if not path.is_dir():
+        return []
+    if not is_peft_folder(path):
+        inside = path / "adapter.safetensors"
+        raise UserError(f"{path}: is a folder.", f"Name the file: {inside if inside.is_file() else 'X.safetensors'}.")
+    parts = open_peft_folder(path)
+    for part in parts:
+        if not part.is_plain_lora and part.kind not in READ_AS_LORA:
+            raise no_lora(path, part.called)
+        if part.kind == "LORA":
+            refuse_unheeded(part)
+    return parts
 
 
-def _finite_arrays(path: Path) -> dict[str, Array]:
-    arrays = read_arrays(path)
+def _finite_arrays(path: Path, parts: Sequence[PeftPart]) -> dict[str, Array]:
+    arrays = {name: array for part in parts for name, array in part.arrays().items()} if parts else read_arrays(path)
     broken = next((key for key, array in arrays.items() if not np.isfinite(array).all()), None)
     if broken:
         raise UserError(f"{path}: {broken} is not finite.", "The file is damaged, or its training failed: get another.")
     return arrays
-
-
-def _change(
-    path: Path, layer: str, parts: dict[str, Array], said: HeaderAlphas, alpha: float | None
-) -> tuple[Delta, Array | None, bool]:
-    """Return a layer's change of weight, that of its bias, and whether its alpha was assumed."""
-    bias = None
-    for role in ("diff_b", "b_norm"):
-        if len(parts) > 1 and role in parts:
-            bias = parts.pop(role)
-    rank = _rank(parts)
-    found = float(parts.pop("alpha").reshape(-1)[0]) if "alpha" in parts and parts["alpha"].size else None
-    chosen = alpha or said.choose(layer, rank, found)  # kohya's tools take an alpha of 0 for the rank
-    change = _build(path, layer, parts, chosen or float(rank or 1), peft=said.is_peft)
-    return change, bias, chosen is None and rank > 0
 
 
 def _sort(
@@ -241,7 +244,11 @@ def _sort(
         elif metadata.get(key) == "<embed>" and len(shapes[key]) in (1, 2):  # cloneofsimo's
             words.setdefault(key, {})["text_encoder"] = key
         else:
-            found = cloneofsimo_name(key, shapes) or split_name(key, layers_per_block)
+            found = (
+                cloneofsimo_name(key, shapes)
+                or split_name(key, layers_per_block)
+                or _scaling(key, shapes, layers_per_block)
+            )
             if found is None or found[1] in by_layer.get(found[0], ()):
                 strange.append(key)
             else:
@@ -249,98 +256,28 @@ def _sort(
     return by_layer, words, strange
 
 
-def _rank(parts: Mapping[str, Array]) -> int:
-    """Return the width of the update, 0 where it has none."""
-    for role in ("A", "hada_w1_b", "lokr_w1_b", "lokr_w2_b"):
-        if role in parts and parts[role].ndim:
-            return parts[role].shape[0]
-    return 0
+def _scaling(key: str, shapes: Mapping[str, Sequence[int]], layers_per_block: int) -> tuple[str, str] | None:
+    """Return the layer and the role of a `.weight` which `.on_input` beside it makes one of (IA)^3."""
+    name = key.removesuffix(".weight")
+    layer = canonical(name, layers_per_block) if name != key and f"{name}.on_input" in shapes else None
+    return (layer, "weight") if layer else None
 
 
-def _build(path: Path, layer: str, parts: dict[str, Array], alpha: float, *, peft: bool) -> Delta:
-    """Return a layer's change from its tensors.
-
-    Raises:
-        UserError: tensors are missing, are left over, or do not fit one another.
-    """
-    outputs, magnitude, scalar = (parts.pop(role, None) for role in ("output_magnitude", "magnitude", "scalar"))
-    factor = float(scalar.reshape(-1)[0]) if scalar is not None and scalar.size else 1.0
-    try:
-        change = _plain(path, layer, parts, alpha * factor, peft=peft)
-        _require(0 not in change.shape)
-        if outputs is not None or magnitude is None:
-            _require(outputs is None or outputs.size == change.shape[0])
-            return change if outputs is None else DoRA(change, outputs.reshape(-1), 0)
-        axis = 1 if magnitude.ndim > 1 and magnitude.shape[0] == 1 else 0
-        _require(magnitude.size == change.shape[axis])
-        return DoRA(change, magnitude.reshape(-1), axis)
-    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
-        shapes = ", ".join(f"{role} {part.shape}" for role, part in sorted(parts.items()))
-        raise _Broken(
-            f"{path}: {layer} has tensors that do not belong together ({shapes}).",
-            "The file is damaged or not complete: get it again.",
-        ) from error
-
-
-def _plain(path: Path, layer: str, parts: Mapping[str, Array], alpha: float, *, peft: bool) -> Delta:
-    names = set(parts)
-    if names & {"A", "B"}:
-        for one, other in ("AB", "BA"):
-            if other not in names:
-                raise _Broken(f"{path}: {layer} has {'an A' if one == 'A' else 'a B'} and no {other}.",
-                              f"The file is not complete: get it again{OR_WHAT_FITS}.")  # fmt: skip
-        _require(names <= {"A", "B", "mid"})
-        return _low_rank(parts["A"], parts["B"], parts.get("mid"), alpha)
-    if any(name.startswith("hada_") for name in names):
-        _require(names <= {f"hada_{x}" for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")})
-        one, two = (_checked(parts, f"hada_w{i}", f"hada_t{i}") for i in (1, 2))
-        _require(one == two)
-        return LoHa(dict(parts), alpha)
-    if any(name.startswith("lokr_") for name in names):
-        one, two = (_checked(parts, f"lokr_w{i}", f"lokr_t{i}") for i in (1, 2))
-        _require(len(one) == 2 and len(two) in (2, 4))
-        rank = _rank(parts)
-        # LyCORIS and ComfyUI heed no alpha where both factors are whole; peft does.
-        return LoKr(dict(parts), alpha / rank if rank else alpha if peft else 1.0)
-    (role,) = names
-    _require(role in ("diff", "w_norm") and parts[role].ndim > 0)
-    return Difference(parts[role], role)
-
-
-def _low_rank(A: Array, B: Array, mid: Array | None, alpha: float) -> LowRank:
-    """Return a plain LoRA; LoCon's core of a convolution becomes part of its A."""
-    _require(A.ndim in (2, 4) and B.ndim in (2, 4) and A.shape[0] > 0 and B.size == B.shape[0] * A.shape[0])
-    if mid is not None:
-        _require(mid.ndim == 4 and mid.shape[:2] == (A.shape[0], A.shape[0]) and A.size == A.shape[0] * A.shape[1])
-        A = collapsed(mid, A)
-    return LowRank(A, B.reshape(-1, A.shape[0]), alpha)
-
-
-def _checked(parts: Mapping[str, Array], name: str, core: str) -> tuple[int, ...]:
-    """Return the shape of one factor of a LoHa or LoKr after checking that its parts fit."""
-    if name in parts:
-        return parts[name].shape
-    a, b, t = parts[f"{name}_a"], parts[f"{name}_b"], parts.get(core)
-    _require(a.ndim == 2 and b.ndim >= 2)
-    if t is None:
-        _require(a.shape[1] == b.shape[0] > 0)
-        return (a.shape[0], math.prod(b.shape[1:]))
-    _require(t.ndim == 4 and b.ndim == 2 and t.shape[:2] == (a.shape[0], b.shape[0]))
-    return (a.shape[1], b.shape[1], *t.shape[2:])
-
-
-def _require(holds: bool) -> None:
-    if not holds:
-        raise ValueError("tensors that do not belong together")
-
-
-def _about(text: str) -> dict[str, Any]:
+def about_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return Limner's own note in a header, nothing where there is none or another program's."""
     try:
-        found = json.loads(text or "{}")
+        found = json.loads(metadata.get(HEADER, "{}"))
     except ValueError:
         return {}
     return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def no_lora(path: Path, method: str) -> UserError:
+    """Return the error that an adapter of one of peft's methods is no LoRA."""
+    return UserError(
+        f"{path}: is an adapter of peft's method {method}, and no LoRA.",
+        "Limner draws with it as it is (generate --adapter); limner export --to peft writes it for peft.",
+    )
 
 
 def _not_read(path: Path, strange: Sequence[str], keys: Sequence[str]) -> UserError:

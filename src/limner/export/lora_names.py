@@ -46,7 +46,8 @@ SUFFIXES = {
 OWN_NAMES = (
     "alpha", "scalar", "diff", "diff_b", "w_norm", "b_norm", "hada_w1_a", "hada_w1_b", "hada_w2_a",
     "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b",
-    "lokr_t1", "lokr_t2",
+    "lokr_t1", "lokr_t2", "oft_blocks", "oft_diag", "rescale", "on_input", "a1.weight", "a2.weight", "b1.weight",
+    "b2.weight",
 )  # fmt: skip
 _ROLES = (
     {suffix: role for role, suffixes in SUFFIXES.items() for suffix in suffixes}
@@ -61,7 +62,7 @@ LAYOUTS = {
     r"^lycoris_": "LyCORIS with diffusers' names",
     r"(processor\..*|[a-z]_)lora\.(down|up)\.weight$": "diffusers' attention processors",
     r"\.lora(_linear_layer)?\.(down|up)\.weight$": "diffusers before peft",
-    r"^(lora_unet|lora_te\d?)_[^.]*\.(hada_|lokr_|diff|w_norm|b_norm)": "LyCORIS",
+    r"^(lora_unet|lora_te\d?)_[^.]*\.(hada_|lokr_|diff|w_norm|b_norm|oft_|on_input|a1\.)": "LyCORIS",
     r"^lora_unet_(input_blocks|middle_block|output_blocks|time_embed_|label_emb|out_)": "kohya with original names",
     r"^(lora_unet|lora_te\d?)_": "kohya",
     r"^(clip_l|clip_g|lora_unet|lora_te\d?|bundle_emb|unet|text_encoder(_2)?)\..*lora_(down|up)\.weight": "OneTrainer",

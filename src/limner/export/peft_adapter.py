@@ -16,13 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limner.adapters.deltas import Delta
 from limner.adapters.peft import METHODS, Peft
+from limner.adapters.relative import IA3
 from limner.errors import UserError
 from limner.export.diffusers_lora import write_lora
 from limner.export.header_alphas import CONFIGS, SPEC
 from limner.export.modelspec import HEADER, modelspec
 from limner.export.tensors import header, read_tensors, write_tensors
 
+WITHOUT_BIAS = (".to_q", ".to_k", ".to_v")
+"""The layers of a UNet, among those that learn, that have no bias."""
+NOT_LYCORIS = {
+    "oft": "turns a layer's outputs, and peft its inputs.",
+    "glora": "multiplies the weight with a matrix, and peft number by number.",
+}
+"""Why LyCORIS cannot hold a method although it has one of that name."""
 MAGNITUDE = ".lora_magnitude_vector"
 """How the UNet's DoRA magnitudes end in a file; in memory they are a module's `.weight`.
 
@@ -41,7 +50,7 @@ def write_peft(spec: Peft, state: Mapping[str, Tensor], path: Path, about: Mappi
         return
     if is_lora:
         spec, state = _folded(spec, state)
-    configs = {part: _plain(spec.config(layers)) for part, layers in layers_of(spec, state).items()}
+    configs = {part: _plain(config) for part, (config, _) in configs_of(spec, state).items()}
     metadata = header(about, modelspec(about, adapter="lora" if is_lora else spec.method, implementation="peft"))
     metadata |= {SPEC: spec.model_dump_json(), CONFIGS: json.dumps(configs, sort_keys=True)}
     if is_lora:
@@ -106,6 +115,34 @@ def layers_of(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, list[str]]:
         if path:  # else it is what all layers share
             found.setdefault(part, []).append(path)
     return found
+
+
+def configs_of(spec: Peft, state: Mapping[str, Tensor]) -> dict[str, tuple[Any, list[str]]]:
+    """Return peft's config of each part that a `state_dict` is for, and the paths of its layers there."""
+    return {part: (spec.config(tuple(paths)), paths) for part, paths in layers_of(spec, state).items()}
+
+
+def as_lycoris(spec: Peft, state: Mapping[str, Tensor], path: Path) -> dict[str, Delta]:
+    """Return what LyCORIS makes of a method in the very same way: (IA)^3 of layers that have no bias.
+
+    Raises:
+        UserError: LyCORIS's own method is another one, or has no place for what this one does to biases.
+    """
+    if spec.method != "ia3":
+        why = NOT_LYCORIS.get(spec.method, "has no such method.")
+        raise UserError(f"{path}: is an adapter of peft's method {spec.method}, and no LoRA; LyCORIS {why}",
+                        "Limner draws with it as it is (generate --adapter); limner export --to peft writes it for "
+                        "peft.")  # fmt: skip
+    layers = {name.removesuffix(".ia3_l"): tensor for name, tensor in state.items()}
+    with_bias = [layer for layer in layers if not layer.startswith("unet.") or not layer.endswith(WITHOUT_BIAS)]
+    if with_bias:
+        raise UserError(
+            f"{path}: scales the biases of {len(with_bias)} of {len(layers)} layers too, and (IA)^3 of LyCORIS has no "
+            f"place for them (first: {with_bias[0]}).",
+            "Use --to peft, or train it on layers without one: adapter.text_encoder=false "
+            'adapter.targets=["*.to_q","*.to_k","*.to_v"].',
+        )
+    return {layer: IA3(tensor.float().reshape(-1).numpy() - 1, on_input=False) for layer, tensor in layers.items()}
 
 
 def _plain(config: Any) -> dict[str, Any]:

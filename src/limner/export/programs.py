@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 KOHYA_ENDS = r"\.(lora_(down|up)\.weight|alpha)"
-LYCORIS_ENDS = r"\.(lora_mid\.weight|dora_scale|hada_[wt]\w+|lokr_[wt]\w+|diff|diff_b|w_norm|b_norm)"
+LYCORIS_ENDS = r"\.(lora_mid\.weight|dora_scale|hada_[wt]\w+|lokr_[wt]\w+|diff|diff_b|w_norm|b_norm|oft_blocks|rescale)"
 PEFT_ENDS = r"\.(lora_[AB]|lora\.(down|up)|lora_linear_layer\.(down|up))\.weight|_lora\.(down|up)\.weight"
 
 
@@ -45,14 +45,14 @@ PROGRAMS = (
     ),
     Program(
         "A1111 and Forge",
-        rf"lora_(unet|te|te1|te2)_[^.]+({KOHYA_ENDS}|{LYCORIS_ENDS})",
+        rf"lora_(unet|te|te1|te2)_[^.]+({KOHYA_ENDS}|{LYCORIS_ENDS}|\.(weight|on_input|oft_diag))",
         "extensions-builtin/Lora/networks.py: convert_diffusers_name_to_compvis, and network_*.py",
         caution=r".*\.dora_scale",
         because="takes DoRA's magnitudes as one for each input",
     ),
     Program(
         "ComfyUI",
-        rf"((lora_(unet|te|te1|te2)|lycoris)_[^.]+({KOHYA_ENDS}|{LYCORIS_ENDS})"
+        rf"((lora_(unet|te|te1|te2)|lycoris)_[^.]+({KOHYA_ENDS}|{LYCORIS_ENDS}|\.[ab][12]\.weight)"
         rf"|((unet|(model\.)?diffusion_model)\.|text_encoder(_2)?\.text_model\.).*"
         rf"({PEFT_ENDS}|{KOHYA_ENDS}|{LYCORIS_ENDS}|\.lora_[AB](\.default\.weight)?))",
         "comfy/lora.py: model_lora_keys_unet and model_lora_keys_clip, and comfy/weight_adapter/",

@@ -11,7 +11,10 @@ from limner.errors import UserError
 from limner.families.weights import Header, read_header
 
 WIDTHS = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "SDXL"}
-LORA = re.compile(r"lora_(up|down|A|B|mid)\b|\.lora\.|hada_w|lokr_w|oft_blocks|oft_diag|dora_scale|\.diff(_b)?$")
+LORA = re.compile(
+    r"lora_(up|down|A|B|mid)\b|\.lora\.|hada_w|lokr_w|oft_blocks|oft_diag|dora_scale|\.diff(_b)?$|\.on_input$|"
+    r"\.a1\.weight$"
+)
 LORA_TEXT_INPUT = re.compile(r"attn2[._]to_[kv].*(lora_down|lora_A|lora\.down|lora_linear_layer\.down|hada_w1_b)")
 SECOND_ENCODER = re.compile(r"lora_te2_|text_encoder_2\.")
 
@@ -69,7 +72,8 @@ def _lora(header: Header) -> tuple[str, str] | None:
 def lora_width(header: Header) -> int:
     """Return the width of the text that a LoRA was trained on, 0 where it does not say."""
     width = next((shape[1] for key, shape in header.shapes.items() if LORA_TEXT_INPUT.search(key)), 0)
-    return width or (2048 if any(SECOND_ENCODER.search(key) for key in header.shapes) else 0)
+    named = "limner" not in header.metadata  # whose own files may be for a small base of the same names
+    return width or (2048 if named and any(SECOND_ENCODER.search(key) for key in header.shapes) else 0)
 
 
 def check_lora_family(path: Path, width: int, own_width: int) -> None:

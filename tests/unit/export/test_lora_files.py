@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from limner.adapters.deltas import Difference, DoRA, LowRank
+from limner.adapters.relative import ANY
 from limner.errors import UserError
 from limner.export.lora_files import read_any_lora
 from limner.export.old_loras import UNET
@@ -226,7 +228,8 @@ def test_no_damage_does_more_than_be_refused(data: st.DataObject, tmp_path_facto
 SHAPES = st.lists(st.integers(0, 5), min_size=0, max_size=4)
 ENDS = ["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "diff", "diff_b", "w_norm",
         "scalar", *(f"hada_{x}" for x in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
-        *(f"lokr_{x}" for x in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2"))]  # fmt: skip
+        *(f"lokr_{x}" for x in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")), "oft_blocks", "oft_diag", "rescale",
+        "weight", "on_input", "a1.weight", "a2.weight", "b1.weight", "b2.weight"]  # fmt: skip
 
 
 @given(parts=st.dictionaries(st.sampled_from(ENDS), SHAPES, min_size=1, max_size=5))
@@ -242,4 +245,34 @@ def test_no_set_of_tensors_does_more_than_be_refused(
         return
     inspect(path)
     for change in lora.layers.values():
-        assert change.delta(np.ones(change.shape, np.float32)).shape == tuple(change.shape)
+        shape = tuple(3 if side == ANY else side for side in change.shape)
+        assert change.delta(np.ones(shape, np.float32)).shape == shape
+        assert change.norm() >= 0 or change.needs_weight
+
+
+SETTINGS = b'{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"attn1.*to_q": 3}, "use_rslora": true}'
+
+
+@given(data=st.data())
+def test_no_damage_of_pefts_folder_does_more_than_be_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Its settings are another program's text, and its weights another program's names."""
+    folder = tmp_path_factory.getbasetemp() / "fuzzed"
+    folder.mkdir(exist_ok=True)
+    settings = bytearray(SETTINGS)
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(settings) - 1))
+        settings[at : at + 1] = data.draw(
+            st.binary(max_size=2) | st.sampled_from([b"*", b"(", b")*", b"[]", b"{", b"\xff"])
+        )
+    (folder / "adapter_config.json").write_bytes(settings)
+    end = data.draw(st.sampled_from(["lora_A.weight", "lora_B.weight", "oft_R.weight", "hada_w1_a", ""]))
+    name = data.draw(st.sampled_from([LAYER.removeprefix("unet."), "conv_in", "", "encoder.layers.0.mlp.fc1"]))
+    held = {f"base_model.model.{LAYER.removeprefix('unet.')}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+    (folder / "adapter_model.safetensors").write_bytes(
+        save({**held, f"base_model.model.{name}.{end}": torch.ones(2, 2)})
+    )
+    for reader in (read_any_lora, inspect):
+        with suppress(UserError):
+            reader(folder)
