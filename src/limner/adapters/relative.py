@@ -14,30 +14,10 @@ ANY = -1
 """In the shape of a change: a side that its tensors say nothing of."""
 
 
-@dataclass(frozen=True, eq=False)
-class OFT(Delta):
-    """The outputs of a weight, turned in blocks of neighbours (arXiv:2306.07280)."""
+class Relative(Delta):
+    """A change that depends on its weight and has no rank."""
 
-    blocks: Array
-    """[blocks, size, size]: the halves of Q, of which (I + Q) / (I - Q) is the turn; or the turns, as `oft_diag`."""
-    constraint: float = 0.0
-    """The largest length of Q for each output; 0 is none."""
-    rescale: Array | None = None
-    """What each output is multiplied with afterwards."""
-    role: str = "oft_blocks"
-    """What its tensor is called: oft_blocks, or oft_diag where the turns themselves are written."""
-    kind = "OFT"
     needs_weight = True
-
-    def delta(self, weight: Array | None = None) -> Array:
-        W = _needed(weight, self.kind)
-        R = _turns(self.blocks, self.constraint * self.shape[0], self.role)
-        turned = np.einsum("knm,kni->kmi", R, W.reshape(*R.shape[:2], -1), optimize=True)
-        return _rescaled(turned.reshape(W.shape), self.rescale) - W
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.blocks.shape[0] * self.blocks.shape[1], ANY)
 
     @property
     def rank(self) -> int:
@@ -47,28 +27,63 @@ class OFT(Delta):
     def scale(self) -> float:
         return 1.0
 
-    def tensors(self) -> dict[str, Array]:
-        return _with_rescale({self.role: self.blocks, "alpha": np.array(self.constraint, np.float32)}, self.rescale)
-
-    def norm(self) -> float:
-        return _unless_still(self.blocks, self.rescale, self.role)
-
 
 @dataclass(frozen=True, eq=False)
-class BOFT(Delta):
-    """The outputs of a weight, turned in blocks of ever farther partners, stage after stage (arXiv:2311.06243)."""
+class Turned(Relative):
+    """The outputs of a weight, turned."""
 
     blocks: Array
-    """[stages, blocks, size, size], as OFT's."""
+    """[..., blocks, size, size]: the halves of Q, of which (I + Q) / (I - Q) is the turn; or the turns themselves."""
     constraint: float = 0.0
+    """The largest length of Q for each output; 0 is none."""
     rescale: Array | None = None
+    """What each output is multiplied with afterwards."""
     role: str = "oft_blocks"
-    kind = "BOFT"
-    needs_weight = True
+    """What its tensor is called: oft_blocks, or oft_diag where the turns themselves are written."""
 
     def delta(self, weight: Array | None = None) -> Array:
         W = _needed(weight, self.kind)
-        R = _turns(self.blocks, self.constraint * self.shape[0], self.role)
+        turned = self.turned(_turns(self.blocks, self.constraint * self.shape[0], self.role), W)
+        return _rescaled(turned.reshape(W.shape), self.rescale) - W
+
+    def turned(self, R: Array, W: Array) -> Array:
+        """Return the weight turned by R, in any shape of as many numbers."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.blocks.shape[-3] * self.blocks.shape[-2], ANY)
+
+    def tensors(self) -> dict[str, Array]:
+        found = {self.role: self.blocks, "alpha": np.array(self.constraint, np.float32)}
+        return found if self.rescale is None else {**found, "rescale": self.rescale}
+
+    def norm(self) -> float:
+        """Return NaN, as the length of a change that depends on the weight, and 0 for one that does nothing."""
+        still = not np.any(_turns(self.blocks, 0.0, self.role) - np.eye(self.blocks.shape[-1], dtype=np.float32))
+        return 0.0 if still and (self.rescale is None or bool(np.all(self.rescale == 1))) else math.nan
+
+
+class OFT(Turned):
+    """The outputs of a weight, turned in blocks of neighbours (arXiv:2306.07280); `blocks` [blocks, size, size]."""
+
+    kind = "OFT"
+
+    def turned(self, R: Array, W: Array) -> Array:
+        """Return every block of neighbouring outputs, turned by its own R."""
+        return np.einsum("knm,kni->kmi", R, W.reshape(*R.shape[:2], -1), optimize=True)
+
+
+class BOFT(Turned):
+    """The outputs of a weight, turned in blocks of ever farther partners, stage after stage (arXiv:2311.06243).
+
+    `blocks` are [stages, blocks, size, size].
+    """
+
+    kind = "BOFT"
+
+    def turned(self, R: Array, W: Array) -> Array:
+        """Return the weight after the last stage, in which partners stand farthest apart."""
         (stages, _, size, _), turned = R.shape, W.reshape(W.shape[0], -1)
         columns = turned.shape[1]
         for i in range(stages):
@@ -76,36 +91,17 @@ class BOFT(Delta):
             beside = turned.reshape(-1, 2, far, columns).swapaxes(1, 2).reshape(-1, size, columns)
             beside = np.einsum("bij,bjc->bic", R[i], beside, optimize=True)
             turned = beside.reshape(-1, far, 2, columns).swapaxes(1, 2).reshape(-1, columns)
-        return _rescaled(turned.reshape(W.shape), self.rescale) - W
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.blocks.shape[1] * self.blocks.shape[2], ANY)
-
-    @property
-    def rank(self) -> int:
-        return 0
-
-    @property
-    def scale(self) -> float:
-        return 1.0
-
-    def tensors(self) -> dict[str, Array]:
-        return _with_rescale({self.role: self.blocks, "alpha": np.array(self.constraint, np.float32)}, self.rescale)
-
-    def norm(self) -> float:
-        return _unless_still(self.blocks, self.rescale, self.role)
+        return turned
 
 
 @dataclass(frozen=True, eq=False)
-class IA3(Delta):
+class IA3(Relative):
     """Every output of a weight, or every input, multiplied with 1 and a learned number (arXiv:2205.05638)."""
 
     weight: Array
     """What is added to 1, as the file shapes it."""
     on_input: bool
     kind = "(IA)^3"
-    needs_weight = True
 
     def delta(self, weight: Array | None = None) -> Array:
         W = _needed(weight, self.kind)
@@ -114,14 +110,6 @@ class IA3(Delta):
     @property
     def shape(self) -> tuple[int, ...]:
         return (ANY, self.weight.size) if self.on_input else (self.weight.size, ANY)
-
-    @property
-    def rank(self) -> int:
-        return 0
-
-    @property
-    def scale(self) -> float:
-        return 1.0
 
     def tensors(self) -> dict[str, Array]:
         return {"weight": self.weight, "on_input": np.array(float(self.on_input), np.float32)}
@@ -180,16 +168,6 @@ def _turns(blocks: Array, limit: float, role: str) -> Array:
 
 def _rescaled(weight: Array, rescale: Array | None) -> Array:
     return weight if rescale is None else weight * rescale.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def _with_rescale(tensors: dict[str, Array], rescale: Array | None) -> dict[str, Array]:
-    return tensors if rescale is None else {**tensors, "rescale": rescale}
-
-
-def _unless_still(blocks: Array, rescale: Array | None, role: str) -> float:
-    """Return NaN, as the length of a change that depends on the weight, and 0 for one that does nothing."""
-    still = not np.any(_turns(blocks, 0.0, role) - np.eye(blocks.shape[-1], dtype=np.float32))
-    return 0.0 if still and (rescale is None or bool(np.all(rescale == 1))) else math.nan
 
 
 def _needed(weight: Array | None, kind: str) -> Array:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from limner.metrics.scores import Better, Interval, Level
+from limner.metrics.scores import Interval, Question
 from limner.spec import Spec
 
 
-class Curve(Spec):
+class Curve(Question):
     """One question, answered with one encoder, over the steps."""
 
-    kind: str
-    """Which question."""
-    encoder: str
-    """Who answered."""
-    title: str
-    """The question's name for a reader."""
-    says: str
-    """What a high or low value means."""
-    better: Better
-    """Which direction is wanted."""
-    levels: tuple[Level, ...]
-    """The values to read the scores against."""
     prompts: tuple[str, ...]
     """Which prompt each image was drawn from: set and index, as in "subject/3"."""
     values: dict[int, tuple[float, ...]]

@@ -95,11 +95,9 @@ class Difference(Spec):
     """The finding as a sentence."""
 
 
-class MetricScore(Spec):
-    """One question, answered with one encoder, for every arm."""
+class Question(Spec):
+    """What was asked of pictures, and of which encoder."""
 
-    key: str
-    """kind.encoder"""
     kind: str
     """Which question."""
     encoder: str
@@ -110,12 +108,19 @@ class MetricScore(Spec):
     """What a high or low value means."""
     better: Better
     """Which direction is wanted; neither where a change is natural and its size has to be read against a level."""
+    levels: tuple[Level, ...]
+    """Values to read the scores against; over several subjects their means."""
+
+
+class MetricScore(Question):
+    """One question, answered with one encoder, for every arm."""
+
+    key: str
+    """kind.encoder"""
     sets: tuple[str, ...]
     """Which sets of prompts it is taken from."""
     relative_to_base: bool
     """Whether the value is itself a difference to the base."""
-    levels: tuple[Level, ...]
-    """Values to read the score against."""
     is_claimed: bool
     """Whether the verdict claims something from it, so that its tests are corrected for each other."""
     arms: dict[str, ArmScore]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from limner.metrics.scores import Better, Difference, EncoderInfo, Interval, Level
+from limner.metrics.scores import Difference, EncoderInfo, Interval, Question
 from limner.spec import Spec
 
 BudgetKind = Literal["own", "steps", "time", "memory"]
@@ -107,27 +107,15 @@ class StudyArm(Spec):
     """Each subject's mean over its trainings."""
 
 
-class StudyMetric(Spec):
+class StudyMetric(Question):
     """One question, answered with one encoder, for every arm."""
 
     key: str
     """kind.encoder"""
-    kind: str
-    """Which question."""
-    encoder: str
-    """Who answered."""
-    title: str
-    """The question's name for a reader."""
-    says: str
-    """What a high or low value means."""
-    better: Better
-    """Which direction is wanted."""
     relative_to_base: bool
     """Whether the value is itself a difference to the base."""
     is_claimed: bool
     """Whether the verdict claims something from it, so that its tests are corrected for each other."""
-    levels: tuple[Level, ...]
-    """Values to read the score against: means over the subjects."""
     arms: dict[str, StudyArm]
     """Score by arm; the base stands first."""
     differences: tuple[StudyDifference, ...]

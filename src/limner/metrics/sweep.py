@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from limner.metrics.scores import Better, Interval, Level
+from limner.metrics.scores import Interval, Question
 from limner.spec import Spec
 
 Standing = Literal["taken", "more alike", "less alike", "not conclusive", "not compared"]
@@ -38,23 +38,11 @@ class SweptScore(Spec):
     """The mean over the images."""
 
 
-class SweptMetric(Spec):
+class SweptMetric(Question):
     """One question, answered with one encoder, for the base and every variant that was judged."""
 
     key: str
     """kind.encoder"""
-    kind: str
-    """Which question."""
-    encoder: str
-    """Who answered."""
-    title: str
-    """The question's name for a reader."""
-    says: str
-    """What a high or low value means."""
-    better: Better
-    """Which direction is wanted."""
-    levels: tuple[Level, ...]
-    """The values to read the scores against."""
     arms: dict[str, SweptScore]
     """By variant; the base stands first."""
 
