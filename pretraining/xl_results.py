@@ -65,10 +65,15 @@ def sharpness(pixels: Tensor) -> Tensor:
     return (across + down) / 2
 
 
-def centre(pixels: Tensor) -> Tensor:
-    """Return x and y (n, 2) in pixels of what differs from the picture's background, its most frequent border."""
+def subject(pixels: Tensor) -> Tensor:
+    """Return 1 (n, height, width) where a picture differs from its background, the most frequent border, else 0."""
     border = torch.cat([pixels[..., 0, :], pixels[..., :, 0], pixels[..., :, -1]], -1).median(-1).values
-    mask = ((pixels - border[..., None, None]).abs().amax(1) > 0.3).float()
+    return ((pixels - border[..., None, None]).abs().amax(1) > 0.3).float()
+
+
+def centre(pixels: Tensor) -> Tensor:
+    """Return x and y (n, 2) in pixels of the middle of the subject."""
+    mask = subject(pixels)
     places = torch.arange(pixels.shape[-1], dtype=torch.float32)
     total = mask.sum((1, 2)).clamp(min=1)
     return torch.stack([(mask.sum(1) * places).sum(1) / total, (mask.sum(2) * places).sum(1) / total], 1)
@@ -106,6 +111,7 @@ def run(work: Path, minutes: float | None = None, *, base: Path) -> None:
     mended = {score: refine(refiner, worse, captions, score) for score in (2.0, 6.0)}
     small = measure.draw(like, captions, GUIDANCE_SCALE)
     moved = {told: centre(pixels) - centre(own) for told, pixels in drawn.items()}
+    larger = {told: (subject(pixels) - subject(own)).mean((1, 2)) for told, pixels in drawn.items()}
     values = {
         "right caption among 32: real pictures": _followed(real, records, base),
         "right caption among 32: the base at 64 px": _followed(small, records, base),
@@ -117,6 +123,7 @@ def run(work: Path, minutes: float | None = None, *, base: Path) -> None:
         **{f"sharpness: refined, score {score:.0f}": sharpness(pixels) for score, pixels in refined.items()},
         "crop at the top, 32: subject moves down, px": moved["crop at the top, 32"][:, 1],
         "crop at the left, 32: subject moves right, px": moved["crop at the left, 32"][:, 0],
+        **{f"{told}: share that the subject fills, more": larger[told] for told in TOLD if told.startswith("crop")},
         "PSNR in dB of degraded real pictures": psnr(worse, real),
         **{f"PSNR in dB, mended with score {score:.0f}": psnr(pixels, real) for score, pixels in mended.items()},
         "sharpness: degraded real pictures": sharpness(worse),
