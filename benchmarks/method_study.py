@@ -82,7 +82,7 @@ def main() -> None:
         )
     if given.to:
         given.to.mkdir(parents=True, exist_ok=True)
-        for one in (page, page.with_suffix(".json"), page.with_suffix(".csv"), *recipes.iterdir()):
+        for one in (page, page.with_suffix(".json"), *recipes.iterdir()):
             shutil.copy(one, given.to)
     print(page)
 
