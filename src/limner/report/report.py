@@ -26,7 +26,7 @@ from limner.rundir import RunDir, write_atomically
 
 TEMPLATES = Path(__file__).parent / "page"
 IN_CHARTS = ("subject_fidelity", "prompt_following", "class_kept")
-COLOURS = 4
+COLOURS = 6
 """How many colours the page has for tuned arms."""
 
 

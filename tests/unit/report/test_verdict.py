@@ -163,7 +163,7 @@ def to_base(*findings: Finding) -> tuple[Found, ...]:
         (("better", "no difference", "better"), "Two of three learned the subject."),
         (("better", "not conclusive", "not conclusive"), "One of three learned the subject."),
         (("no difference", "worse", "no difference"), "None learned the subject."),
-        (("no difference", "not conclusive", "no difference"), "Nothing conclusive."),
+        (("no difference", "not conclusive", "no difference"), "Nothing conclusive about likeness."),
         (("no difference", "no difference", "no difference"), "No difference found."),
     ],
 )
