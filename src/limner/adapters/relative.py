@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,9 +47,9 @@ class Turned(Relative):
         turned = self.turned(_turns(self.blocks, self.constraint * self.shape[0], self.role), W)
         return _rescaled(turned.reshape(W.shape), self.rescale) - W
 
+    @abstractmethod
     def turned(self, R: Array, W: Array) -> Array:
         """Return the weight turned by R, in any shape of as many numbers."""
-        raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:

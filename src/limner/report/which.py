@@ -33,7 +33,8 @@ def headline(scores: Scores | Study) -> str:
         return HEADLINES[next(iter(findings.values()))].format(EVERYONE.get(count, f"All {count}"))
     learned = sum(finding == "better" for finding in findings.values())
     if not learned:
-        return "Nothing conclusive about likeness." if "not conclusive" in findings.values() else "None learned the subject."
+        is_open = "not conclusive" in findings.values()
+        return "Nothing conclusive about likeness." if is_open else "None learned the subject."
     text = HEADLINES["better"].format(f"{NUMBERS.get(learned, learned)} of {NUMBERS.get(count, count)}")
     return text[0].upper() + text[1:]
 
