@@ -27,6 +27,7 @@ SUBJECTS = {
 """Token and class noun, and the folder of its pictures among the demo's."""
 
 SHARED: dict[str, Any] = {
+    "prior.weight": 1.0,
     "generation.num_inference_steps": 12,
     "evaluation.class_prompts": [
         "a photo of a {class_noun}",
