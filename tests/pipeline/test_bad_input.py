@@ -130,7 +130,7 @@ REFINERS = {
     "handover without a refiner": Row(DEMO + " generation.handover=0.5", "generation.handover: has no effect, because neither generation.refiner nor generation.begun_by is set"),
     "drawing, handover without a refiner": Row("generate {xl} --prompt x generation.handover=0.5", "generation.handover: has no effect, because neither"),
     "handover of everything": Row(REFINED + " generation.handover=1", "generation.handover = 1 is not allowed .*less than 1"),
-    "handover that leaves nothing": Row(REFINED + " generation.handover=0.999", "generation.handover=0.999: of 20 steps the refiner takes none"),
+    "handover that leaves nothing": Row(REFINED + " generation.handover=0.999", "generation.handover=0.999: of 12 steps the refiner takes none"),
     "score beyond the scale": Row(REFINED + " generation.aesthetic_score=11", "generation.aesthetic_score = 11 is not allowed"),
 }  # fmt: skip
 

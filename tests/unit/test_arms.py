@@ -58,7 +58,7 @@ def test_a_folder_of_subjects_names_token_and_class(tmp_path: Path) -> None:
 def test_a_setting_for_all_has_to_do_something_somewhere() -> None:
     arms = parse_arms("lora,dreambooth")
     subject = subjects_of([Path("dog")], None)[0]
-    assert check_arms(arms, subject, {**NOUN, "prior.count": 7}) == []
+    assert check_arms(arms, subject, {**NOUN, "prior.count": 70}) == []
     with pytest.raises(UserError, match=r"prior.count: has no effect in any arm, because prior.enabled is false"):
         check_arms(arms[:1], subject, {**NOUN, "prior.count": 7})
     with pytest.raises(UserError, match=r"arm dreambooth: .*adapter.rank has no meaning .*NAME\[adapter.rank=...\]"):
