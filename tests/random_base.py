@@ -52,3 +52,22 @@ def make_vae_and_scheduler(scaling_factor: float) -> tuple[Any, Any]:
         steps_offset=1, prediction_type="v_prediction",
     )  # fmt: skip
     return vae, scheduler
+
+
+def make_small_decoder(folder: Path, *, blocks: int = 3, channels: int = 4, seed: int = 0) -> Path:
+    """Write a diffusers folder of an AutoencoderTiny with random weights, as small as it can be; return its path.
+
+    With three blocks it fits the random bases: 4 pixels per latent.
+    """
+    import torch
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    model = AutoencoderTiny(
+        encoder_block_out_channels=(8,) * blocks, decoder_block_out_channels=(8,) * blocks, latent_channels=channels,
+        num_encoder_blocks=(1,) * blocks, num_decoder_blocks=(1,) * blocks,
+    )  # fmt: skip
+    last: Any = model.decoder.layers[-1]
+    last.weight.data *= 20  # so that its pictures are of more than one colour
+    model.save_pretrained(folder)
+    return folder

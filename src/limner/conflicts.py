@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from limner.adapters.full import Full
@@ -13,6 +13,7 @@ from limner.adapters.peft import Peft
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
 from limner.evaluate.statistics import LEAST_UNITS
+from limner.families.decoder import check_decoder
 from limner.families.family import refuse_pure_noise
 from limner.families.recognise import recognise, refuse_unsupported
 from limner.generate.draw import require_multiple
@@ -67,7 +68,7 @@ def check_settings(
     return lines
 
 
-def refuse_idle(given: Mapping[str, Any], idle: Mapping[str, str]) -> None:
+def refuse_idle(given: Iterable[str], idle: Mapping[str, str]) -> None:
     """Refuse settings of the command line that do nothing beside the others; `idle` says why, by name."""
     for name in given:
         if name in idle:
@@ -81,7 +82,7 @@ def refuse_idle_everywhere(given: Mapping[str, Any], idle: Sequence[Mapping[str,
             raise UserError(f"{name}: has no effect in any {what}, because {idle[0][name]}.", "Leave it out.")
 
 
-def require_use(given: Mapping[str, Any], sections: tuple[str, ...], verb: str) -> None:
+def require_use(given: Iterable[str], sections: tuple[str, ...], verb: str) -> None:
     """Refuse settings of the command line that a verb has no use for; `sections` are those that it has."""
     for name in given:
         if name.partition(".")[0] not in sections:
@@ -95,11 +96,11 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
         (not prior.enabled, "prior.enabled is false", "prior.weight prior.count prior.prompts"),
         (prior.enabled and not prior.weight, "prior.weight is 0", "prior.count prior.prompts"),
         (class_pictures, "a folder of class pictures is given", "prior.count"),
-        (not preview.every_steps, "preview.every_steps is 0", "preview.prompt preview.images"),
+        (not preview.every_steps, "preview.every_steps is 0", "preview.prompt preview.images preview.decoder"),
         (
             recipe.steps is not None and preview.every_steps > recipe.steps,
             f"the run has only {recipe.steps} steps",
-            "preview.every_steps preview.prompt preview.images",
+            "preview.every_steps preview.prompt preview.images preview.decoder",
         ),
         (
             not recipe.validation.every_steps,
@@ -314,11 +315,13 @@ def _plain(prompt: str) -> str:
 
 
 def check_base(recipe: Recipe) -> None:
-    """Refuse a resolution that the base cannot have, and an objective that it cannot serve; no weights are read."""
+    """Refuse a resolution, an objective and a small decoder that the base cannot serve; no weights are read."""
     base, asked = recognise(recipe.base), recipe.objective
     refuse_unsupported(base)
     require_multiple(recipe.resolution, base.size_step_px)
     check_partner(recipe)
+    if recipe.preview.decoder and recipe.preview.every_steps:
+        check_decoder(recipe.preview.decoder, base)
     predicts = base.prediction_type if asked.prediction_type == "base" else asked.prediction_type
     if asked.zero_terminal_snr:
         refuse_pure_noise(recipe.base, predicts)

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from limner import machine
 from limner.errors import UserError
+from limner.families.decoder import Decoder, load_decoder
 from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import recognise
@@ -178,12 +181,19 @@ def draw_class(family: Family, recipe: Recipe, out: Path, count: int, resolution
     return manifest
 
 
+def small_decoder(recipe: Recipe, *, dtype: torch.dtype, device: torch.device | str) -> Decoder | None:
+    """Load the small decoder that the recipe names for previews and live drawing; None where it names none."""
+    name = recipe.preview.decoder
+    return load_decoder(name, recognise(recipe.base), dtype=dtype, device=device) if name else None
+
+
 def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[Path, str | None]:
     """Draw the preview's prompt with the weights as they stand; return the folder, and what is wrong with it."""
     subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
     prompt = recipe.preview.prompt.replace("{subject}", subject)
     requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
-    made = draw_between(folder.previews, requests, recipe, family, step)
+    decoder = small_decoder(recipe, dtype=family.dtype, device=family.device)
+    made = draw_between(folder.previews, requests, recipe, family, step, decoder)
     return made.parent, tell_faults(made, f"preview at step {step}", tuned=True)
 
 
@@ -201,7 +211,9 @@ def draw_untouched(out: Path, requests: Sequence[Request], recipe: Recipe, famil
     return out / kept.name / MANIFEST
 
 
-def draw_between(out: Path, requests: Sequence[Request], recipe: Recipe, family: Family, step: int) -> Path:
+def draw_between(
+    out: Path, requests: Sequence[Request], recipe: Recipe, family: Family, step: int, decoder: Decoder | None = None
+) -> Path:
     """Draw with the weights as they stand between two steps, into a folder of that step; return the manifest.
 
     At step 0 nothing is learned yet, and the base draws as it always does.
@@ -211,5 +223,5 @@ def draw_between(out: Path, requests: Sequence[Request], recipe: Recipe, family:
         return draw(
             family, requests, out / f"step-{step:06d}", sampling=sampling, replace=True,
             about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
-            resolution_px=check_resolution(family, recipe.resolution),
+            resolution_px=check_resolution(family, recipe.resolution), decoder=decoder,
         )  # fmt: skip

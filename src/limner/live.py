@@ -12,8 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from limner import machine
 from limner.adapter_set import AdapterSet
 from limner.adapters.strength import Strength
+from limner.drawing import small_decoder
 from limner.errors import UserError
 from limner.generate.draw import check_resolution
 from limner.generate.warm import Warm
@@ -61,13 +63,17 @@ def live(
         UserError: something that the user can mend, found before the base is loaded.
     """
     watch = watch or Watch()
-    wanted = what_draws(source, adapters, settings, force_guidance=force_guidance)
+    wanted = what_draws(source, adapters, settings, force_guidance=force_guidance, is_live=True)
     setting, name = wanted.sampling.partner
     if name:
         raise UserError(f"generation.{setting}={name}: live drawing is by one model.", "Leave it out.")
+    at = machine.place(wanted.recipe.device, wanted.recipe.precision)
+    decoder = small_decoder(wanted.recipe, dtype=at.dtype, device=at.device)
     with opened(wanted, watch) as ready:
+        if decoder:
+            watch.say(f"decodes with {decoder.name}, not with the base's VAE")
         resolution_px = check_resolution(ready.family, wanted.recipe.resolution)
-        one = Live(Warm(ready.family, wanted.sampling, resolution_px), ready.adapters)
+        one = Live(Warm(ready.family, wanted.sampling, resolution_px, decoder), ready.adapters)
         one.set(ready.adapters.active)
         yield one
 

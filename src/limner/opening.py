@@ -15,6 +15,7 @@ from limner.conflicts import refuse_idle, require_use, without_effect
 from limner.drawing import follow_objective, load_base
 from limner.errors import UserError
 from limner.export.diffusers_folder import ABOUT
+from limner.families.decoder import SETTING as DECODER
 from limner.families.family import Family
 from limner.families.source import is_hub_name, locate
 from limner.generate.draw import Sampling
@@ -71,8 +72,11 @@ def what_draws(
     *,
     force_guidance: bool = False,
     partial: bool = False,
+    is_live: bool = False,
 ) -> Wanted:
     """Return what is asked to draw, after finding what is wrong with it; nothing of a base is loaded.
+
+    Live drawing heeds a small decoder too: its pictures do not stay.
 
     Raises:
         UserError: there is no such run, base or adapter, or a setting that has no effect or does not fit an adapter.
@@ -82,10 +86,14 @@ def what_draws(
     if folder is None and locate(str(source)) is None and not is_hub_name(str(source)):
         raise UserError(f"{source}: there is no such run folder or base.", "Give a run's folder, or a base (tiny).")
     recipe = load_recipe(folder.recipe, given) if folder else load_recipe(None, {"base": str(source), **given})
-    require_use(given, DRAWING if folder else DRAWING[:-1], "drawing")
+    if DECODER in given and not is_live:
+        raise UserError(f"{DECODER}: has no effect on pictures that stay: the base's VAE decodes them.",
+                        "Leave it out, or draw with --live.")  # fmt: skip
+    require_use([name for name in given if name != DECODER], DRAWING if folder else DRAWING[:-1], "drawing")
     few = _few_steps(path, folder, adapters, partial=partial)
     sampling, lines = _fitted(recipe.generation, given, few, force_guidance=force_guidance)
-    refuse_idle(given, dict(without_effect(recipe.model_copy(update={"generation": sampling}))))
+    idle = dict(without_effect(recipe.model_copy(update={"generation": sampling})))
+    refuse_idle([name for name in given if name != DECODER], idle)
     return Wanted(folder, recipe, adapters, sampling, tuple(lines), partial)
 
 

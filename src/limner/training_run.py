@@ -261,6 +261,7 @@ def try_drawing(run: Ready) -> None:
                 few = {"generation.num_inference_steps": 2, "generation.handover": 0.5}
             if recipe.validation.every_steps:
                 few["preview.images"] = max(recipe.preview.images, recipe.generation.batch)
+                few["preview.decoder"] = ""  # a validation is decoded by the VAE, which needs more
             preview(RunDir(trial), changed(recipe, few), family, 0)
 
 

@@ -134,6 +134,19 @@ REFINERS = {
     "score beyond the scale": Row(REFINED + " generation.aesthetic_score=11", "generation.aesthetic_score = 11 is not allowed"),
 }  # fmt: skip
 
+DECODED = DEMO + " steps=2 preview.every_steps=1 preview.decoder="
+DECODERS = {
+    "decoder that is not there": Row(DECODED + "./nowhere", "preview.decoder='./nowhere': there is no such folder, and it is no hub name"),
+    "decoder that is not downloaded": Row(DECODED + "somebody/decoder", "preview.decoder='somebody/decoder': is not on this machine .*switched off.* Put its config.json and"),
+    "decoder of other latents": Row(DECODED + "madebyollin/taesd", r"is for the latents of SD 1.x, and base=.* has others \(4 channels, 4 px\)"),
+    "base for a decoder": Row(DECODED + "{base}", "preview.decoder=.*has no config.json, and a small decoder is a folder with"),
+    "VAE for a decoder": Row(DECODED + "{base}/vae", "preview.decoder=.*: is AutoencoderKL, and a small decoder is AutoencoderTiny"),
+    "file for a decoder": Row(DECODED + "{bad}/lora.safetensors", "preview.decoder=.*: is a file, and a small decoder is a folder"),
+    "decoder without previews": Row(DEMO + " preview.decoder={base}", "preview.decoder: has no effect, because preview.every_steps is 0"),
+    "decoder for pictures that stay": Row("generate {base} --prompt x preview.decoder={base}", "preview.decoder: has no effect on pictures that stay.*or draw with --live"),
+    "live by no decoder": Row("generate {base} --live --prompt x preview.decoder={base}", "preview.decoder=.*has no config.json"),
+}  # fmt: skip
+
 RECIPES = {
     "unknown recipe": Row("train {pictures} --recipe lorra", "recipe 'lorra': there is no such recipe or file. Did you mean lora"),
     "file that is not there": Row("train {pictures} --recipe {bad}/none.toml", "none.toml.*there is no such recipe or file"),
@@ -294,7 +307,19 @@ MACHINES = {
 
 SHARED = {name: Row(words, message) for name, (words, message) in (SHARING | COMBINING).items()}
 ROWS = (
-    FLAGS | SETTINGS | VALIDATIONS | REFINERS | RECIPES | FILES | RUNS | COMPARISONS | MANY | SWEEPS | SHARED | MACHINES
+    FLAGS
+    | SETTINGS
+    | VALIDATIONS
+    | REFINERS
+    | DECODERS
+    | RECIPES
+    | FILES
+    | RUNS
+    | COMPARISONS
+    | MANY
+    | SWEEPS
+    | SHARED
+    | MACHINES
 )
 
 

@@ -134,7 +134,7 @@ def _family(base: Recognised, modules: dict[str, Any], read: ReadPart, device: t
     return family
 
 
-def _silence() -> None:
+def silence_libraries() -> None:
     """Stop the libraries from telling of what concerns their developers."""
     _import_bitsandbytes()  # before diffusers does
     from diffusers.utils import logging as diffusers_logging
@@ -168,7 +168,7 @@ def _import_bitsandbytes() -> None:
 
 def _modules(base: Recognised) -> dict[str, Any]:
     """Return the base's modules as their configurations describe them, without memory for weights."""
-    _silence()
+    silence_libraries()
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection

@@ -44,6 +44,8 @@ class Known:
     """The family that can finish the pictures which this one begins."""
     published: str = ""
     """The hub name of the best known model."""
+    decoder: str = ""
+    """The hub name of the best known small decoder of its latents."""
     kohya: Kohya = field(default_factory=lambda: Kohya({}, ""))
     """How its LoRA files are written."""
 
@@ -52,6 +54,7 @@ FAMILIES = {
     "sd15": Known("SD 1.x", {
         "unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer.",
     }, modelspec="stable-diffusion-v1", published="stable-diffusion-v1-5/stable-diffusion-v1-5",
+       decoder="madebyollin/taesd",
        kohya=Kohya({"unet": "lora_unet", "text_encoder": "lora_te"}, "sd_v1")),
     "sd2": Known("SD 2.x"),
     "sdxl": Known("SDXL", {
@@ -59,11 +62,13 @@ FAMILIES = {
         "text_encoder_2": "conditioner.embedders.1.model.",
     }, modelspec="stable-diffusion-xl-v1-base", refiner="sdxl-refiner",
        published="stabilityai/stable-diffusion-xl-base-1.0",
+       decoder="madebyollin/taesdxl",
        kohya=Kohya({"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"},
                    "sdxl_base_v1-0", original_names=True)),
     "sdxl-refiner": Known("the SDXL refiner", {
         "unet": UNET, "vae": VAE, "text_encoder_2": "conditioner.embedders.0.model.",
     }, modelspec="stable-diffusion-xl-v1-refiner", published="stabilityai/stable-diffusion-xl-refiner-1.0",
+       decoder="madebyollin/taesdxl",
        kohya=Kohya({"unet": "lora_unet", "text_encoder_2": "lora_te2"}, "sdxl_refiner", original_names=True)),
 }  # fmt: skip
 """Families by the names that they have in files; the class of each that can be trained is in `load.MEMBERS`."""

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 
 from limner.errors import UserError
+from limner.families.decoder import Decoder
 from limner.families.family import Family
 from limner.files import sweep
 from limner.generate.clock import Clock
@@ -109,7 +110,7 @@ def caption_drawn(manifest: Path) -> None:
     write_atomically(manifest.parent / CAPTIONS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-def draw(
+def draw(  # noqa: PLR0913 - who draws what, how and where, and three things that most leave out
     family: Family,
     requests: Sequence[Request],
     out: Path,
@@ -119,6 +120,7 @@ def draw(
     about: dict[str, Any],
     progress: Callable[[int, int], None],
     replace: bool = False,
+    decoder: Decoder | None = None,
 ) -> Path:
     """Draw every request into `out` and write its manifest last; return the manifest's path.
 
@@ -126,10 +128,11 @@ def draw(
     `out` are a UserError, or with `replace` are drawn anew. `about` goes into the manifest (arm, base, adapter,
     strength), and so does what is wrong with a picture (`faults`). `progress` gets (denoising steps done, in all).
     Where the family has a refiner, that takes the latents over at `sampling.handover` and finishes them; where another
-    begins its pictures, it is the family that does.
+    begins its pictures, it is the family that does. A small `decoder` is for pictures that only are looked at.
     """
     settings = {**about, **sampling.model_dump(), **_partner(family), "resolution_px": resolution_px,
                 "requests": [asdict(r) for r in requests]}  # fmt: skip
+    settings |= {"decoder": decoder.name} if decoder else {}
     sweep(out)
     if (out / SETTINGS).is_file() and read_json(out / SETTINGS) != settings:
         if not replace:
@@ -148,7 +151,7 @@ def draw(
         def tick(step: int, *, n: int = len(chunk), base: int = done) -> None:
             progress(base + n * step, total)
 
-        latents, pixels = draw_batch(family, chunk, sampling, resolution_px, tick)
+        latents, pixels = draw_batch(family, chunk, sampling, resolution_px, tick, decoder=decoder)
         for request, image in zip(chunk, to_images(pixels), strict=True):
             data = io.BytesIO()
             image.save(data, "PNG")
@@ -170,6 +173,7 @@ def draw_batch(
     resolution_px: int,
     tick: Callable[[int], None],
     clock: Clock | None = None,
+    decoder: Decoder | None = None,
 ) -> tuple[Latents, Pixels]:
     """Run the pipeline once; each row starts from its own seed's noise, so the batch size cannot change a picture.
 
@@ -194,11 +198,18 @@ def draw_batch(
         )  # fmt: skip
     last = refiner or first
     with clock.part("decode"):
-        return latents, decode_soundly(last, latents)
+        return latents, decode_soundly(last, latents, decoder)
 
 
-def decode_soundly(family: Family, latents: Latents) -> Pixels:
-    """Return pictures of latents; those that a VAE in half precision spoils are decoded again in float32."""
+def decode_soundly(family: Family, latents: Latents, decoder: Decoder | None = None) -> Pixels:
+    """Return pictures of latents; those that a VAE in half precision spoils are decoded again in float32.
+
+    A small `decoder` takes the VAE's place, unless it makes a picture of one colour.
+    """
+    if decoder is not None:
+        pixels = decoder.decode(latents)
+        if not any(is_spoilt(picture) for picture in pixels):
+            return pixels
     pixels = family.decode(latents)
     if family.vae.dtype != torch.float32 and any(is_spoilt(picture) for picture in pixels):
         with family.precise_vae():

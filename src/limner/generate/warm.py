@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from limner.families.decoder import Decoder
 from limner.families.family import Family
 from limner.generate.draw import Sampling, decode_soundly, make_scheduler
 from limner.generate.faults import to_images
@@ -26,8 +27,8 @@ class Warm:
     little changes the picture a little.
     """
 
-    def __init__(self, family: Family, sampling: Sampling, resolution_px: int) -> None:
-        self.family, self.sampling = family, sampling
+    def __init__(self, family: Family, sampling: Sampling, resolution_px: int, decoder: Decoder | None = None) -> None:
+        self.family, self.sampling, self.decoder = family, sampling, decoder
         side = resolution_px // family.pixels_per_latent
         self._shape = (1, family.unet.config.in_channels, side, side)
         self._scheduler = make_scheduler(family.scheduler_config, sampling.scheduler)
@@ -54,7 +55,7 @@ class Warm:
         for t in scheduler.timesteps:
             predicted = self._predict(scheduler.scale_model_input(x_t, t), t, told)
             x_t = scheduler.step(predicted, t, x_t, generator=fresh, **self._more).prev_sample
-        return decode_soundly(family, x_t)
+        return decode_soundly(family, x_t, self.decoder)
 
     def _told(self, prompt: str) -> Conditioning:
         """Return what the UNet is told of a prompt, and with guidance before it what is to be avoided."""

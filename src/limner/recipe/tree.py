@@ -63,6 +63,10 @@ class Preview(Spec):
     """What to draw; "{subject}" becomes the token and the class noun."""
     images: int = Field(default=4, ge=1)
     """Pictures per preview."""
+    decoder: str = ""
+    """A small decoder for previews and live pictures (`limner generate --live`), faster than the VAE: a hub name
+    ("madebyollin/taesd" for SD 1.5, "madebyollin/taesdxl" for SDXL) or a folder of diffusers' AutoencoderTiny. The VAE
+    decodes all other pictures, and with "" these too."""
 
 
 class Recipe(Spec):

@@ -25,6 +25,8 @@ ASK = (
     "import sys; from limner.families.source import files_of; print(files_of(sys.argv[1], weights=sys.argv[2] == '1'))"
 )
 
+ASK_PART = "import sys; from limner.families.source import part_of; print(part_of('preview.decoder', sys.argv[1], ''))"
+
 
 class Hub(BaseHTTPRequestHandler):
     """Answers what the hub's library asks of one model: its description, its tree and its files."""
@@ -109,6 +111,24 @@ def test_only_what_is_needed_is_downloaded_and_then_kept(hub: ThreadingHTTPServe
     Hub.served.clear()
     assert ask(hub, tmp_path, NAME, weights=True, offline=True) == (folder, "")
     assert not Hub.served
+
+
+def test_of_a_small_decoder_two_files_are_downloaded_and_then_kept(
+    hub: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.random_base import make_small_decoder
+
+    Hub.root = make_small_decoder(tmp_path / "decoder")
+    for name in ("diffusion_pytorch_model.bin", "taesd.png"):
+        (Hub.root / name).write_bytes(b"more")
+    monkeypatch.setattr(f"{__name__}.ASK", ASK_PART)
+    folder, complaint = ask(hub, tmp_path, NAME, weights=True)
+    assert complaint == ""
+    assert sorted(Hub.served) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert ask(hub, tmp_path, NAME, weights=True, offline=True) == (folder, "")
+    (Path(folder) / "diffusion_pytorch_model.safetensors").unlink()
+    _, complaint = ask(hub, tmp_path, NAME, weights=True, offline=True)
+    assert f"Put the file at {folder}/diffusion_pytorch_model.safetensors, or run once with a network." in complaint
 
 
 def test_a_model_that_the_hub_does_not_have_is_said(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
