@@ -8,7 +8,7 @@ from itertools import chain, combinations, count
 from pathlib import Path
 
 from limner.adapter_file import AdapterFile, WordsFile, read_adapter
-from limner.adapters.adapter import Attached
+from limner.adapters.adapter import Attached, Layered
 from limner.adapters.lora import StackedLoRA
 from limner.adapters.strength import Strength, as_strength, check_parts
 from limner.errors import UserError
@@ -119,6 +119,7 @@ class AdapterSet:
     def merge(self) -> None:
         """Fold what acts into the base's weights, in float32 where they are; `set` restores them bit for bit.
 
+        Nothing is left on the layers, so that they run, or are compiled, as the base's own.
         What depends on the weights that it finds comes first, so that it finds the base's.
         """
         parts = [part for own in self._attached.values() for part in own]
@@ -126,6 +127,8 @@ class AdapterSet:
         self._merged = [adapter for _, adapters in first for adapter in adapters]
         for adapter in self._merged:
             adapter.merge()
+            if isinstance(adapter, Layered):
+                adapter.unhook()
 
     def clashes(self) -> list[str]:
         """Return a line for every two adapters that act and were trained for the same word."""

@@ -123,6 +123,7 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
         (optimizer.schedule != "cosine_restarts", f"optimizer.schedule is {optimizer.schedule}", "optimizer.cycles"),
         (optimizer.schedule != "polynomial", f"optimizer.schedule is {optimizer.schedule}", "optimizer.power"),
         *_distilling(recipe),
+        (True, "only live drawing compiles (limner generate --live)", "fast"),
         (
             recipe.generation.guidance_scale == 1,
             "generation.guidance_scale is 1, which is off",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from limner import machine
@@ -17,6 +19,7 @@ from limner.adapter_set import AdapterSet
 from limner.adapters.strength import Strength
 from limner.drawing import small_decoder
 from limner.errors import UserError
+from limner.files import default_cache
 from limner.generate.draw import check_resolution
 from limner.generate.warm import Warm
 from limner.opening import Adapters, opened, what_draws
@@ -67,7 +70,9 @@ def live(
     setting, name = wanted.sampling.partner
     if name:
         raise UserError(f"generation.{setting}={name}: live drawing is by one model.", "Leave it out.")
-    at = machine.place(wanted.recipe.device, wanted.recipe.precision)
+    at, is_compiled = machine.place(wanted.recipe.device, wanted.recipe.precision), wanted.recipe.fast == "compile"
+    if is_compiled:
+        machine.require_compiler("fast=compile", at.device)
     decoder = small_decoder(wanted.recipe, dtype=at.dtype, device=at.device)
     with opened(wanted, watch) as ready:
         if decoder:
@@ -75,7 +80,26 @@ def live(
         resolution_px = check_resolution(ready.family, wanted.recipe.resolution)
         one = Live(Warm(ready.family, wanted.sampling, resolution_px, decoder), ready.adapters)
         one.set(ready.adapters.active)
-        yield one
+        with _compiled(one, watch) if is_compiled else nullcontext():
+            yield one
+
+
+@contextmanager
+def _compiled(drawn: Live, watch: Watch) -> Iterator[None]:
+    """Within this block the UNet computes as it was compiled for the first picture; the rest is drawn as it stands.
+
+    Nothing is compiled while somebody types: of other shapes is what a prompt of several windows is told by.
+    """
+    unet = drawn.warm.family.unet
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))  # torch reads it at the first
+    unet.forward = torch.compile(unet.forward, dynamic=False)
+    try:
+        with watch.phase("compile"):
+            drawn.picture("")
+        with torch.compiler.set_stance("eager_on_recompile"):
+            yield
+    finally:
+        del unet.forward
 
 
 def follow(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import resource
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -21,6 +23,7 @@ import torch
 from limner.errors import UserError
 
 PACKAGES = ("limner", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+COMPILERS = ("g++", "clang++", "c++")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -36,6 +39,17 @@ def hardware() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(),
             "threads": torch.get_num_threads(), "memory_gib": round(memory, 1), "gpu": gpu}  # fmt: skip
+
+
+def require_compiler(what: str, device: torch.device) -> None:
+    """Refuse `what` needs torch.compile where the device has no compiler for what it writes."""
+    if device.type == "cuda":
+        missing = "" if importlib.util.find_spec("triton") else "Triton, which is not installed"
+    else:
+        here = [name for name in (os.environ.get("CXX", ""), *COMPILERS) if name and shutil.which(name)]
+        missing = "" if here else f"a C++ compiler, and none of {', '.join(COMPILERS)} is installed"
+    if missing:
+        raise UserError(f"{what}: needs {missing}.", "Install it, or leave it out.")
 
 
 def name_of(device: torch.device) -> str:

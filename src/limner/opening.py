@@ -76,7 +76,7 @@ def what_draws(
 ) -> Wanted:
     """Return what is asked to draw, after finding what is wrong with it; nothing of a base is loaded.
 
-    Live drawing heeds a small decoder too: its pictures do not stay.
+    Live drawing heeds two settings more: a small decoder, for its pictures do not stay, and `fast`.
 
     Raises:
         UserError: there is no such run, base or adapter, or a setting that has no effect or does not fit an adapter.
@@ -86,14 +86,16 @@ def what_draws(
     if folder is None and locate(str(source)) is None and not is_hub_name(str(source)):
         raise UserError(f"{source}: there is no such run folder or base.", "Give a run's folder, or a base (tiny).")
     recipe = load_recipe(folder.recipe, given) if folder else load_recipe(None, {"base": str(source), **given})
+    live = (DECODER, "fast") if is_live else ()
     if DECODER in given and not is_live:
         raise UserError(f"{DECODER}: has no effect on pictures that stay: the base's VAE decodes them.",
                         "Leave it out, or draw with --live.")  # fmt: skip
-    require_use([name for name in given if name != DECODER], DRAWING if folder else DRAWING[:-1], "drawing")
+    rest = [name for name in given if name not in live]
+    require_use(rest, DRAWING if folder else DRAWING[:-1], "drawing")
     few = _few_steps(path, folder, adapters, partial=partial)
     sampling, lines = _fitted(recipe.generation, given, few, force_guidance=force_guidance)
     idle = dict(without_effect(recipe.model_copy(update={"generation": sampling})))
-    refuse_idle([name for name in given if name != DECODER], idle)
+    refuse_idle(rest, idle)
     return Wanted(folder, recipe, adapters, sampling, tuple(lines), partial)
 
 

@@ -144,6 +144,9 @@ DECODERS = {
     "file for a decoder": Row(DECODED + "{bad}/lora.safetensors", "preview.decoder=.*: is a file, and a small decoder is a folder"),
     "decoder without previews": Row(DEMO + " preview.decoder={base}", "preview.decoder: has no effect, because preview.every_steps is 0"),
     "decoder for pictures that stay": Row("generate {base} --prompt x preview.decoder={base}", "preview.decoder: has no effect on pictures that stay.*or draw with --live"),
+    "training that live drawing compiles": Row(DEMO + " fast=compile", "fast: has no effect, because only live drawing compiles"),
+    "compiling pictures that stay": Row("generate {base} --prompt x fast=compile", "fast: has no effect on drawing"),
+    "compiling without a compiler": Row("generate {base} --live --prompt x fast=compile", r"fast=compile: needs a C\+\+ compiler, and none of g\+\+, clang\+\+, c\+\+ is installed", {"PATH": "{bad}", "CXX": ""}),
     "live by no decoder": Row("generate {base} --live --prompt x preview.decoder={base}", "preview.decoder=.*has no config.json"),
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,33 @@ def test_adapters_are_folded_in_and_the_base_comes_back(lcm: RunDir, random_base
         assert apart.max() <= 1  # folded in it rounds otherwise
         assert np.abs(without - with_it).max() > 5
     assert fingerprints(family) == before
+
+
+def test_a_compiled_unet_draws_the_same_and_nothing_is_compiled_while_somebody_types(
+    lcm: RunDir, random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def as_traced(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    asked = [(strength, "a critter") for strength in (0.3, 0.0, 1.0)] + [(1.0, "a red critter " * 20)]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=as_traced))
+    drawn, counts = dict[str, list[Any]](), dict[str, int]()
+    for fast in ("off", "compile"):
+        with live(str(random_base), adapters=[(lcm.adapter, 1.0)], settings={"fast": fast}) as warm:
+            (name,), counts[fast] = warm.adapters.names, len(graphs)
+            assert ("forward" in vars(warm.warm.family.unet)) == (fast == "compile")
+            drawn[fast] = []
+            for strength, prompt in asked:
+                warm.set({name: strength})
+                drawn[fast].append(np.asarray(warm.picture(prompt), int))
+        assert "forward" not in vars(warm.warm.family.unet)
+    torch.compiler.reset()
+    assert counts["off"] == 0 < counts["compile"] == len(graphs), "something was compiled again"
+    assert np.abs(np.array(drawn["compile"]) - np.array(drawn["off"])).max() <= 1
+    assert np.abs(drawn["off"][1] - drawn["off"][2]).max() > 5
 
 
 def test_each_prompt_is_drawn_into_one_file(lcm: RunDir, tmp_path: Path) -> None:

@@ -206,6 +206,10 @@ class Layered(Attached):
 
     def detach(self) -> None:
         self.unmerge()
+        self.unhook()
+
+    def unhook(self) -> None:
+        """Take away what acts on the fly: of one that is folded in nothing is left but the weights."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

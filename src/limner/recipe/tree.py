@@ -103,6 +103,9 @@ class Recipe(Spec):
     """Where to compute: "auto", "cuda", "cuda:1", "mps", "cpu"."""
     deterministic: bool = False
     """Take only kernels that give the same bits every time. On a CPU they all do; on a GPU training gets slower."""
+    fast: Literal["off", "compile"] = "off"
+    """Live drawing in less time: "compile" has torch.compile fuse the UNet's small operations before the first picture,
+    which takes minutes; what is compiled is kept in the cache for the next time."""
     init_from: str | None = None
     """Begin with the weights of this run, or of this LoRA or embedding file, instead of new ones."""
     tracking: tuple[Tracker, ...] = ()
