@@ -58,7 +58,7 @@ def main() -> None:
         decoder = random_decoder(given.base, Path(folder) / "decoder")
         with drawers(given, adapter, decoder) as arms:
             taken = measure(arms, given.rounds, given.device)
-    found = {
+    found: dict[str, Any] = {
         **about(), "base": given.base, "resolution_px": given.resolution or recognise(given.base).native_resolution_px,
         "precision": given.precision, "device": machine.name_of(torch.device(given.device)), "steps": given.steps,
         "rounds": given.rounds, "peak_memory_gib": round(machine.peak_memory_gib(), 2), "arms": summed(taken),
@@ -137,7 +137,7 @@ def plain(given: argparse.Namespace, adapter: Path, *, fuse: bool) -> Any:
     from diffusers import DiffusionPipeline, LCMScheduler
 
     pipe: Any = DiffusionPipeline.from_pretrained(
-        locate(given.base), dtype=getattr(torch, given.precision), safety_checker=None
+        locate(given.base) or given.base, dtype=getattr(torch, given.precision), safety_checker=None
     )
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.load_lora_weights(adapter.parent, weight_name=adapter.name)

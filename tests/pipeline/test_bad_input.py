@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from limner.families.source import ASSETS
 from limner.recipe import load_recipe, save_recipe
+from tests.pipeline.bad_decoders import DECODERS
 from tests.pipeline.bad_loras import SHARING, make_bad_loras
 from tests.pipeline.bad_merges import COMBINING
 from tests.pipeline.conftest import Result
@@ -132,22 +133,6 @@ REFINERS = {
     "handover of everything": Row(REFINED + " generation.handover=1", "generation.handover = 1 is not allowed .*less than 1"),
     "handover that leaves nothing": Row(REFINED + " generation.handover=0.999", "generation.handover=0.999: of 12 steps the refiner takes none"),
     "score beyond the scale": Row(REFINED + " generation.aesthetic_score=11", "generation.aesthetic_score = 11 is not allowed"),
-}  # fmt: skip
-
-DECODED = DEMO + " steps=2 preview.every_steps=1 preview.decoder="
-DECODERS = {
-    "decoder that is not there": Row(DECODED + "./nowhere", "preview.decoder='./nowhere': there is no such folder, and it is no hub name"),
-    "decoder that is not downloaded": Row(DECODED + "somebody/decoder", "preview.decoder='somebody/decoder': is not on this machine .*switched off.* Put its config.json and"),
-    "decoder of other latents": Row(DECODED + "madebyollin/taesd", r"is for the latents of SD 1.x, and base=.* has others \(4 channels, 4 px\)"),
-    "base for a decoder": Row(DECODED + "{base}", "preview.decoder=.*has no config.json, and a small decoder is a folder with"),
-    "VAE for a decoder": Row(DECODED + "{base}/vae", "preview.decoder=.*: is AutoencoderKL, and a small decoder is AutoencoderTiny"),
-    "file for a decoder": Row(DECODED + "{bad}/lora.safetensors", "preview.decoder=.*: is a file, and a small decoder is a folder"),
-    "decoder without previews": Row(DEMO + " preview.decoder={base}", "preview.decoder: has no effect, because preview.every_steps is 0"),
-    "decoder for pictures that stay": Row("generate {base} --prompt x preview.decoder={base}", "preview.decoder: has no effect on pictures that stay.*or draw with --live"),
-    "training that live drawing compiles": Row(DEMO + " fast=compile", "fast: has no effect, because only live drawing compiles"),
-    "compiling pictures that stay": Row("generate {base} --prompt x fast=compile", "fast: has no effect on drawing"),
-    "compiling without a compiler": Row("generate {base} --live --prompt x fast=compile", r"fast=compile: needs a C\+\+ compiler, and none of g\+\+, clang\+\+, c\+\+ is installed", {"PATH": "{bad}", "CXX": ""}),
-    "live by no decoder": Row("generate {base} --live --prompt x preview.decoder={base}", "preview.decoder=.*has no config.json"),
 }  # fmt: skip
 
 RECIPES = {
@@ -304,11 +289,12 @@ MACHINES = {
     "second CPU": Row(DEMO + " device=cpu:3", "device='cpu:3': there is no such device"),
     "half precision on the CPU": Row(DEMO + " precision=float16", "the CPU has no fast float16. Use float32 or bfloat16"),
     "drawing on no GPU": Row("generate {base} --prompt x device=cuda", "torch finds no CUDA GPU"),
+    "compiling without a compiler": Row("generate {base} --live --prompt x fast=compile", r"fast=compile: needs a C\+\+ compiler, and none of g\+\+, clang\+\+, c\+\+ is installed", {"PATH": "{bad}", "CXX": ""}),
     "cache in a file": Row(DEMO, "cache: cannot be written .Not a directory.. .* LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt/cache"}),
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip
 
-SHARED = {name: Row(words, message) for name, (words, message) in (SHARING | COMBINING).items()}
+SHARED = {name: Row(words, message) for name, (words, message) in (SHARING | COMBINING | DECODERS).items()}
 ROWS = (
     FLAGS
     | SETTINGS
