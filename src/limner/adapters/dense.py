@@ -57,9 +57,7 @@ class WeightChanges(Layered):
             raise UserError(f"the LoRA changes {strange}, a {kind}, which Limner cannot change.", "Use another LoRA.")
         self.layers, self._weights, self._biases = dict(layers), dict(weights), dict(biases)
         super().__init__(self.layers)
-        self._handles = [
-            layer.register_forward_hook(partial(self._add, name)) for name, layer in self.layers.items()
-        ]
+        self._handles = [layer.register_forward_hook(partial(self._add, name)) for name, layer in self.layers.items()]
 
     def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         strength = self._strengths[name]
