@@ -1,5 +1,7 @@
 """Run code on tensors that have no memory, and count what it would take: live bytes, operations, bytes moved."""
 
+# What runs for every kernel is marked `no_type_check`: checked while tests run, it would take most of a plan's time.
+
 from __future__ import annotations
 
 import functools
@@ -9,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +69,7 @@ class Cost:
     """How many kernels run."""
 
 
+@no_type_check
 class Trace(TorchDispatchMode):
     """Counts the storages that live, however many tensors look at each, and the work that is done on them.
 
@@ -92,7 +95,7 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        with torch._C.DisableTorchFunction():  # a kernel at work chooses no more
+        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage] - a kernel at work chooses no more
             return self._dispatched(func, args, kwargs or {})
 
     def _dispatched(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -151,6 +154,7 @@ class Trace(TorchDispatchMode):
         del self._storages[key]
 
 
+@no_type_check
 class _Kernels(TorchFunctionMode):
     """Chooses as a device does: fused attention, and under autocast the number formats."""
 
@@ -220,6 +224,7 @@ def _changes_only(func: Any) -> bool:
     return torch.Tag.pointwise in func.tags and func.overloadpacket.__name__.endswith("_")
 
 
+@no_type_check
 class _Like(NamedTuple):
     """All of a tensor without memory that a kernel's results can depend on."""
 
@@ -236,6 +241,7 @@ class _Unlike(Exception):
     """An operation has an argument or a result that no `_Like` and no plain value stands for."""
 
 
+@no_type_check
 def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Run an operation; what comes of the same inputs is found out once: on "meta" that is Python, and slow."""
     if func.is_view or func._schema.is_mutable:
@@ -257,12 +263,14 @@ def _makes(func: Any, args: Any, kwargs: Any) -> Any:
     given = _untold(args)
     out = func(*given, **dict(_untold(kwargs)))
     results = _tensors(out)
-    storages = {tensor.untyped_storage()._cdata for tensor in (*_tensors(given), *results)}
-    if not results or len(storages) < len(_tensors(given)) + len(results):
+    every = [*_tensors(given), *results]
+    storages = {tensor.untyped_storage()._cdata for tensor in every}  # pyright: ignore[reportPrivateUsage]
+    if not results or len(storages) < len(every):
         raise _Unlike
     return _told(out)
 
 
+@no_type_check
 def _told(tree: Any) -> Any:
     """Return what an operation takes or gives in a form that can be looked up."""
     if isinstance(tree, Tensor):
@@ -276,6 +284,7 @@ def _told(tree: Any) -> Any:
     raise _Unlike
 
 
+@no_type_check
 def _untold(told: Any) -> Any:
     """Return what `_told` told of, with new tensors."""
     if isinstance(told, _Like):
@@ -287,6 +296,7 @@ def _untold(told: Any) -> Any:
     return rest[0]
 
 
+@no_type_check
 def _tensors(tree: Any) -> list[Tensor]:
     """Return the tensors in what an operation takes or gives."""
     if isinstance(tree, Tensor):
