@@ -23,8 +23,8 @@ settings.load_profile("limner")
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """Import bitsandbytes as Limner does, before the tests import diffusers, which would do it at greater length."""
-    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None):
+    """Import in each worker of the whole suite what Limner imports, as it does: diffusers alone would take longer."""
+    if hasattr(session.config, "workerinput"):
         from limner.families.load import silence
 
         silence()
