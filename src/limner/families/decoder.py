@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limner.errors import UserError
 from limner.families.family import rows_together
-from limner.families.load import silence_libraries
+from limner.families.load import silence
 from limner.families.recognise import FAMILIES, Recognised, refuse_unsupported
 from limner.families.source import PART_CONFIGURATION, PART_WEIGHTS, part_of, safe_weights
 from limner.families.weights import fill, read_header, read_tensors
@@ -88,7 +88,7 @@ def load_decoder(name: str, base: Recognised, *, dtype: torch.dtype, device: tor
         UserError: as of `check_decoder`, or its weights are not what its configuration says.
     """
     folder = check_decoder(name, base)
-    silence_libraries()
+    silence()
     from accelerate import init_empty_weights
     from diffusers import AutoencoderTiny
 
