@@ -70,7 +70,7 @@ def live(
     setting, name = wanted.sampling.partner
     if name:
         raise UserError(f"generation.{setting}={name}: live drawing is by one model.", "Leave it out.")
-    at, is_compiled = machine.place(wanted.recipe.device, wanted.recipe.precision), wanted.recipe.fast == "compile"
+    at, is_compiled = machine.place(wanted.recipe.device, wanted.recipe.precision), "compile" in wanted.recipe.fast
     if is_compiled:
         machine.require_compiler("fast=compile", at.device)
     decoder = small_decoder(wanted.recipe, dtype=at.dtype, device=at.device)

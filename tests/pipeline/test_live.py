@@ -142,7 +142,7 @@ def test_lines_from_a_pipe_are_drawn(
         (["--seeds", "many"], "'many' is not a number"),
         ([], "--live: nothing was typed, and nothing was drawn"),
         (["adapter.rank=4"], "adapter.rank: has no effect on drawing"),
-        (["generation.scheduler=euler"], "scheduler is Euler; LCM-LoRA needs LCM"),
+        (["generation.scheduler=euler"], "scheduler is Euler; PCM-LoRA needs TCD"),
     ],
 )
 def test_bad_input_is_one_line(
