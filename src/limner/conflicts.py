@@ -15,6 +15,7 @@ from limner.errors import UserError
 from limner.evaluate.statistics import LEAST_UNITS
 from limner.families.family import refuse_pure_noise
 from limner.families.recognise import recognise, refuse_unsupported
+from limner.fast import check_fast
 from limner.generate.draw import require_multiple
 from limner.objectives import Consistency
 from limner.prepare.check import Checked
@@ -56,6 +57,7 @@ def check_settings(
     _check_consistency(recipe)
     _check_checkpoint(recipe)
     _check_validation(recipe)
+    check_fast(recipe)
     require_trackers(recipe.tracking)
     idle = dict(without_effect(recipe, class_pictures=class_pictures))
     refuse_idle(given or {}, idle)
