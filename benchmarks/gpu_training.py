@@ -237,11 +237,13 @@ def _wait(device: torch.device) -> None:
 
 
 def arms(bases: list[str], subjects: list[int], ways: list[str]) -> Iterator[Arm]:
-    """Yield what is measured, the most important first: the fastest way of one subject, then of many, then the rest."""
+    """Yield what is measured, the most important first; what has to be compiled, which takes long, is last."""
+    compiled = [way for way in ways if "compile" in way]
     for base in bases:
-        for way in sorted(ways, key=lambda way: ("compile" in way, way == "off")):
-            yield from (Arm(base, count, way) for count in subjects if base != "sdxl" or count == 1 or len(ways) == 1)
+        for way in sorted(set(ways) - set(compiled)):
+            yield from (Arm(base, count, way) for count in subjects)
         yield Arm(base, 1, "off", checkpointing=True)
+    yield from (Arm(base, count, way) for base in bases for way in compiled for count in subjects)
 
 
 def main() -> None:
@@ -270,16 +272,21 @@ def main() -> None:
     result: dict[str, Any] = {**about(), "precision": given.precision, "rank": given.rank,
                               "matrix_tflops": round(matrix, 3), "rows": [], "not_measured": []}  # fmt: skip
     family: Family | None = None
+    there = ""
     for arm in arms(given.bases, given.subjects, ways):
         if time.perf_counter() - begun > 60 * given.minutes:
-            result["not_measured"].append(asdict(arm))
+            result["not_measured"].append({**asdict(arm), "why": "the time was up"})
             continue
-        if (arm.base, False) not in FLOPS:
+        if arm.base != there:
             family = None  # its memory is given back before the next one is made
-            family = made(arm.base, at.device, at.dtype)
+            family, there = made(arm.base, at.device, at.dtype), arm.base
             count_operations(arm.base, family, rank=given.rank)
-        assert family, "its operations have been counted, so it is there"
-        row = measure(arm, family, rank=given.rank, seconds=given.seconds, matrix=matrix)
+        assert family, "it has just been made, or it is the one of before"
+        try:
+            row = measure(arm, family, rank=given.rank, seconds=given.seconds, matrix=matrix)
+        except torch.OutOfMemoryError as error:
+            result["not_measured"].append({**asdict(arm), "why": str(error).partition(".")[0]})
+            continue
         result["rows"].append(asdict(row))
         print(json.dumps(asdict(row)), flush=True)
         if given.out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -74,4 +75,4 @@ def speed_up(training: Training, recipe: Recipe) -> None:
     if "compile" in recipe.fast:
         training.passes.compiled = Compiled(family.unet, default_cache() / "compiled")
     if "graph" in recipe.fast:
-        training.record(CudaGraph)
+        training.record(functools.partial(CudaGraph, family.device))

@@ -22,10 +22,14 @@ from tests.unit.train.runs import Buckets, apart, told, training, weights
 pytestmark = pytest.mark.gpu
 
 
+def graph() -> CudaGraph:
+    return CudaGraph(torch.device("cuda", 0))
+
+
 @pytest.fixture
 def gpu_family(random_base: Path) -> Family:
     """Load the random base on the GPU, float32, where kernels round little."""
-    return load(str(random_base), dtype=torch.float32, device="cuda")
+    return load(str(random_base), dtype=torch.float32, device="cuda:0")
 
 
 @contextmanager
@@ -45,7 +49,7 @@ def test_a_graph_gives_what_eager_steps_give(gpu_family: Family, ranks: list[int
     eager = training(gpu_family, ranks)
     eager.passes.draws = Draws(gpu_family.device)
     expected = told(eager)
-    recorded = training(gpu_family, ranks, recorder=CudaGraph)
+    recorded = training(gpu_family, ranks, recorder=graph)
     assert told(recorded) == expected
     assert apart(weights(recorded), weights(eager)) < 1e-3
 
@@ -54,14 +58,14 @@ def test_a_graph_for_each_bucket(gpu_family: Family) -> None:
     eager = training(gpu_family, [2], sources=[Buckets(0)])
     eager.passes.draws = Draws(gpu_family.device)
     expected = told(eager)
-    recorded = training(gpu_family, [2], sources=[Buckets(0)], recorder=CudaGraph)
+    recorded = training(gpu_family, [2], sources=[Buckets(0)], recorder=graph)
     assert told(recorded) == expected
     assert apart(weights(recorded), weights(eager)) < 1e-3
 
 
 def test_a_company_in_one_graph(gpu_family: Family) -> None:
     ends = []
-    for recorder in (None, CudaGraph):
+    for recorder in (None, graph):
         members = [training(gpu_family, [rank]) for rank in (4, 2)]
         for member in members:
             member.adapter.detach()
@@ -78,12 +82,12 @@ def test_a_company_in_one_graph(gpu_family: Family) -> None:
 def test_resumed_is_unbroken_bit_for_bit(gpu_family: Family, tmp_path: Path) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        unbroken = training(gpu_family, [3], recorder=CudaGraph)
+        unbroken = training(gpu_family, [3], recorder=graph)
         for _ in range(3):
             unbroken.step()
         checkpoint = save_checkpoint(unbroken, tmp_path, keep=1)
         told(unbroken)
-        resumed = training(gpu_family, [3], recorder=CudaGraph)
+        resumed = training(gpu_family, [3], recorder=graph)
         load_checkpoint(resumed, checkpoint)
         told(resumed)
     finally:
@@ -100,7 +104,7 @@ def test_no_pass_waits_for_the_gpu(gpu_family: Family, ranks: list[int]) -> None
     with no_sync():
         eager.passes._run(turns)
     eager.adapter.detach()
-    recorded = training(gpu_family, ranks, recorder=CudaGraph)
+    recorded = training(gpu_family, ranks, recorder=graph)
     recorded.step()
     turns = recorded.turns()
     way = recorded._recorded
@@ -119,7 +123,7 @@ def test_compiled_gives_what_eager_steps_give(gpu_family: Family, tmp_path: Path
     eager = training(gpu_family, [4])
     eager.passes.draws = Draws(gpu_family.device)
     told(eager)
-    for recorder in (None, CudaGraph):
+    for recorder in (None, graph):
         compiled = training(gpu_family, [4], recorder=recorder)
         compiled.passes.draws = Draws(gpu_family.device)
         compiled.passes.compiled = Compiled(gpu_family.unet, tmp_path)

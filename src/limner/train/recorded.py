@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -49,30 +49,35 @@ class CudaGraph:
     """A recorder on an NVIDIA GPU: one launch for thousands of kernels."""
 
     warmups = 3
-    _pool: Any = None
-    """Memory that all graphs share: none of them leaves anything in it that another may not overwrite."""
+    _pools: ClassVar[dict[torch.device, Any]] = {}
+    """Memory that all graphs of a GPU share: none of them leaves anything in it that another may not overwrite."""
 
-    def __init__(self) -> None:
-        self._graph = torch.cuda.CUDAGraph()
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._graph = torch.cuda.CUDAGraph()
+            self._pools.setdefault(device, torch.cuda.graph_pool_handle())
 
     def record(self, work: Callable[[], None], generators: Sequence[torch.Generator]) -> None:
         """Run it a few times, so that libraries choose their kernels, and then record it."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(self.warmups):
+        with torch.cuda.device(self._device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(self.warmups):
+                    work()
+            torch.cuda.current_stream().wait_stream(aside)
+            for generator in generators:
+                self._graph.register_generator_state(generator)
+            pool = self._pools[self._device]
+            # threads that fetch pictures go on meanwhile
+            with torch.cuda.graph(self._graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 work()
-        torch.cuda.current_stream().wait_stream(aside)
-        for generator in generators:
-            self._graph.register_generator_state(generator)
-        CudaGraph._pool = CudaGraph._pool or torch.cuda.graph_pool_handle()
-        # threads that fetch pictures go on meanwhile
-        with torch.cuda.graph(self._graph, pool=CudaGraph._pool, stream=aside, capture_error_mode="thread_local"):
-            work()
 
     def play(self) -> None:
         """Launch it."""
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            self._graph.replay()
 
 
 @dataclass
