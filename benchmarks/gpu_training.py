@@ -248,17 +248,7 @@ def arms(bases: list[str], subjects: list[int], ways: list[str]) -> Iterator[Arm
 
 def main() -> None:
     """Parse the command line, measure, print and write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_training", description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--bases", nargs="+", default=["sd15", "sdxl"], help="sd15, sdxl, tiny, or a folder")
-    parser.add_argument("--subjects", nargs="+", type=int, default=[1, 16])
-    parser.add_argument("--fast", nargs="+", help="ways of taking steps: off graph compile graph+compile")
-    parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each arm's timed steps")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which no further arm is begun")
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    given = _given()
     begun = time.perf_counter()
     try:
         at = machine.place(given.device, given.precision)
@@ -271,11 +261,26 @@ def main() -> None:
     matrix = matrix_tflops(at.device, at.dtype)
     result: dict[str, Any] = {**about(), "precision": given.precision, "rank": given.rank,
                               "matrix_tflops": round(matrix, 3), "rows": [], "not_measured": []}  # fmt: skip
+    for arm, row, why in _measured(given, at, ways, matrix, until=begun + 60 * given.minutes):
+        if row:
+            result["rows"].append(asdict(row))
+        else:
+            result["not_measured"].append({**asdict(arm), "why": why})
+        print(json.dumps(asdict(row) if row else result["not_measured"][-1]), flush=True)
+        if given.out:
+            given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
+
+
+def _measured(
+    given: argparse.Namespace, at: machine.Place, ways: list[str], matrix: float, *, until: float
+) -> Iterator[tuple[Arm, Row | None, str]]:
+    """Yield each arm with its row, or without one and why."""
     family: Family | None = None
     there = ""
     for arm in arms(given.bases, given.subjects, ways):
-        if time.perf_counter() - begun > 60 * given.minutes:
-            result["not_measured"].append({**asdict(arm), "why": "the time was up"})
+        if time.perf_counter() > until:
+            yield arm, None, "the time was up"
             continue
         if arm.base != there:
             family = None  # its memory is given back before the next one is made
@@ -283,15 +288,23 @@ def main() -> None:
             count_operations(arm.base, family, rank=given.rank)
         assert family, "it has just been made, or it is the one of before"
         try:
-            row = measure(arm, family, rank=given.rank, seconds=given.seconds, matrix=matrix)
+            yield arm, measure(arm, family, rank=given.rank, seconds=given.seconds, matrix=matrix), ""
         except torch.OutOfMemoryError as error:
-            result["not_measured"].append({**asdict(arm), "why": str(error).partition(".")[0]})
-            continue
-        result["rows"].append(asdict(row))
-        print(json.dumps(asdict(row)), flush=True)
-        if given.out:
-            given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({key: value for key, value in result.items() if key != "rows"}))
+            yield arm, None, str(error).partition(".")[0]
+
+
+def _given() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_training", description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--bases", nargs="+", default=["sd15", "sdxl"], help="sd15, sdxl, tiny, or a folder")
+    parser.add_argument("--subjects", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--fast", nargs="+", help="ways of taking steps: off graph compile graph+compile")
+    parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each arm's timed steps")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which no further arm is begun")
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,6 @@ from limner.families.load import load
 from limner.seeds import Draws
 from limner.train.checkpoint import load_checkpoint, save_checkpoint
 from limner.train.company import Company
-from limner.train.compiled import Compiled
 from limner.train.recorded import CudaGraph
 from tests.pipeline.conftest import Result
 from tests.unit.train.runs import Buckets, apart, told, training, weights
@@ -118,17 +120,12 @@ def test_no_pass_waits_for_the_gpu(gpu_family: Family, ranks: list[int]) -> None
     recorded.adapter.detach()
 
 
-def test_compiled_gives_what_eager_steps_give(gpu_family: Family, tmp_path: Path) -> None:
-    """Alone, and recorded."""
-    eager = training(gpu_family, [4])
-    eager.passes.draws = Draws(gpu_family.device)
-    told(eager)
-    for recorder in (None, graph):
-        compiled = training(gpu_family, [4], recorder=recorder)
-        compiled.passes.draws = Draws(gpu_family.device)
-        compiled.passes.compiled = Compiled(gpu_family.unet, tmp_path)
-        told(compiled)
-        assert apart(weights(compiled), weights(eager)) < 1e-2
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_compiled_gives_what_eager_steps_give(random_base: Path, root: Path, tmp_path: Path, how: str) -> None:
+    words = ["-m", "tests.unit.train.compiling", str(random_base), "cuda:0", "inductor", how, str(tmp_path)]
+    told = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout.splitlines()[-1])["apart"] < 1e-2
 
 
 def test_train_and_resume_with_a_graph(run_limner: Callable[..., Result], root: Path, tmp_path: Path) -> None:

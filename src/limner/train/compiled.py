@@ -23,10 +23,10 @@ class Compiled:
     What is compiled lies in `cache` afterwards, and is taken from there by the next run.
     """
 
-    def __init__(self, unet: nn.Module, cache: Path) -> None:
+    def __init__(self, unet: nn.Module, cache: Path, *, backend: str = "inductor") -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))  # torch reads it when it compiles first
         blocks = [module for module in unet.modules() if type(module).__name__ in REGIONS]
-        self._compiled = {block: torch.compile(block.forward, dynamic=False) for block in blocks}
+        self._compiled = {block: torch.compile(block.forward, dynamic=False, backend=backend) for block in blocks}
 
     def __len__(self) -> int:
         return len(self._compiled)
