@@ -37,7 +37,7 @@ class Company:
         self._recorded: Recorded | None = None
         if recorder := members[0].recorder:
             updates = [member.updates[0] for member in members]
-            self._recorded = Recorded(self._passes, updates, recorder, members=[one for one in (first, *others)])
+            self._recorded = Recorded(self._passes, updates, recorder, members=[first, *others])
         self._rebind()
 
     def step(self) -> list[Step | UserError | None]:

@@ -34,7 +34,7 @@ class Compiled:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Within this block the UNet computes with what is compiled, compiling what it meets for the first time."""
-        versions: Any = torch._dynamo.config
+        versions: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]
         with versions.patch(recompile_limit=MOST_VERSIONS, accumulated_recompile_limit=MOST_VERSIONS * 8):
             for block, forward in self._compiled.items():
                 block.forward = forward

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from limner.adapters.adapter import Attached
 from limner.adapters.lora import StackedLoRA
 from limner.errors import UserError
 from limner.seeds import Draws
@@ -100,14 +101,16 @@ class Recorded:
         passes: Passes,
         updates: Sequence[Update],
         recorder: Callable[[], Recorder],
-        members: Sequence[StackedLoRA] = (),
+        members: Sequence[Attached] = (),
     ) -> None:
         """`members` are the adapters whose slots those of the stacked one are, where several train together."""
         adapter = passes.adapter
         assert isinstance(adapter, StackedLoRA), f"{type(adapter).__name__} cannot be recorded"
         assert not adapter.learns_text, "tokens are read on the host"
         self._passes, self._adapter, self._new = passes, adapter, recorder
-        self._flat = Flat(*adapter.lie_in_rows(members), updates)
+        lent = [member for member in members if isinstance(member, StackedLoRA)]
+        assert len(lent) == len(members), "what lies in a stacked LoRA is a LoRA"
+        self._flat = Flat(*adapter.lie_in_rows(lent), updates)
         self._acting = adapter.attached if members else nullcontext
         passes.draws = Draws(passes.family.device)
         self._recordings: dict[tuple[Any, ...], Recording] = {}
