@@ -158,6 +158,8 @@ def _distilling(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     yield not recipe.learns_few_steps, f"objective.kind is {recipe.objective.kind}", names
     yield not own.images, "pictures are given", "distill.prompts distill.words"
     yield own.prompts is not None, "distill.prompts is read instead", "distill.words"
+    phases = recipe.objective.phases if isinstance(recipe.objective, Consistency) else 1
+    yield phases > 1, f"objective.phases={phases} says how many steps are drawn", "distill.inference_steps"
 
 
 def _check_words(recipe: Recipe) -> None:

@@ -125,10 +125,10 @@ def _identities(folder: RunDir, recipe: Recipe, family: Family) -> tuple[dict[st
 
 def _brings(folder: RunDir, recipe: Recipe, watch: Watch) -> dict[str, str]:
     """Return what the manifest says of an adapter that decides itself how it is drawn with, and say so."""
-    if not recipe.learns_few_steps:
+    if not recipe.few_steps:
         return {}
-    watch.say(recipe.distill.few_steps.fitted(recipe.generation, {}, str(folder.path))[1][0])
-    return {"few_steps": recipe.distill.few_steps.kind}
+    watch.say(recipe.few_steps.fitted(recipe.generation, {}, str(folder.path))[1][0])
+    return {"few_steps": recipe.few_steps.kind}
 
 
 def say_faults(manifest: Path, what: str, watch: Watch, *, tuned: bool = False) -> None:

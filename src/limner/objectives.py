@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from limner.machine import to_device
@@ -127,12 +127,17 @@ class Consistency(Spec):
     """Learn to jump from any noise to the clean picture in one step (arXiv:2310.04378, and as a LoRA arXiv:2311.05556).
 
     Two neighbouring points of one path must be taken to the same end. The path is the base's own: one DDIM step with
-    classifier-free guidance, so that what comes out needs no guidance any more.
+    classifier-free guidance, so that what comes out needs no guidance any more. With several phases the path is cut,
+    and a jump ends where its piece does (arXiv:2405.18407).
     """
 
     kind: Literal["consistency"] = "consistency"
     solver_steps: int = Field(default=50, ge=2, le=1000)
     """Into how many DDIM steps the base's path is cut; few-step samplers then draw at some of these."""
+    phases: int = Field(default=1, ge=1, le=16)
+    """Into how many pieces the path is cut, each of which is jumped over at once. 1 is an LCM: it jumps from anywhere
+    to the clean picture, and a sampler adds noise again. More, a PCM, is drawn with in just so many steps, without
+    fresh noise: easier to learn, so that less training keeps more."""
     guidance_range: tuple[float, float] = (6.0, 16.0)
     """Guidance that is built in, drawn anew for each picture, in the scale of `generation.guidance_scale`. The papers'
     is [6, 16]; equal ends, such as [4, 4], build in one guidance, which suits a small base."""
@@ -144,6 +149,13 @@ class Consistency(Spec):
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 1 <= value[0] <= value[1]:
             raise ValueError(f"must be two numbers 1 <= from <= to, not {list(value)}")
+        return value
+
+    @field_validator("phases")
+    @classmethod
+    def _fewer(cls, value: int, info: ValidationInfo) -> int:
+        if value >= info.data.get("solver_steps", value + 1):
+            raise ValueError(f"must be fewer than solver_steps, {info.data['solver_steps']}")
         return value
 
     needs_base: ClassVar[bool] = True
@@ -160,8 +172,15 @@ class Consistency(Spec):
         total = u.square() + SIGMA_DATA**2
         return SIGMA_DATA**2 / total, u / total.sqrt()
 
-    def jump(self, predict: Predict, x_t: Latents, t: Timesteps, schedule: Schedule) -> Latents:
-        """Return where the model jumps to from x_t: f(x_t, t) = c_skip x_t + c_out x_0(x_t). arXiv:2310.04378 Eq. 9."""
+    def jump(
+        self, predict: Predict, x_t: Latents, t: Timesteps, schedule: Schedule, end: Timesteps | None = None
+    ) -> Latents:
+        """Return where the model jumps to from x_t: f(x_t, t) = c_skip x_t + c_out x_0(x_t). arXiv:2310.04378 Eq. 9.
+
+        With several phases it is one DDIM step to the timestep `end`, where it stays as it is (arXiv:2405.18407 Eq. 9).
+        """
+        if self.phases > 1 and end is not None:
+            return schedule.ddim_step(predict(x_t, t).float(), x_t, t, end)
         c_skip, c_out = self.boundary(t, x_t)
         return c_skip * x_t + c_out * schedule.predicted_x_0(predict(x_t, t).float(), x_t, t)
 
@@ -169,6 +188,17 @@ class Consistency(Spec):
         """Return the timesteps that the path is cut at, rising; the last is pure noise."""
         width = num_train_timesteps // self.solver_steps
         return torch.arange(1, self.solver_steps + 1) * width - 1
+
+    def ends(self, num_train_timesteps: int) -> Timesteps:
+        """Return the timestep that each of `starts` jumps to: where its phase ends, which is where the next begins.
+
+        Phases begin at the timesteps that few-step samplers take for as many steps: every (solver_steps / phases)th,
+        counted from pure noise and rounded down.
+        """
+        starts = self.starts(num_train_timesteps)
+        first = torch.arange(self.phases) * self.solver_steps // self.phases  # of each phase, from pure noise
+        edges = torch.cat([torch.zeros(1, dtype=torch.long), starts.flip(0)[first].flip(0)])
+        return edges[torch.searchsorted(edges, starts) - 1]
 
     def losses(
         self,
@@ -190,21 +220,21 @@ class Consistency(Spec):
             raise ValueError("consistency is learned from a teacher, and none was given")
         rows = x_0.shape[0] // len(draws)
         noise = torch.cat([torch.randn(rows, *x_0.shape[1:], generator=g) for g in draws]).to(x_0)
-        starts = self.starts(schedule.num_train_timesteps)
+        starts, ends = (which(schedule.num_train_timesteps) for which in (self.starts, self.ends))
         chosen = torch.cat([torch.randint(0, self.solver_steps, (rows,), generator=g) for g in draws])
         low, high = self.guidance_range
         guidance = torch.cat([low + (high - low) * torch.rand(rows, generator=g) for g in draws]).to(x_0)
-        t = starts[chosen].to(x_0.device)
+        t, end = starts[chosen].to(x_0.device), ends[chosen].to(x_0.device)
         if own is not None:
-            x_0, noise, t, guidance = x_0[own], noise[own], t[own], guidance[own]
+            x_0, noise, t, end, guidance = x_0[own], noise[own], t[own], end[own], guidance[own]
         earlier = (t - schedule.num_train_timesteps // self.solver_steps).clamp(min=0)
         x_t = schedule.add_noise(x_0, noise, t)
         with torch.no_grad():
             told, untold = teacher.predict(x_t, t).float(), teacher.unconditional(x_t, t).float()
             guided = untold + guidance.view(-1, 1, 1, 1) * (told - untold)
             nearer = schedule.ddim_step(guided, x_t, t, earlier)
-            target = self.jump(predict, nearer, earlier, schedule)
-        error = (self.jump(predict, x_t, t, schedule) - target).square()
+            target = self.jump(predict, nearer, earlier, schedule, end)
+        error = (self.jump(predict, x_t, t, schedule, end) - target).square()
         losses = (error + self.huber**2).sqrt() - self.huber
         return _mean(losses, mask)
 

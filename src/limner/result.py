@@ -62,8 +62,7 @@ def write_result(folder: RunDir, recipe: Recipe, family: Family, adapter: Attach
 
 def _what_for(recipe: Recipe) -> dict[str, Any]:
     """Return what the adapter is for: the word and class of its subject, or how it draws in few steps."""
-    if recipe.learns_few_steps:
-        drawn = recipe.distill.few_steps
+    if drawn := recipe.few_steps:
         return {HEADER: drawn.model_dump(mode="json"), "usage_hint": drawn.hint}
     return {"token": recipe.pictures.token, "class_noun": recipe.pictures.class_noun}
 

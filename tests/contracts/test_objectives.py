@@ -15,7 +15,8 @@ from limner.schedule import Schedule
 OBJECTIVES = get_args(get_args(recipe.Objective)[0])
 CASES = {"plain": Denoising(snr_gamma=0), "min-snr": Denoising(), "offset": Denoising(noise_offset=0.1),
          "middle": Denoising(timesteps="logit_normal"), "noisy": Denoising(timesteps="high_noise"),
-         "consistency": Consistency(), "one guidance": Consistency(guidance_range=(4, 4), solver_steps=20)}  # fmt: skip
+         "consistency": Consistency(), "one guidance": Consistency(guidance_range=(4, 4), solver_steps=20),
+         "phases": Consistency(phases=4)}  # fmt: skip
 SCHEDULES = {
     kind: Schedule(torch.linspace(0.999, 0.005, 1000), kind)  # type: ignore[arg-type]
     for kind in ("epsilon", "v_prediction", "sample")

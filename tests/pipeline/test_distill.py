@@ -71,6 +71,13 @@ def few_dog(dog: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return distill(dog.path, settings=settings, run=tmp_path_factory.mktemp("few") / "run")
 
 
+@pytest.fixture(scope="module")
+def pcm(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """Distil the random base in two phases."""
+    settings = {**FEW, **DRAWN, "steps": 1, "objective.phases": 2}
+    return distill(str(random_base), settings=settings, run=tmp_path_factory.mktemp("pcm") / "run")
+
+
 def pictures_of(folder: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted(folder.glob("*.png"))]
 
@@ -138,6 +145,16 @@ def test_what_does_not_fit_it_is_said(
     assert read_json(drawn / "manifest.json")["guidance_scale"] == guidance
 
 
+def test_of_phases_it_takes_just_so_many_steps(pcm: RunDir, tmp_path: Path) -> None:
+    assert read_adapter(pcm.adapter)[0].few_steps == FewSteps(kind="pcm", scheduler="tcd", steps=2)
+    assert read_header(pcm.adapter).metadata["modelspec.usage_hint"] == "TCD sampler, 2 steps, CFG scale 1 to 2"
+    for steps, says in ((2, "is a PCM-LoRA: TCD scheduler, 2 steps, guidance 1"),
+                        (4, "4 steps: a PCM-LoRA jumps over 2 phases, and is made for 2 steps")):  # fmt: skip
+        limner.generate(pcm.path, ["a critter"], seeds=[1], out=tmp_path / f"{steps}", watch=(heard := Heard()),
+                        settings={"generation.num_inference_steps": steps})  # fmt: skip
+        assert any(says in line for line in heard.lines), heard.lines
+
+
 BAD: dict[str, tuple[str, str]] = {
     "a sampler that cannot": ("generate {lcm} --prompt x generation.scheduler=euler",
                               r"scheduler is Euler; LCM-LoRA needs LCM .*Leave generation.scheduler out"),
@@ -165,6 +182,11 @@ BAD: dict[str, tuple[str, str]] = {
                                     "distill.adapter={bad}/none", "distill.adapter=.*: there is no such run or file"),
     "distilling without learning to": ("train {pictures} --recipe lora base={base} pictures.class_noun=x steps=1 "
                                        "distill.inference_steps=2", "has no effect, because objective.kind is denois"),
+    "phases and another number of steps": (
+        "distill {base} distill.words=['dog'] objective.phases=2 distill.inference_steps=4",
+        "distill.inference_steps: has no effect, because objective.phases=2 says how many steps are drawn"),
+    "as many phases as solver steps": ("distill {base} distill.words=['dog'] objective.phases=4 "
+                                       "objective.solver_steps=4", "phases = 4 .*must be fewer than solver_steps, 4"),
     "more steps than few": ("distill {base} distill.words=['dog'] distill.inference_steps=20", "equal to 8"),
 }  # fmt: skip
 
@@ -264,24 +286,29 @@ def test_it_is_planned_before_anything_is_drawn(random_base: Path) -> None:
     assert phases.index("pictures") < phases.index("prepare") < phases.index("train")
 
 
-def test_stock_diffusers_draws_the_same_with_it(lcm: RunDir, random_base: Path, tmp_path: Path) -> None:
-    from diffusers import LCMScheduler, StableDiffusionPipeline
+@pytest.mark.parametrize("kind", ["lcm", "pcm"])
+def test_stock_diffusers_draws_the_same_with_it(
+    kind: str, random_base: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    import diffusers
     from PIL import Image
 
     from limner.seeds import seed_of
 
+    folder: RunDir = request.getfixturevalue(kind)
+    sampler, steps = {"lcm": (diffusers.LCMScheduler, 4), "pcm": (diffusers.TCDScheduler, 2)}[kind]
     for layout in ("diffusers", "kohya"):
-        (file,) = export(lcm.path, to=layout, out=tmp_path / f"{layout}.safetensors")
+        (file,) = export(folder.path, to=layout, out=tmp_path / f"{layout}.safetensors")
         ours = limner.generate(
             str(random_base), ["a critter"], seeds=[1], adapters=[(file, 1.0)], out=tmp_path / layout
         )
         seed = read_json(ours / "manifest.json")["images"][0]["seed"]
-        pipe: Any = StableDiffusionPipeline.from_pretrained(random_base, safety_checker=None)
-        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+        pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(random_base, safety_checker=None)
+        pipe.scheduler = sampler.from_config(pipe.scheduler.config)
         pipe.load_lora_weights(file.parent, weight_name=file.name)
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
         theirs = pipe(
-            "a critter", latents=noise, num_inference_steps=4, guidance_scale=1.0,
+            "a critter", latents=noise, num_inference_steps=steps, guidance_scale=1.0,
             generator=torch.Generator().manual_seed(seed_of("steps", seed)),
         ).images[0]  # fmt: skip
         own = np.asarray(Image.open(next(ours.glob("*.png"))), int)

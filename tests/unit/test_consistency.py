@@ -89,9 +89,40 @@ def test_a_ddim_step_is_diffusers_own() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_one_step_is_the_papers(schedule: Schedule) -> None:
-    """The same numbers, written out from the paper for one row: Eq. 9, 13 and 17."""
-    asked = Consistency(guidance_range=(6.0, 16.0), huber=0.01)
+@pytest.mark.parametrize("phases", [1, 2, 3, 4, 6, 8, 16])
+def test_phases_begin_where_the_sampler_stands(phases: int) -> None:
+    from diffusers import TCDScheduler
+
+    sampler = TCDScheduler()
+    sampler.set_timesteps(phases)
+    asked = Consistency(phases=phases)
+    starts, ends = asked.starts(1000).tolist(), asked.ends(1000).tolist()
+    stops = [*sampler.timesteps.tolist()[1:], 0]
+    assert [end for start, end in zip(starts, ends, strict=True) if start in sampler.timesteps.tolist()][::-1] == stops
+    for start, end in zip(starts, ends, strict=True):
+        assert end < start
+        assert not set(stops) & set(range(end + 1, start))
+
+
+def test_a_jump_over_a_phase_is_the_samplers(schedule: Schedule) -> None:
+    """What is learned is what is drawn with: a step of diffusers' TCDScheduler without fresh noise."""
+    from diffusers import TCDScheduler
+
+    sampler = TCDScheduler(prediction_type=schedule.prediction_type)
+    sampler.set_timesteps(4)
+    asked, x_t, prediction = Consistency(phases=4), torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    for t, end in zip(sampler.timesteps.tolist(), [*sampler.timesteps.tolist()[1:], 0], strict=True):
+        found = asked.jump(lambda *_: prediction, x_t, torch.tensor([t]), schedule, torch.tensor([end]))
+        wanted = sampler.step(prediction, t, x_t, eta=0.0, return_dict=False)[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    still = asked.jump(lambda *_: prediction, x_t, torch.tensor([499]), schedule, torch.tensor([499]))
+    torch.testing.assert_close(still, x_t, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("phases", [1, 4])
+def test_one_step_is_the_papers(schedule: Schedule, phases: int) -> None:
+    """The same numbers, written out from the paper for one row: Eq. 9, 13 and 17; of phases arXiv:2405.18407 Eq. 9."""
+    asked = Consistency(guidance_range=(6.0, 16.0), huber=0.01, phases=phases)
     x_0 = torch.randn(1, 4, 8, 8, dtype=torch.float64)
 
     def student(x_t: Tensor, t: Tensor) -> Tensor:
@@ -118,9 +149,14 @@ def test_one_step_is_the_papers(schedule: Schedule) -> None:
         return {"epsilon": (x - sigma * prediction) / alpha, "v_prediction": alpha * x - sigma * prediction,
                 "sample": prediction}[schedule.prediction_type]  # fmt: skip
 
+    stop = max(edge for edge in (0, 259, 499, 759) if edge < t)
+
     def jump(x: Tensor, t: int) -> Tensor:
         u = 10 * t
         x_0 = clean(student(x, torch.tensor([t])), x, t)
+        if phases > 1:
+            noise = (x - math.sqrt(a[t]) * x_0) / math.sqrt(1 - a[t])
+            return math.sqrt(a[stop]) * x_0 + math.sqrt(1 - a[stop]) * noise
         return 0.25 / (u**2 + 0.25) * x + u / math.sqrt(u**2 + 0.25) * x_0
 
     ends = [clean(p(x_t, torch.tensor([t])), x_t, t) for p in (told, untold)]
@@ -156,12 +192,13 @@ def test_the_true_jump_of_a_gaussian_has_next_to_no_loss(schedule: Schedule) -> 
     assert losses[2] < 1e-2
 
 
-def test_distilled_on_a_gaussian_it_jumps_to_the_true_end() -> None:
+@pytest.mark.parametrize("phases", [1, 3])
+def test_distilled_on_a_gaussian_it_jumps_to_the_true_end(phases: int) -> None:
     """A student with one affine map for each timestep, which can hold the answer, finds it from the loss alone."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
     schedule = Schedule((1 - betas).cumprod(0), "sample")
-    asked = Consistency(guidance_range=(1, 1), solver_steps=10, huber=0.1)
-    starts = asked.starts(1000)
+    asked = Consistency(guidance_range=(1, 1), solver_steps=10, huber=0.1, phases=phases)
+    starts, ends = asked.starts(1000), asked.ends(1000)
     maps = torch.zeros(1000, 2, dtype=torch.float64)
     maps.requires_grad_(True)
     optimizer = torch.optim.Adam([maps], lr=0.05)
@@ -181,18 +218,18 @@ def test_distilled_on_a_gaussian_it_jumps_to_the_true_end() -> None:
         optimizer.step()
 
     noise = torch.randn(512, 1, 2, 2, generator=torch.Generator().manual_seed(9)).double()
-    for t in starts.tolist():
+    for t, end in zip(starts.tolist(), ends.tolist(), strict=True):
         x_t = schedule.add_noise(MEAN + SPREAD * torch.randn_like(noise), noise, torch.full((512,), t))
-        wanted = solved(schedule, perfect, x_t, t, asked)
+        wanted = solved(schedule, perfect, x_t, t, end, asked)
         with torch.no_grad():
-            found = asked.jump(student, x_t, torch.full((512,), t), schedule)
+            found = asked.jump(student, x_t, torch.full((512,), t), schedule, torch.full((512,), end))
         assert float((found - wanted).abs().mean()) < 0.05 * SPREAD, t
 
 
-def solved(schedule: Schedule, predict: Predict, x: Tensor, t: int, asked: Consistency) -> Tensor:
-    """Return the end of the path as the solver itself walks it, step by step."""
+def solved(schedule: Schedule, predict: Predict, x: Tensor, t: int, end: int, asked: Consistency) -> Tensor:
+    """Return where the path stands at timestep `end`, as the solver itself walks it, step by step."""
     rows = x.shape[0]
-    for start in reversed([s for s in asked.starts(1000).tolist() if s <= t]):
+    for start in reversed([s for s in asked.starts(1000).tolist() if end < s <= t]):
         now, earlier = torch.full((rows,), start), torch.full((rows,), max(start - 1000 // asked.solver_steps, 0))
         x = schedule.ddim_step(predict(x, now), x, now, earlier)
     return x

@@ -21,8 +21,9 @@ assert NAMES.keys() == SCHEDULERS.keys()
 class FewSteps(Spec):
     """How pictures are drawn with a few-step adapter; the header of its file says so, for whoever loads it."""
 
-    kind: Literal["lcm"] = "lcm"
-    """What it was trained as: "lcm" is a latent consistency LoRA (arXiv:2311.05556)."""
+    kind: Literal["lcm", "pcm"] = "lcm"
+    """What it was trained as: "lcm" is a latent consistency LoRA (arXiv:2311.05556), "pcm" a phased one, which jumps
+    from phase to phase (arXiv:2405.18407)."""
     scheduler: Literal["lcm", "tcd"] = "lcm"
     """The sampler that it is made for."""
     steps: int = Field(default=4, ge=1, le=50)
@@ -31,19 +32,28 @@ class FewSteps(Spec):
     """Guidance on top of what is built in: the lower end is used, from the upper one on pictures blur."""
     FITTING: ClassVar[tuple[str, ...]] = ("lcm", "tcd")
     """The samplers that draw with it."""
-    MOST: ClassVar[int] = 8
-    """More steps than this bring nothing."""
+
+    @property
+    def most(self) -> int:
+        """Return the number of steps beyond which more bring nothing."""
+        return 8 if self.kind == "lcm" else self.steps
 
     @property
     def called(self) -> str:
         """Return what such an adapter is called."""
-        return f"{NAMES[self.kind]}-LoRA"
+        return f"{self.kind.upper()}-LoRA"
+
+    @property
+    def one(self) -> str:
+        """Return what it is called, with the article."""
+        return f"{'an' if self.kind == 'lcm' else 'a'} {self.called}"
 
     @property
     def hint(self) -> str:
         """Return in one line how to draw with it, for other programs' users."""
         low, high = self.guidance_range
-        return f"{NAMES[self.scheduler]} sampler, {self.steps} to {self.MOST} steps, CFG scale {low:g} to {high:g}"
+        steps = f"{self.steps} to {self.most}" if self.most > self.steps else f"{self.steps}"
+        return f"{NAMES[self.scheduler]} sampler, {steps} steps, CFG scale {low:g} to {high:g}"
 
     def sampling(self, usual: Sampling) -> Sampling:
         """Return how to draw with it, where one would draw as `usual` without it."""
@@ -68,16 +78,25 @@ class FewSteps(Spec):
             fitted = fitted.model_copy(update={"scheduler": usual.scheduler})
         if "generation.num_inference_steps" in given:
             fitted = fitted.model_copy(update={"num_inference_steps": usual.num_inference_steps})
-            if usual.num_inference_steps > self.MOST:
-                lines.append(f"{usual.num_inference_steps} steps: an {self.called} is made for {self.steps} to "
-                             f"{self.MOST}; more cost time and bring nothing.")  # fmt: skip
+            if line := self._steps(usual.num_inference_steps):
+                lines.append(line)
         if "generation.guidance_scale" in given:
             guidance, line = self._guidance(usual.guidance_scale, force=force_guidance)
             fitted = fitted.model_copy(update={"guidance_scale": guidance})
             lines += [line] if line else []
         drawn = (f"{NAMES[fitted.scheduler]} scheduler, {fitted.num_inference_steps} steps, "
                  f"guidance {fitted.guidance_scale:g}")  # fmt: skip
-        return fitted, [f"{name} is an {self.called}: {drawn}", *lines]
+        return fitted, [f"{name} is {self.one}: {drawn}", *lines]
+
+    def _steps(self, asked: int) -> str:
+        """Return what to say about a number of steps that is asked for; "" where it fits."""
+        if self.kind == "pcm" and asked != self.steps:
+            return (f"{asked} steps: {self.one} jumps over {self.steps} phases, and is made for {self.steps} steps; "
+                    "others end elsewhere.")  # fmt: skip
+        if asked > self.most:
+            return (f"{asked} steps: {self.one} is made for {self.steps} to {self.most}; more cost time and bring "
+                    "nothing.")  # fmt: skip
+        return ""
 
     def _guidance(self, asked: float, *, force: bool) -> tuple[float, str]:
         """Return the guidance to draw with where one is asked for, and what to say about it."""
@@ -85,9 +104,9 @@ class FewSteps(Spec):
         if asked <= high:
             return asked, ""
         if force:
-            return asked, f"This is an {self.called}: guidance {asked:g} will blur; kept, as --force-guidance says."
+            return asked, f"This is {self.one}: guidance {asked:g} will blur; kept, as --force-guidance says."
         used = (low + high) / 2
-        return used, (f"This is an {self.called}: guidance {asked:g} will blur; using {used:g}. "
+        return used, (f"This is {self.one}: guidance {asked:g} will blur; using {used:g}. "
                       f"Pass --force-guidance to keep {asked:g}.")  # fmt: skip
 
 
@@ -124,14 +143,16 @@ class Distill(Spec):
     """How many pictures the base draws to learn from; `limner distill` without pictures takes 200. 0: they are
     given."""
     inference_steps: int = Field(default=4, ge=1, le=8)
-    """How many steps the adapter is drawn with unless another number is asked for; its file says so."""
+    """How many steps the adapter is drawn with unless another number is asked for; its file says so. With
+    objective.phases it is as many as these."""
 
     @field_validator("adapter", "prompts")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().resolve() if value else None  # a resumed run finds it from any folder
 
-    @property
-    def few_steps(self) -> FewSteps:
-        """Return what the file of the adapter will say of how it is drawn with."""
+    def few_steps(self, phases: int) -> FewSteps:
+        """Return what the file of the adapter will say of how it is drawn with, by the phases that it jumps over."""
+        if phases > 1:
+            return FewSteps(kind="pcm", scheduler="tcd", steps=phases)
         return FewSteps(steps=self.inference_steps)

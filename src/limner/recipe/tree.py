@@ -13,7 +13,7 @@ from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.generate.draw import Sampling
-from limner.generate.few_steps import Distill
+from limner.generate.few_steps import Distill, FewSteps
 from limner.generate.prompts import Evaluation, Validation
 from limner.machine import Precision
 from limner.objectives import Consistency, Denoising
@@ -142,9 +142,15 @@ class Recipe(Spec):
         return isinstance(self.objective, Consistency)
 
     @property
+    def few_steps(self) -> FewSteps | None:
+        """Return how what is trained is drawn with, where that is a few-step adapter."""
+        own = self.objective
+        return self.distill.few_steps(own.phases) if isinstance(own, Consistency) else None
+
+    @property
     def drawn_with(self) -> Sampling:
         """Return how pictures are drawn with what is trained; without it they are drawn as `generation` says."""
-        return self.distill.few_steps.sampling(self.generation) if self.learns_few_steps else self.generation
+        return self.few_steps.sampling(self.generation) if self.few_steps else self.generation
 
 
 def members_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
