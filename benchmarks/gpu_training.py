@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,13 +24,13 @@ import torch
 from torch import nn
 
 from benchmarks.about import about
+from benchmarks.full_size import make_without_weights
 from limner import machine
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.lora import LoRA
 from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import load, sketch
-from limner.families.source import ASSETS
 from limner.fast import check_fast, speed_up
 from limner.learning import computed_twice
 from limner.objectives import Denoising
@@ -111,7 +112,7 @@ def made(base: str, device: torch.device, dtype: torch.dtype) -> Family:
     """Return a base on the device: one with weights, or one of full size with random ones."""
     if base not in RESOLUTION_PX:
         return load(base, dtype=dtype, device=device)
-    family = sketch(str(ASSETS / base), dtype=dtype)
+    family = without_weights(base, dtype)
     unet: nn.Module = family.unet.to_empty(device=device)
     draws = torch.Generator(device).manual_seed(0)
     for name, weight in unet.named_parameters():
@@ -121,6 +122,13 @@ def made(base: str, device: torch.device, dtype: torch.dtype) -> Family:
         else:
             weight.data.fill_(1.0 if name.endswith("weight") else 0.0)
     return family
+
+
+def without_weights(base: str, dtype: torch.dtype) -> Family:
+    """Return a base of full size on torch's device "meta"."""
+    with tempfile.TemporaryDirectory() as place:
+        make_without_weights(Path(place) / base, base)
+        return sketch(str(Path(place) / base), dtype=dtype)
 
 
 def matrix_tflops(device: torch.device, dtype: torch.dtype) -> float:
