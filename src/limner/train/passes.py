@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -192,11 +193,7 @@ class Passes:
             told = self.family.encode_text(rows.captions, learn=True)
             conditioning = replace(untouched, hidden=told.hidden, pooled=told.pooled).to(device, dtype)
         timesteps: list[Timesteps] = []
-
-        def predict(x_t: Latents, t: Timesteps) -> Tensor:
-            timesteps.append(t)
-            return self.family.predict(x_t.to(dtype), t, conditioning)
-
+        predict = partial(self._predicted, conditioning, timesteps)
         schedule, teacher = self._own_schedule(), self._teacher(rows)
         with self.compiled():
             losses = self.objective.losses(
@@ -220,6 +217,13 @@ class Passes:
             unconditional=lambda x_t, t: self._taught(x_t, t, self._without_prompt(rows.conditioning), rows.places),
             taught=rows.taught,
         )
+
+    def _predicted(
+        self, conditioning: Conditioning, drawn: list[Timesteps], x_t: Latents, t: Timesteps
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return what the model predicts with the adapter on, and add the timesteps to those `drawn`."""
+        drawn.append(t)
+        return self.family.predict(x_t.to(self.family.dtype), t, conditioning)
 
     def _without_prompt(self, conditioning: Conditioning) -> Conditioning:
         """Return the rows without their prompts; the sizes that they tell of stay."""
