@@ -38,12 +38,7 @@ PUBLISHED_PREFIX = {"text_encoder": "text_model."}
 
 def make(out: Path, dtype: torch.dtype, family: str = "sd15") -> None:
     """Write the diffusers folder, one tensor in memory at a time."""
-    shutil.copytree(ASSETS / family, out, dirs_exist_ok=True)
-    for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
-        if encoder in PARAMETERS[family] and not (out / name).is_dir():
-            read_tokenizer(str(CLIP), **({"pad_token": "!"} if name == "tokenizer_2" else {})).save_pretrained(
-                out / name
-            )
+    make_without_weights(out, family)
     for part, shapes in part_shapes(family).items():
         count, published = sum(math.prod(shape) for shape in shapes.values()), PARAMETERS[family][part]
         assert count == published, f"{part} has {count:,} parameters and should have {published:,}"
@@ -51,6 +46,16 @@ def make(out: Path, dtype: torch.dtype, family: str = "sd15") -> None:
         named = {prefix + name.removeprefix(prefix): shape for name, shape in shapes.items()}
         stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
         write(out / part / f"{stem}.safetensors", named, dtype)
+
+
+def make_without_weights(out: Path, family: str) -> None:
+    """Write the diffusers folder as far as it is no weights: configurations and tokenizers."""
+    shutil.copytree(ASSETS / family, out, dirs_exist_ok=True)
+    for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        if encoder in PARAMETERS[family] and not (out / name).is_dir():
+            read_tokenizer(str(CLIP), **({"pad_token": "!"} if name == "tokenizer_2" else {})).save_pretrained(
+                out / name
+            )
 
 
 def part_shapes(family: str) -> dict[str, dict[str, tuple[int, ...]]]:

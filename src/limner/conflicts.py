@@ -16,6 +16,7 @@ from limner.evaluate.statistics import LEAST_UNITS
 from limner.families.decoder import check_decoder
 from limner.families.family import refuse_pure_noise
 from limner.families.recognise import recognise, refuse_unsupported
+from limner.fast import check_fast
 from limner.generate.draw import require_multiple
 from limner.objectives import Consistency
 from limner.prepare.check import Checked
@@ -57,6 +58,7 @@ def check_settings(
     _check_consistency(recipe)
     _check_checkpoint(recipe)
     _check_validation(recipe)
+    check_fast(recipe)
     require_trackers(recipe.tracking)
     idle = dict(without_effect(recipe, class_pictures=class_pictures))
     refuse_idle(given or {}, idle)
@@ -123,7 +125,6 @@ def without_effect(recipe: Recipe, *, class_pictures: bool = False) -> Iterator[
         (optimizer.schedule != "cosine_restarts", f"optimizer.schedule is {optimizer.schedule}", "optimizer.cycles"),
         (optimizer.schedule != "polynomial", f"optimizer.schedule is {optimizer.schedule}", "optimizer.power"),
         *_distilling(recipe),
-        (True, "only live drawing compiles (limner generate --live)", "fast"),
         (
             recipe.generation.guidance_scale == 1,
             "generation.guidance_scale is 1, which is off",

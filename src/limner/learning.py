@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
 from limner.adapters.adapter import SlotSettings
 from limner.families.family import Family
+from limner.fast import speed_up
 from limner.prepare.check import Checked
 from limner.prepare.words import words_of
 from limner.recipe import Recipe
@@ -14,16 +20,22 @@ from limner.types import Source
 def make_training(family: Family, recipe: Recipe, checked: Checked, source: Source, steps: int) -> Training:
     """Attach the recipe's adapter and return its training: what a run does, and what a plan traces without weights.
 
-    With `unload` the parts of the base that it does not need are put aside.
+    `fast` is heeded; with `unload` the parts of the base that it does not need are put aside.
     """
     words = words_of(checked, recipe.pictures)
     adapter = recipe.adapter.attach(family, [SlotSettings(recipe.seed, words=words)])
     if recipe.gradient_checkpointing:
-        family.unet.enable_gradient_checkpointing()
+        family.unet.enable_gradient_checkpointing(computed_twice)
     rates = recipe.adapter.rates(recipe.learning_rate)
     slot = Slot("subject", source, recipe.seed, steps, recipe.learning_rate, rates)
     training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
                         accumulate=recipe.accumulate, ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip
     if recipe.unload:
         family.put_aside("vae", *(() if adapter.learns_text else family.encoders))
+    speed_up(training, recipe)
     return training
+
+
+def computed_twice(module: nn.Module, *inputs: Any) -> Any:
+    """Return what a block makes of its inputs, without keeping its inner values; nothing in a UNet draws at random."""
+    return checkpoint(module.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -70,9 +70,13 @@ def live(
     setting, name = wanted.sampling.partner
     if name:
         raise UserError(f"generation.{setting}={name}: live drawing is by one model.", "Leave it out.")
-    at, is_compiled = machine.place(wanted.recipe.device, wanted.recipe.precision), "compile" in wanted.recipe.fast
+    at, fast = machine.place(wanted.recipe.device, wanted.recipe.precision), wanted.recipe.fast
+    is_compiled = "fast" in (settings or {}) and "compile" in fast  # not because a run was trained so
+    if "fast" in (settings or {}) and "graph" in fast:
+        raise UserError(f"fast={fast!r}: training is recorded, and live drawing can only be compiled.",
+                        "Set fast=compile, or leave it out.")  # fmt: skip
     if is_compiled:
-        machine.require_compiler("fast=compile", at.device)
+        machine.require_compiler("fast='compile'", at.device)
     decoder = small_decoder(wanted.recipe, dtype=at.dtype, device=at.device)
     with opened(wanted, watch) as ready:
         if decoder:

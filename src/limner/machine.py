@@ -129,6 +129,13 @@ def free_memory_bytes(device: torch.device) -> int | None:
     return own + free
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on a device; a GPU fetches it by itself, while the host goes on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def swapped_bytes() -> int:
     """Return how much of this process the system has moved to its swap, where it says so (Linux)."""
     return process_memory().get("VmSwap", 0)

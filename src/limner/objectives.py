@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from limner.machine import to_device
 from limner.schedule import Schedule
 from limner.spec import Spec
 from limner.types import Latents, PerExample, Timesteps
@@ -76,11 +77,11 @@ class Denoising(Spec):
         """Return a training timestep per row."""
         low, high = (round(edge * num_train_timesteps) for edge in self.trained)
         if self.timesteps == "uniform":
-            return torch.randint(low, high, (rows,), generator=draws)
+            return torch.randint(low, high, (rows,), generator=draws, device=draws.device)
         if self.timesteps == "logit_normal":
-            u = torch.randn(rows, generator=draws).sigmoid()
+            u = torch.randn(rows, generator=draws, device=draws.device).sigmoid()
         else:
-            u = 1 - torch.rand(rows, generator=draws) ** 3
+            u = 1 - torch.rand(rows, generator=draws, device=draws.device) ** 3
         return (low + u * (high - low)).long().clamp(max=high - 1)
 
     def losses(
@@ -101,12 +102,13 @@ class Denoising(Spec):
         instead of what was added; without a prompt it is not asked.
         """
         rows = x_0.shape[0] // len(draws)
-        noise = torch.cat([torch.randn(rows, *x_0.shape[1:], generator=g) for g in draws])
+        noise = torch.cat([torch.randn(rows, *x_0.shape[1:], generator=g, device=g.device) for g in draws])
         t = torch.cat([self.draw_timesteps(rows, schedule.num_train_timesteps, g) for g in draws])
         if self.noise_offset:
-            offset = torch.cat([torch.randn(rows, x_0.shape[1], 1, 1, generator=g) for g in draws])
+            shape = (rows, x_0.shape[1], 1, 1)
+            offset = torch.cat([torch.randn(shape, generator=g, device=g.device) for g in draws])
             noise = noise + self.noise_offset * offset
-        noise, t = noise.to(x_0), t.to(x_0.device)
+        noise, t = to_device(noise, x_0.device).to(x_0), to_device(t, x_0.device)
         if own is not None:
             x_0, noise, t = x_0[own], noise[own], t[own]
         x_t, target = schedule.add_noise(x_0, noise, t), schedule.target(x_0, noise, t)

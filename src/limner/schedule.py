@@ -27,6 +27,10 @@ class Schedule:
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         return replace(self, alphas_cumprod=root.square())
 
+    def on(self, device: torch.device) -> Schedule:
+        """Return the schedule with its numbers on a device, so that none of its formulas fetches them there."""
+        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
+
     @property
     def num_train_timesteps(self) -> int:
         return self.alphas_cumprod.shape[0]

@@ -19,3 +19,21 @@ def generator(*parts: str | int) -> torch.Generator:
     Keyed by (seed, step, purpose), draws need no state: a resumed run makes the same ones as an uninterrupted run.
     """
     return torch.Generator().manual_seed(seed_of(*parts))
+
+
+class Draws:
+    """The generators of a step's draws, one for each slot and pass, on one device; each is seeded anew for its step."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._kept: dict[tuple[int, int], torch.Generator] = {}
+
+    def of(self, slot: int, part: int) -> torch.Generator:
+        """Return the generator of a slot and a pass: the same one at every step."""
+        if (slot, part) not in self._kept:
+            self._kept[slot, part] = torch.Generator(self.device)
+        return self._kept[slot, part]
+
+    def seeded(self, slot: int, part: int, *parts: str | int) -> torch.Generator:
+        """Return that generator, seeded as `generator(*parts)` is."""
+        return self.of(slot, part).manual_seed(seed_of(*parts))

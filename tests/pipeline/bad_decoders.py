@@ -16,7 +16,7 @@ DECODERS = {
     "file for a decoder": (DECODED + "{bad}/lora.safetensors", "preview.decoder=.*: is a file, and a small decoder is a folder"),
     "decoder without previews": (DEMO + " preview.decoder={base}", "preview.decoder: has no effect, because preview.every_steps is 0"),
     "decoder for pictures that stay": ("generate {base} --prompt x preview.decoder={base}", "preview.decoder: has no effect on pictures that stay.*or draw with --live"),
-    "training that live drawing compiles": (DEMO + " fast=compile", "fast: has no effect, because only live drawing compiles"),
+    "live drawing that is recorded": ("generate {base} --live --prompt x fast=graph", "live drawing can only be compiled. Set fast=compile"),
     "compiling pictures that stay": ("generate {base} --prompt x fast=compile", "fast: has no effect on drawing"),
     "live by no decoder": ("generate {base} --live --prompt x preview.decoder={base}", "preview.decoder=.*has no config.json"),
 }  # fmt: skip

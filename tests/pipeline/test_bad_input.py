@@ -288,8 +288,11 @@ MACHINES = {
     "no such device": Row(DEMO + " device=gpu", "device='gpu': is not a device. Use auto, cpu, cuda"),
     "second CPU": Row(DEMO + " device=cpu:3", "device='cpu:3': there is no such device"),
     "half precision on the CPU": Row(DEMO + " precision=float16", "the CPU has no fast float16. Use float32 or bfloat16"),
+    "a graph without a GPU": Row(DEMO + " fast=graph", "fast='graph': needs an NVIDIA GPU, and this run computes on cpu. Leave it out"),
+    "a graph of DreamBooth": Row("plan {pictures} --recipe dreambooth pictures.class_noun=dog device=cuda fast=graph", "and this recipe has adapter.kind=full"),
+    "no compiler": Row(DEMO + " fast=compile", "fast='compile': needs a C\\+\\+ compiler, and none of g\\+\\+", {"PATH": "", "CXX": ""}),
     "drawing on no GPU": Row("generate {base} --prompt x device=cuda", "torch finds no CUDA GPU"),
-    "compiling without a compiler": Row("generate {base} --live --prompt x fast=compile", r"fast=compile: needs a C\+\+ compiler, and none of g\+\+, clang\+\+, c\+\+ is installed", {"PATH": "{bad}", "CXX": ""}),
+    "compiling without a compiler": Row("generate {base} --live --prompt x fast=compile", r"fast='compile': needs a C\+\+ compiler, and none of g\+\+, clang\+\+, c\+\+ is installed", {"PATH": "{bad}", "CXX": ""}),
     "cache in a file": Row(DEMO, "cache: cannot be written .Not a directory.. .* LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt/cache"}),
     "listing a cache in a file": Row("cache ls", "LIMNER_CACHE", {"LIMNER_CACHE": "{bad}/full/something.txt"}),
 }  # fmt: skip

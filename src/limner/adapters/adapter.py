@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -222,6 +223,21 @@ def move_into(stack: Tensor, index: tuple[int | slice, ...], own: Tensor) -> Non
     with torch.no_grad():
         stack[index] = own
     own.data, own.grad = stack.detach()[index], stack.grad[index]
+
+
+@torch.no_grad()
+def lay_in_rows(
+    stacks: Sequence[Tensor],
+) -> tuple[Float[Tensor, "slots width"], Float[Tensor, "slots width"]]:
+    """Have stacked parameters lie side by side in one row of memory for each slot, and their gradients in another."""
+    widths = [stack[0].numel() for stack in stacks]
+    weights = stacks[0].new_empty(stacks[0].shape[0], sum(widths))
+    grads = torch.zeros_like(weights)
+    for stack, place, grad in zip(stacks, weights.split(widths, dim=1), grads.split(widths, dim=1), strict=True):
+        place.view(stack.shape).copy_(stack)
+        stack.data = place.view(stack.shape)
+        stack.grad = grad.view(stack.shape)
+    return weights, grads
 
 
 def move_out(own: Tensor) -> None:

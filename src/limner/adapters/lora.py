@@ -21,6 +21,7 @@ from limner.adapters.adapter import (
     Layered,
     SlotSettings,
     Stackable,
+    lay_in_rows,
     move_into,
     move_out,
     require_fit,
@@ -315,13 +316,28 @@ class StackedLoRA(Layered, Stackable):
             own = [adapter.layers[name] for adapter in (self, *others)]
             ranks, alphas = ([value for one in own for value in getattr(one, what)] for what in ("ranks", "alphas"))
             layers[name] = LoRALayer(target, ranks, alphas)
-            for slot, layer in enumerate(own):
-                rows, rank = slice(slot, slot + 1), slice(layer.ranks[0])
-                move_into(layers[name].A, (rows, rank), layer.A)
-                move_into(layers[name].B, (rows, slice(None), rank), layer.B)
         stack = StackedLoRA(layers, self._targets)
         stack.detach()
+        stack.lend((self, *others))
         return stack
+
+    def lend(self, members: Sequence[StackedLoRA]) -> None:
+        """Have the weights and gradients of adapters of one slot lie in the slots of this one, in order."""
+        for name, layer in self.layers.items():
+            for slot, own in enumerate(member.layers[name] for member in members):
+                rows, rank = slice(slot, slot + 1), slice(own.ranks[0])
+                move_into(layer.A, (rows, rank), own.A)
+                move_into(layer.B, (rows, slice(None), rank), own.B)
+
+    def lie_in_rows(self, members: Sequence[StackedLoRA] = ()) -> tuple[Tensor, Tensor]:
+        """Move all weights, and all gradients, into a row of memory for each slot; return both, [slots, width].
+
+        `members` are the adapters that have been lent the slots, where there are any.
+        """
+        rows = lay_in_rows([factor for layer in self.layers.values() for factor in (layer.A, layer.B)])
+        if any(member is not self for member in members):
+            self.lend(members)
+        return rows
 
     def leave(self) -> None:
         for layer in self.layers.values():

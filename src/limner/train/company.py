@@ -15,7 +15,9 @@ from torch import Tensor
 from limner.adapters.adapter import Stackable
 from limner.errors import UserError
 from limner.train.loop import Training
+from limner.train.outcome import Outcome, settle
 from limner.train.passes import Turn
+from limner.train.recorded import Recorded
 from limner.train.slots import Step
 
 
@@ -32,6 +34,10 @@ class Company:
         first, *others = (_stackable(member) for member in members)
         self._stack = first.stacked(others) if others else first
         self._passes = members[0].passes.over(self._stack)
+        self._recorded: Recorded | None = None
+        if recorder := members[0].recorder:
+            updates = [member.updates[0] for member in members]
+            self._recorded = Recorded(self._passes, updates, recorder, members=[first, *others])
         self._rebind()
 
     def step(self) -> list[Step | UserError | None]:
@@ -44,17 +50,26 @@ class Company:
         turns = [_turn_of(member) for member in self.members]
         if any(isinstance(turn, UserError) for turn in turns):
             return [turn if isinstance(turn, UserError) else None for turn in turns]
-        self._stack.zero_grad()
-        with self._stack.attached():
-            passed = self._passes.run([turn for turn in turns if isinstance(turn, Turn)])
+        there = [turn for turn in turns if isinstance(turn, Turn)]
         found: list[Step | UserError] = []
-        for member, own in zip(self.members, passed, strict=True):
+        for member, turn, outcome in zip(self.members, there, self._outcomes(there), strict=True):
             try:
-                found.append(member.take([own], started))
+                found.append(member.take([outcome], [turn], started))
             except UserError as error:
                 found.append(error)
         share = (time.perf_counter() - started) / len(self.members)
         return [replace(one, seconds=share) if isinstance(one, Step) else one for one in found]
+
+    def _outcomes(self, turns: Sequence[Turn]) -> list[Outcome]:
+        """Take the step in one batch; return what came of each member's."""
+        outcomes = self._recorded.step(turns, range(len(turns))) if self._recorded else None
+        if outcomes:
+            return outcomes
+        self._stack.zero_grad()
+        with self._stack.attached():
+            passed = self._passes.run(turns)
+        updates = [member.updates[0] for member in self.members]
+        return settle(updates, passed, [member.index + 1 for member in self.members])
 
     def probe(self, numbers: Sequence[int]) -> None:
         """Take steps of these numbers (from 0), to find out whether there is memory for them; nothing of it stays.

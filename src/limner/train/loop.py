@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -20,7 +19,9 @@ from limner.train.average import Ema
 from limner.train.guards import require_finite
 from limner.train.loss_scale import LossScale
 from limner.train.optimizer import Optimizer
-from limner.train.passes import Passed, Passes, Turn
+from limner.train.outcome import Outcome, settle
+from limner.train.passes import Passes, Turn
+from limner.train.recorded import Recorded, Recorder
 from limner.train.slots import Group, Slot, SlotStep, Step
 from limner.train.update import Update
 
@@ -47,6 +48,9 @@ class Training:
         self.family, self.adapter, self.slots = family, adapter, tuple(slots)
         self.objective, self.accumulate = objective, accumulate
         self.passes = Passes(family, adapter, objective=objective, accumulate=accumulate, teacher=teacher)
+        self.recorder: Callable[[], Recorder] | None = None
+        """What records its steps, where they are recorded: alone, or together with others' (see `Company`)."""
+        self._recorded: Recorded | None = None
         self.index = 0
         self.skipped_in_a_row = [0] * len(slots)
         self.parameters = [adapter.slot_parameters(i) for i in range(len(slots))]
@@ -84,7 +88,16 @@ class Training:
                 "gradient.",
                 "Leave it out, or use one process.",
             )
+        if ranks.count > 1 and self.recorder:
+            raise UserError(
+                f"fast=graph: {ranks.count} processes cannot add up gradients within a recorded step.",
+                "Leave it out, or use one process.",
+            )
         self.passes.ranks = ranks
+
+    def record(self, recorder: Callable[[], Recorder]) -> None:
+        """Have the steps from here on recorded, once for each shape of their batches, and played again."""
+        self.recorder, self._recorded = recorder, None
 
     @property
     def ranks(self) -> Ranks:
@@ -103,57 +116,57 @@ class Training:
     def step(self) -> Step:
         """Train every slot that is not finished by one update."""
         started = time.perf_counter()
+        turns = self.turns()
+        if self.recorder and not self._recorded:
+            self._recorded = Recorded(self.passes, self.updates, self.recorder)
+            self.rebind()
+        outcomes = self._recorded.step(turns, self.training) if self._recorded else None
+        return self.take(outcomes or self._eagerly(turns), turns, started)
+
+    def _eagerly(self, turns: Sequence[Turn]) -> list[Outcome]:
+        """Take the step as it stands here: the reference of every faster way."""
         self.adapter.zero_grad()
-        passed = self.passes.run(self.turns())
-        grads = [p.grad for i in self._training for p in self.parameters[i].values() if p.grad is not None]
-        self.ranks.add(grads)
-        return self.take(passed, started)
+        passed = self.passes.run(turns)
+        training = self.training
+        self.ranks.add([p.grad for i in training for p in self.parameters[i].values() if p.grad is not None])
+        updates = [self.updates[i] for i in training]
+        return settle(updates, [passed[i] for i in training], [self.index + 1] * len(training))
 
     def turns(self) -> list[Turn]:
         """Return what each slot brings to the coming step, its learning rates set."""
-        for i in self._training:
+        for i in self.training:
             self.updates[i].begin(self.index + 1)
         numbers = range(self.index * self.accumulate, (self.index + 1) * self.accumulate)
         batches = [[slot.source.batch(number, seed=slot.seed) for slot in self.slots] for number in numbers]
         return [Turn(u, self.index, tuple(part[i] for part in batches)) for i, u in enumerate(self.updates)]
 
-    def take(self, passed: Sequence[Sequence[Passed]], started: float) -> Step:
-        """Update every slot that is not finished by the gradients of its passes, which are there."""
-        training = self._training
+    def take(self, outcomes: Sequence[Outcome], turns: Sequence[Turn], started: float) -> Step:
+        """Count a step that every slot that is not finished has taken; what came of each is given in their order."""
+        training = self.training
         self.index += 1
-        done = [self._update(i, passed[i]) for i in training]
+        done = [self._count(i, turns[i], outcome) for i, outcome in zip(training, outcomes, strict=True)]
         return Step(self.index, tuple(done), time.perf_counter() - started)
 
     @property
-    def _training(self) -> list[int]:
+    def training(self) -> list[int]:
         """The slots that are not finished."""
         return [i for i, slot in enumerate(self.slots) if self.index < slot.steps]
 
-    def _update(self, i: int, passed: Sequence[Passed]) -> SlotStep:
-        """Clip and apply the gradient of slot `i`, unless it is not finite."""
-        update = self.updates[i]
-        loss = float(torch.stack([p.loss for p in passed]).mean())
-        norm = update.clip()
-        finite = math.isfinite(loss) and math.isfinite(norm)  # a broken slot's gradient is zero, its loss says so
-        if finite:
-            self.skipped_in_a_row[i] = 0
-            update.scale.passed()
-            update.apply(self.index)
-        elif not (math.isfinite(loss) and update.scale.overflowed()):
-            self.skipped_in_a_row[i] += 1
-        losses = torch.cat([p.losses for p in passed])
-        prior = torch.tensor([is_prior for p in passed for is_prior in p.batch.is_prior])
+    def _count(self, i: int, turn: Turn, outcome: Outcome) -> SlotStep:
+        """Return what slot `i` did; stop where its numbers are broken."""
+        self.skipped_in_a_row[i] = 0 if outcome.applied else self.skipped_in_a_row[i] + (not outcome.overflowed)
+        prior = torch.tensor([is_prior for batch in turn.batches for is_prior in batch.is_prior])
         step = SlotStep(
             slot=self.slots[i].name,
-            loss=loss,
-            instance_loss=float(losses[~prior].mean()),
-            prior_loss=float(losses[prior].mean()) if prior.any() else None,
-            learning_rates=update.learning_rates,
-            grad_norm=norm,
-            skipped=not finite,
-            pictures=tuple(name for p in passed for name in p.batch.ids),
-            timesteps=tuple(int(t) for p in passed for t in p.timesteps.tolist()),
-            weight_norm=update.weight_norm(),
+            loss=outcome.loss,
+            instance_loss=float(outcome.losses[~prior].mean()),
+            prior_loss=float(outcome.losses[prior].mean()) if prior.any() else None,
+            learning_rates=self.updates[i].learning_rates,
+            grad_norm=outcome.grad_norm,
+            skipped=not outcome.applied,
+            pictures=tuple(name for batch in turn.batches for name in batch.ids),
+            timesteps=outcome.timesteps,
+            weight_norm=outcome.weight_norm,
         )
         require_finite(step, self.index, skipped_in_a_row=self.skipped_in_a_row[i], dtype=self.family.dtype)
         return step

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -114,12 +115,20 @@ class AdamW(Optimizer):
     """Added to the root of the squared gradient."""
 
     def build(self, parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+        return self._build(parameters, learning_rate)
+
+    def fused(self, parameter: Tensor, learning_rate: Float[Tensor, ""]) -> torch.optim.Optimizer:
+        """Return the same over one parameter in one kernel, which reads the learning rate when it runs."""
+        return self._build([parameter], learning_rate, fused=True, capturable=True)
+
+    def _build(self, parameters: Sequence[Tensor], learning_rate: float | Tensor, **how: bool) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             parameters,
             lr=learning_rate,
             betas=(self.beta1, self.beta2),
             eps=self.epsilon,
             weight_decay=self.weight_decay,
+            **how,
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from limner.train.average import Average, Ema
@@ -91,16 +92,16 @@ class Update:
         parameter.grad = None
 
     @torch.no_grad()
-    def clip(self) -> float:
+    def clip(self) -> Float[Tensor, ""]:
         """Undo the loss scale, clip the gradient, and return its norm before clipping."""
         if self.spec.fused_backward:
             norms = [self._norms.pop(name) for name in self.parameters if name in self._norms]
-            return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+            return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.tensor(0.0)
         if self.scale.factor != 1:
             for parameter in self.parameters.values():
                 if parameter.grad is not None:
                     parameter.grad /= self.scale.factor
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.max_grad_norm or math.inf))
+        return torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.max_grad_norm or math.inf)
 
     @torch.no_grad()
     def apply(self, step: int) -> None:
@@ -108,13 +109,17 @@ class Update:
         if not self.spec.fused_backward:
             for part in self.parts:
                 part.optimizer.step()
+        self.follow(step)
+
+    def follow(self, step: int) -> None:
+        """Move the average of the weights, where there is one, towards those after `step`."""
         if self.average:
             self.average.follow(step)
 
     @torch.no_grad()
-    def weight_norm(self) -> float:
+    def weight_norm(self) -> Float[Tensor, ""]:
         """Return the norm of all weights of the slot, in one pass over them."""
-        return float(torch.nn.utils.get_total_norm([p.detach() for p in self.parameters.values()]))
+        return torch.nn.utils.get_total_norm([p.detach() for p in self.parameters.values()])
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -162,7 +162,7 @@ def fused_run(one: Update, first: int, last: int, scale: float = 1.0) -> list[fl
             sum((scale * p * wanted[name]).sum() for name, p in one.parameters.items()).backward()  # type: ignore[union-attr]
         freed = [p.grad is None for p in one.parameters.values()]
         assert all(freed) if one.spec.fused_backward else not any(freed)
-        norms.append(one.clip())
+        norms.append(float(one.clip()))
         one.apply(step)
         for p in one.parameters.values():
             p.grad = None
@@ -189,7 +189,7 @@ def test_fused_backward_skips_only_the_weight_whose_gradient_is_broken() -> None
     with one.backward():
         sum((p * (float("nan") if name == "unet.b" else 1.0)).sum() for name, p in one.parameters.items()).backward()  # type: ignore[union-attr]
     assert [name for name, p in one.parameters.items() if torch.equal(p, before[name])] == ["unet.b"]
-    assert one.clip() != one.clip(), "the norm says that something was broken, and is then forgotten"
+    assert float(one.clip()) != float(one.clip()), "the norm says that something was broken, and is then forgotten"
 
 
 @pytest.mark.parametrize("fused", [False, True])
