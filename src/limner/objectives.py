@@ -110,7 +110,7 @@ class Denoising(Spec):
             noise = noise + self.noise_offset * offset
         noise, t = to_device(noise, x_0.device).to(x_0), to_device(t, x_0.device)
         if own is not None:
-            x_0, noise, t = x_0[own], noise[own], t[own]
+            x_0, noise, t = (rows[list(own)] for rows in (x_0, noise, t))
         x_t, target = schedule.add_noise(x_0, noise, t), schedule.target(x_0, noise, t)
         if teacher is not None:
             with torch.no_grad():
@@ -226,7 +226,7 @@ class Consistency(Spec):
         guidance = torch.cat([low + (high - low) * torch.rand(rows, generator=g) for g in draws]).to(x_0)
         t, end = starts[chosen].to(x_0.device), ends[chosen].to(x_0.device)
         if own is not None:
-            x_0, noise, t, end, guidance = x_0[own], noise[own], t[own], end[own], guidance[own]
+            x_0, noise, t, end, guidance = (rows[list(own)] for rows in (x_0, noise, t, end, guidance))
         earlier = (t - schedule.num_train_timesteps // self.solver_steps).clamp(min=0)
         x_t = schedule.add_noise(x_0, noise, t)
         with torch.no_grad():
