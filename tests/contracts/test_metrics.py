@@ -10,7 +10,9 @@ import torch
 
 from limner.metrics.colour_histogram import ColourHistogram
 from limner.metrics.encoder import ImageEncoder
+from limner.metrics.few_steps import FEW_STEP_QUESTIONS, SHARPNESS
 from limner.metrics.lite0 import Lite0
+from limner.metrics.luminance_gradient import LuminanceGradient
 from limner.metrics.metric import Metric, View
 from limner.metrics.questions import AESTHETIC, PREFERENCE, QUESTIONS
 from limner.metrics.set_questions import SET_QUESTIONS

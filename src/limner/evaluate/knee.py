@@ -1,8 +1,9 @@
-"""Which step to take: the one after which likeness grows by no more than its interval, while forgetting goes on."""
+"""Which step to take: the one after which likeness, or nearness to a teacher, grows by no more than its interval."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -18,9 +19,41 @@ PerStep = Mapping[int, Sequence[float]]
 Place = TypeVar("Place", int, str)
 
 
+@dataclass(frozen=True)
+class Wording:
+    """How a choice is said: sentences with the steps `taken`, `best` and `last`, and with `gain` and `moved`."""
+
+    nothing: str
+    growing: str
+    found: str
+    goes_on: str
+    has_stopped: str
+
+
+LIKENESS = Wording(
+    nothing="No choice can be made: at no step is the likeness above the base's by more than its interval. Not "
+    "conclusive; the last step, {last}, is taken.",
+    growing="Likeness was still growing at step {taken}, the last that was judged: more steps may give more.",
+    found="From step {taken} on likeness grows no more: step {best}, the best later one, adds {gain}.",
+    goes_on="Forgetting goes on: by step {last} the class has moved on by {moved}.",
+    has_stopped="Forgetting does not go on either: by step {last} the class has moved on by {moved}.",
+)
+NEARNESS = Wording(
+    nothing="No choice can be made: at no step are the pictures nearer to the base's many-step ones than before "
+    "anything was learned, by more than the interval. Not conclusive; the last step, {last}, is taken.",
+    growing="The pictures were still coming nearer to the base's many-step ones at step {taken}, the last that was "
+    "judged: more steps may bring them nearer.",
+    found="From step {taken} on the pictures come no nearer to the base's many-step ones: step {best}, the nearest "
+    "later one, is nearer by {gain}.",
+    goes_on="They go away from them again: by step {last} the distance has grown by {moved}.",
+    has_stopped="They do not go away from them either: by step {last} the distance has grown by {moved}.",
+)
+
+
 def find_knee(
-    likeness: PerStep, drift: PerStep | None, prompts: Sequence[str], class_prompts: Sequence[str] = (), *, seed: int
-) -> Knee | None:
+    likeness: PerStep, drift: PerStep | None, prompts: Sequence[str], class_prompts: Sequence[str] = (), *, seed: int,
+    wording: Wording = LIKENESS,
+) -> Knee | None:  # fmt: skip
     """Return the knee of a course of steps, the base's 0 first; None as long as only the base was judged.
 
     `likeness` and `drift` have the value of each image at each step, of the same prompts and seeds every time; the
@@ -47,8 +80,20 @@ def find_knee(
         later_gain=gain,
         forgetting=moved,
         is_forgetting=is_forgetting,
-        words=_words(taken, best, last, gain, moved, is_forgetting) if is_conclusive else _nothing(last),
+        words=_words(wording, taken, best, last, gain, moved, is_forgetting, is_conclusive=is_conclusive),
     )
+
+
+def find_nearest(distance: PerStep, start: Sequence[float], prompts: Sequence[str], *, seed: int) -> Knee | None:
+    """Return the step of a few-step run that comes nearest to what its base draws in many steps; None before any.
+
+    `distance` has at each step every image's share in the distance between the two sets, and `start` that of the base
+    in few steps, before anything was learned: it takes the place of step 0, which are the many-step pictures
+    themselves. The rule is `find_knee`'s, with nearness in the place of likeness and the distance itself in that of forgetting.
+    """
+    apart = {**distance, 0: start}
+    near = {step: [-value for value in values] for step, values in apart.items()}
+    return find_knee(near, apart, prompts, prompts, seed=seed, wording=NEARNESS)
 
 
 def climb(
@@ -79,24 +124,20 @@ def difference(
     return interval(np.subtract(values[one], values[other]), prompts, seed=seed, level=level)
 
 
-def _nothing(last: int) -> str:
-    return (
-        "No choice can be made: at no step is the likeness above the base's by more than its interval. Not conclusive; "
-        f"the last step, {last}, is taken."
-    )
-
-
 def _words(
-    taken: int, best: int | None, last: int, gain: Interval | None, moved: Interval | None, is_forgetting: bool
-) -> str:
-    """Return why a step is the knee."""
+    wording: Wording, taken: int, best: int | None, last: int, gain: Interval | None, moved: Interval | None,
+    is_forgetting: bool, *, is_conclusive: bool,
+) -> str:  # fmt: skip
+    """Return why a step is taken."""
+    if not is_conclusive:
+        return wording.nothing.format(last=last)
     if best is None or gain is None:
-        return f"Likeness was still growing at step {taken}, the last that was judged: more steps may give more."
-    found = f"From step {taken} on likeness grows no more: step {best}, the best later one, adds {told(gain, LEVEL)}."
+        return wording.growing.format(taken=taken)
+    found = wording.found.format(taken=taken, best=best, gain=told(gain, LEVEL))
     if moved is None:
         return found
-    goes_on = "Forgetting goes on" if is_forgetting else "Forgetting does not go on either"
-    return f"{found} {goes_on}: by step {last} the class has moved on by {told(moved, 0.95)}."
+    more = wording.goes_on if is_forgetting else wording.has_stopped
+    return f"{found} {more.format(last=last, moved=told(moved, 0.95))}"
 
 
 def told(one: Interval, level: float) -> str:
