@@ -13,6 +13,7 @@ from limner.drawing import draw_between, draw_untaught, draw_untouched
 from limner.errors import UserError
 from limner.evaluate.course import Judges, until
 from limner.evaluate.encoders import encoders_of
+from limner.evaluate.knee import places_of
 from limner.families.family import Family
 from limner.generate.draw import check_resolution
 from limner.generate.faults import tell_faults
@@ -127,7 +128,7 @@ class Validations:
             return
         means = {curve.kind: curve.scores[step].mean for curve in self._course.curves}
         self._folder.append_log("judged", step=step, scores=means)
-        said = ", ".join(f"{kind.replace('_', ' ')} {mean:.3f}" for kind, mean in means.items())
+        said = ", ".join(f"{kind.replace('_', ' ')} {mean:.{places_of(mean)}f}" for kind, mean in means.items())
         self._watch.say(f"{f'step {step}' if step else 'the base'}: {said}")
 
     def _judged(self, step: int) -> Course:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from typing import TypeVar
 
 import numpy as np
@@ -89,7 +90,7 @@ def find_nearest(distance: PerStep, start: Sequence[float], prompts: Sequence[st
 
     `distance` has at each step every image's share in the distance between the two sets, and `start` that of the base
     in few steps, before anything was learned: it takes the place of step 0, which are the many-step pictures
-    themselves. The rule is `find_knee`'s, with nearness in the place of likeness and the distance itself in that of forgetting.
+    themselves. The rule is `find_knee`'s: nearness is in the place of likeness, and the distance in that of forgetting.
     """
     apart = {**distance, 0: start}
     near = {step: [-value for value in values] for step, values in apart.items()}
@@ -142,5 +143,16 @@ def _words(
 
 def told(one: Interval, level: float) -> str:
     """Return a difference with its interval, for a sentence."""
-    ends = "" if one.low is None or one.high is None else f" ({level:.0%}: {one.low:+.3f} to {one.high:+.3f})"
-    return f"{one.mean:+.3f}{ends}"
+    places = places_of(one.mean, one.low or 0.0, one.high or 0.0)
+    ends = (
+        ""
+        if one.low is None or one.high is None
+        else f" ({level:.0%}: {one.low:+.{places}f} to {one.high:+.{places}f})"
+    )
+    return f"{one.mean:+.{places}f}{ends}"
+
+
+def places_of(*values: float) -> int:
+    """Return how many decimal places values are told with: three, and of small ones as many as make two digits."""
+    largest = max(map(abs, values))
+    return 3 if largest >= 0.01 or not largest else 1 - floor(log10(largest))

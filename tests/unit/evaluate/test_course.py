@@ -79,7 +79,9 @@ def test_many_steps_are_what_the_few_are_measured_against(course: Course) -> Non
     assert (level.title, level.pairs) == ("in 4 steps, drawn as the adapter is", PROMPTS * IMAGES)
     assert level.value < blurriest.value == pytest.approx(means[0])
     assert len(distance.start) == PROMPTS * IMAGES
-    assert np.mean(distance.start) == pytest.approx(next(one.value for one in distance.levels if one.title == level.title))
+    assert np.mean(distance.start) == pytest.approx(
+        next(one.value for one in distance.levels if one.title == level.title)
+    )
 
 
 def test_a_resumed_run_decides_as_it_had(course: Course) -> None:
