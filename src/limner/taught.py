@@ -100,9 +100,9 @@ def _judged(recipe: Recipe) -> list[str]:
         usual = [p.replace("{subject}", "{word}").replace("{class_noun}", "{word}")
                  for p in (*own.prompts, *own.class_prompts)]  # fmt: skip
         new = [template for template in usual if template not in TEMPLATES]
-        count = min(max(len(new), len(words)), JUDGED)
-        filled = [new[i % len(new)].replace("{word}", words[i % len(words)]) for i in range(count)]
-        return [prompt for prompt in filled if prompt not in reported]
+        pairs = [(i % len(new), (i + i // len(new)) % len(words)) for i in range(len(new) * len(words))]
+        filled = dict.fromkeys(new[template].replace("{word}", words[word]) for template, word in pairs)
+        return [prompt for prompt in filled if prompt not in reported][:JUDGED]
     left = [prompt for prompt in all_of_them[asked.images :] if prompt not in reported]
     if len(left) < LEAST_UNITS:
         learned, most = min(asked.images, len(all_of_them)), len(all_of_them) - LEAST_UNITS

@@ -85,7 +85,7 @@ def test_it_is_drawn_as_the_adapter_is_and_the_base_as_it_is(judged: RunDir) -> 
     own, *_ = (level for level in course_of(judged).curves[0].levels if level.name == "untaught_0")
     assert own.title == "the base in 4 steps, drawn as the adapter is"
     drawn = {row["prompt"] for row in read_json(judged.untaught / "manifest.json")["images"]}
-    assert len(drawn) == 10
+    assert len(drawn) == 16
     assert not drawn & {template.replace("{word}", word) for template in TEMPLATES for word in ("critter", "robot")}
     assert {word in prompt for prompt in drawn for word in ("critter", "robot")} == {True, False}
 
