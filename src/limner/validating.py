@@ -77,7 +77,7 @@ class Validations:
     def kept(self) -> int | None:
         """Return the step whose checkpoint has to stay; None where the evidence does not choose, or not yet."""
         knee = self._course.knee if self._course and self._recipe.checkpoint.choose == "evidence" else None
-        return knee.step if knee and knee.is_conclusive else None
+        return knee.held or None if knee else None
 
     def catch_up(self) -> bool:
         """Judge the base, and the step that a resumed run goes on from, unless they are; return whether to end."""

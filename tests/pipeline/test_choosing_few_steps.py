@@ -43,17 +43,17 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
 
 @pytest.fixture(scope="module")
 def plain(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """Distil four steps without any validation."""
-    return distill(str(random_base), settings={**FEW, "steps": 4}, run=tmp_path_factory.mktemp("plain") / "run")
+    """Distil two steps without any validation."""
+    return distill(str(random_base), settings={**FEW, "steps": 2}, run=tmp_path_factory.mktemp("plain") / "run")
 
 
 @pytest.fixture(scope="module")
 def judged(random_base: Path, cache_of_its_own: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """Choose in a run whose best step is known: what it draws at step 4 takes the place of the many-step pictures."""
+    """Choose in a run whose best step is known: what it draws at step 2 takes the place of the many-step pictures."""
     place = tmp_path_factory.mktemp("judged")
     first = distill(str(random_base), settings={**FEW, **VALIDATING}, run=place / "first")
     (many,) = cache_of_its_own.glob("base-pictures/*/step-000000")
-    for picture in (first.validation / "step-000004").glob("*.png"):
+    for picture in (first.validation / "step-000002").glob("*.png"):
         shutil.copy(picture, many)
     return distill(str(random_base), settings={**FEW, **CHOOSING}, run=place / "run")
 
@@ -63,14 +63,14 @@ def test_the_step_nearest_to_many_steps_becomes_the_result(judged: RunDir, plain
     assert course.steps == STEPS
     assert [curve.kind for curve in course.curves] == ["teacher_distance", "sharpness"], "no subject, no likeness"
     distance, sharpness = course.curves
-    assert not any(distance.values[4])
-    assert set(sharpness.values[4]) == {1.0}
+    assert not any(distance.values[2])
+    assert set(sharpness.values[2]) == {1.0}
     assert course.knee
-    assert (course.knee.step, course.knee.is_conclusive, course.knee.waited) == (4, True, 1), course.knee.words
+    assert (course.knee.step, course.knee.is_conclusive, course.knee.waited) == (2, True, 2), course.knee.words
     chosen = read_json(judged.provenance)["chosen"]
-    assert (chosen["choose"], chosen["step"], chosen["why"]) == ("evidence", 4, course.knee.words)
-    assert tensors(judged) == tensors(plain), "the weights of step 4, and validations changed nothing in them"
-    assert losses(judged)[:4] == losses(plain)
+    assert (chosen["choose"], chosen["step"], chosen["why"]) == ("evidence", 2, course.knee.words)
+    assert tensors(judged) == tensors(plain), "the weights of step 2, and validations changed nothing in them"
+    assert losses(judged)[:2] == losses(plain)
 
 
 def test_it_is_drawn_as_the_adapter_is_and_the_base_as_it_is(judged: RunDir) -> None:
@@ -103,7 +103,7 @@ def test_the_page_shows_the_course(judged: RunDir) -> None:
     limner.evaluate(judged.path)
     page = limner.report(judged.path).read_text(encoding="utf-8")
     for said in ("Distance to the many-step pictures, as a set", "Sharpness against the many-step pictures",
-                 "From step 4 on the pictures come no nearer", "base, 3 steps", "base, 4 steps", "step 4, the nearest",
+                 "From step 2 on the pictures come no nearer", "base, 3 steps", "base, 4 steps", "step 2, the nearest",
                  "the base in 4 steps, drawn as the adapter is:", "Step 0 is the base in many steps"):  # fmt: skip
         assert said in page
 

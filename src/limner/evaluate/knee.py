@@ -40,8 +40,8 @@ LIKENESS = Wording(
     has_stopped="Forgetting does not go on either: by step {last} the class has moved on by {moved}.",
 )
 NEARNESS = Wording(
-    nothing="No choice can be made: at no step are the pictures nearer to the base's many-step ones than before "
-    "anything was learned, by more than the interval. Not conclusive; the last step, {last}, is taken.",
+    nothing="No choice can be made: no step is nearer to the base's many-step pictures than the others by more than "
+    "the interval. Not conclusive; the last step, {last}, is taken.",
     growing="The pictures were still coming nearer to the base's many-step ones at step {taken}, the last that was "
     "judged: more steps may bring them nearer.",
     found="From step {taken} on the pictures come no nearer to the base's many-step ones: step {best}, the nearest "
@@ -52,9 +52,8 @@ NEARNESS = Wording(
 
 
 def find_knee(
-    likeness: PerStep, drift: PerStep | None, prompts: Sequence[str], class_prompts: Sequence[str] = (), *, seed: int,
-    wording: Wording = LIKENESS,
-) -> Knee | None:  # fmt: skip
+    likeness: PerStep, drift: PerStep | None, prompts: Sequence[str], class_prompts: Sequence[str] = (), *, seed: int
+) -> Knee | None:
     """Return the knee of a course of steps, the base's 0 first; None as long as only the base was judged.
 
     `likeness` and `drift` have the value of each image at each step, of the same prompts and seeds every time; the
@@ -66,12 +65,46 @@ def find_knee(
     steps = sorted(likeness)
     if len(steps) < 2:
         return None
-    taken, last = climb(likeness, steps, prompts, seed=seed), steps[-1]
+    taken = climb(likeness, steps, prompts, seed=seed)
     is_conclusive = taken > steps[0]
-    later = [step for step in steps if step > taken] if is_conclusive else []
-    best = max(later, key=lambda step: float(np.mean(likeness[step])), default=None)
-    gain = None if best is None else difference(likeness, best, taken, prompts, seed=seed)
-    moved = difference(drift, last, taken, class_prompts, seed=seed, level=0.95) if drift and later else None
+    later = taken < steps[-1] and is_conclusive
+    moved = difference(drift, steps[-1], taken, class_prompts, seed=seed, level=0.95) if drift and later else None
+    return _knee(likeness, taken, moved, prompts, seed=seed, wording=LIKENESS, is_conclusive=is_conclusive)
+
+
+def find_nearest(distance: PerStep, start: Sequence[float], prompts: Sequence[str], *, seed: int) -> Knee | None:
+    """Return the step of a few-step run that comes nearest to what its base draws in many steps; None before any.
+
+    `distance` has at each step every image's share in the distance between the two sets (at step 0, of the many-step
+    pictures themselves, none), and `start` that of the base in few steps before anything was learned.
+
+    The step is what `climb` takes of those that were judged, by nearness. It is conclusive where it is nearer than the
+    first that was judged, or the last one is farther than it, by more than the interval (`LEVEL`). Whether it is nearer
+    than the start is said beside it: where learning makes it worse at once, the least learned is the best there is.
+    """
+    steps = sorted(step for step in distance if step)
+    if not steps:
+        return None
+    near = {step: [-value for value in distance[step]] for step in steps}
+    taken, last = climb(near, steps, prompts, seed=seed), steps[-1]
+    is_conclusive = taken > steps[0] or _is_above(difference(distance, last, taken, prompts, seed=seed))
+    moved = (
+        difference(distance, last, taken, prompts, seed=seed, level=0.95) if is_conclusive and last > taken else None
+    )
+    found = _knee(near, taken, moved, prompts, seed=seed, wording=NEARNESS, is_conclusive=is_conclusive)
+    gained = interval(np.subtract(start, distance[found.step]), prompts, seed=seed, level=LEVEL)
+    return found.model_copy(update={"held": taken, "words": f"{found.words} {_against_start(found.step, gained)}"})
+
+
+def _knee(
+    values: PerStep, taken: int, moved: Interval | None, prompts: Sequence[str], *, seed: int, wording: Wording,
+    is_conclusive: bool,
+) -> Knee:  # fmt: skip
+    """Return what is to be said of the step that is taken; `moved` is what has got worse since."""
+    steps = sorted(values)
+    last, later = steps[-1], [step for step in steps if step > taken] if is_conclusive else []
+    best = max(later, key=lambda step: float(np.mean(values[step])), default=None)
+    gain = None if best is None else difference(values, best, taken, prompts, seed=seed)
     is_forgetting = moved is not None and moved.low is not None and moved.low > 0
     return Knee(
         step=taken if is_conclusive else last,
@@ -82,19 +115,8 @@ def find_knee(
         forgetting=moved,
         is_forgetting=is_forgetting,
         words=_words(wording, taken, best, last, gain, moved, is_forgetting, is_conclusive=is_conclusive),
+        held=taken if is_conclusive else 0,
     )
-
-
-def find_nearest(distance: PerStep, start: Sequence[float], prompts: Sequence[str], *, seed: int) -> Knee | None:
-    """Return the step of a few-step run that comes nearest to what its base draws in many steps; None before any.
-
-    `distance` has at each step every image's share in the distance between the two sets, and `start` that of the base
-    in few steps, before anything was learned: it takes the place of step 0, which are the many-step pictures
-    themselves. The rule is `find_knee`'s: nearness is in the place of likeness, and the distance in that of forgetting.
-    """
-    apart = {**distance, 0: start}
-    near = {step: [-value for value in values] for step, values in apart.items()}
-    return find_knee(near, apart, prompts, prompts, seed=seed, wording=NEARNESS)
 
 
 def climb(
@@ -112,9 +134,14 @@ def climb(
     taken = places[0]
     for place in places[1:]:
         gain = difference(likeness, place, taken, prompts, seed=seed)
-        if gain.n_units >= LEAST_UNITS and gain.low is not None and gain.low > 0:
+        if _is_above(gain):
             taken = place
     return taken
+
+
+def _is_above(gain: Interval) -> bool:
+    """Tell whether an interval lies above 0, with enough prompts behind it."""
+    return gain.n_units >= LEAST_UNITS and gain.low is not None and gain.low > 0
 
 
 def difference(
@@ -139,6 +166,17 @@ def _words(
         return found
     more = wording.goes_on if is_forgetting else wording.has_stopped
     return f"{found} {more.format(last=last, moved=told(moved, 0.95))}"
+
+
+def _against_start(step: int, gained: Interval) -> str:
+    """Return what a few-step run has learned: how much nearer a step is than the base in few steps was before."""
+    if _is_above(gained):
+        what = "is nearer than"
+    elif gained.high is not None and gained.high < 0:
+        what = "is farther away than"
+    else:
+        what = "cannot be told from"
+    return f"Step {step} {what} the base in as few steps before anything was learned (nearer by {told(gained, LEVEL)})."
 
 
 def told(one: Interval, level: float) -> str:

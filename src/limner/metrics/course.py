@@ -23,14 +23,15 @@ class Curve(Question):
 class Knee(Spec):
     """The step after which likeness grows no more; of a few-step run, nearness to the base's many-step pictures.
 
-    What is said of likeness below holds for nearness, the distance with its sign changed; the place of the base has the
-    base in few steps, before anything was learned.
+    What is said of likeness below holds for nearness, the distance with its sign changed; the first step that was
+    judged stands in the place of the base.
     """
 
     step: int
     """Which one; where no choice can be made the last that was judged."""
     is_conclusive: bool
-    """False where at no step likeness is above the base's by more than its interval, of 99 %."""
+    """False where at no step likeness is above the base's by more than its interval, of 99 %; of a few-step run true
+    too where the last step is farther away than this one by more than that."""
     is_growing: bool
     """Whether it is the last step that was judged, so that more steps may give more."""
     waited: int
@@ -44,6 +45,8 @@ class Knee(Spec):
     """Whether that interval lies above 0."""
     words: str
     """All of it as a sentence."""
+    held: int = 0
+    """The step whose checkpoint has to stay, because it is or may yet be taken; 0 as long as that is none."""
 
 
 class Course(Spec):

@@ -95,12 +95,27 @@ def test_a_resumed_run_decides_as_it_had(course: Course) -> None:
     assert base.knee is None
 
 
-def test_what_is_never_nearer_than_before_allows_no_choice(tmp_path: Path) -> None:
-    base, few = draw(tmp_path / "base", blurred(0)), draw(tmp_path / "few", blurred(1))
+@pytest.mark.parametrize(
+    ("made", "taken", "says"),
+    [
+        ((3, {10: 0.3, 20: 1, 30: 2}), (10, True), "Step 10 is nearer than the base in as few steps before"),
+        ((0, {10: 1, 20: 2, 30: 3}), (10, True), "Step 10 is farther away than the base in as few steps before"),
+        ((1, {10: 1, 20: 1, 30: 1}), (30, False), "Step 30 cannot be told from the base in as few steps before"),
+    ],
+)
+def test_where_it_only_gets_worse_the_least_learned_is_taken_and_set_beside_the_start(
+    made: tuple[float, dict[int, float]], taken: tuple[int, bool], says: str, tmp_path: Path
+) -> None:
+    """Its checkpoint has to stay from the first look on, when nothing can be told yet."""
+    base, few = draw(tmp_path / "base", blurred(0)), draw(tmp_path / "few", blurred(made[0]))
     judges = Judges([ColourHistogram()], RunDir(tmp_path), base, untaught={"untaught": few})
     found = judges.judge(base, 0, None, key="a")
-    for step in (10, 20):
-        found = judges.judge(draw(tmp_path / str(step), grainy), step, found, key="a")
+    for step, radius in made[1].items():
+        found = judges.judge(draw(tmp_path / str(step), blurred(radius)), step, found, key="a")
+        assert found.knee
+        assert found.knee.held == 10
+        assert found.knee.is_conclusive == (step > 10 and taken[1])
     assert found.knee
-    assert (found.knee.step, found.knee.is_conclusive) == (20, False)
-    assert "Not conclusive; the last step, 20, is taken" in found.knee.words
+    assert (found.knee.step, found.knee.is_conclusive) == taken, found.knee.words
+    assert says in found.knee.words
+    assert ("Not conclusive; the last step, 30, is taken" in found.knee.words) == (not taken[1])
