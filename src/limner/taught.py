@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +81,28 @@ def with_prompts_to_look_at(recipe: Recipe) -> Recipe:
     Raises:
         UserError: too few prompts are left to judge by, or nothing says what to draw.
     """
-    preview, own = recipe.preview, recipe.validation
+    preview, own, asked = recipe.preview, recipe.validation, recipe.distill
     usual, settings = type(own)(), dict[str, Any]()
+    has_words = bool(recipe.pictures.token or recipe.pictures.class_noun)
     if recipe.has_subject:
         return recipe
-    if preview.every_steps and preview.prompt == type(preview)().prompt:
+    if preview.every_steps and preview.prompt == type(preview)().prompt and not has_words:
         settings["preview.prompt"] = prompts_of(recipe)[0]
     if own.every_steps and own.prompts == usual.prompts:
-        settings["validation.prompts"] = _judged(recipe)
-        settings |= {"validation.class_prompts": []} if own.class_prompts == usual.class_prompts else {}
+        of_words = has_words and not asked.words and not asked.prompts
+        settings["validation.prompts"] = _not_learned(usual.prompts) if of_words else _judged(recipe)
+        if own.class_prompts == usual.class_prompts:
+            settings["validation.class_prompts"] = _not_learned(usual.class_prompts) if of_words else []
     return changed(recipe, settings) if settings else recipe
+
+
+def _not_learned(prompts: Sequence[str]) -> list[str]:
+    """Return those prompts that class words are not put into for the base to draw."""
+    return [p for p in prompts if _with_word(p) not in TEMPLATES]
+
+
+def _with_word(prompt: str) -> str:
+    return prompt.replace("{subject}", "{word}").replace("{class_noun}", "{word}")
 
 
 def _judged(recipe: Recipe) -> list[str]:
@@ -97,9 +110,7 @@ def _judged(recipe: Recipe) -> list[str]:
     asked, all_of_them, reported = recipe.distill, prompts_of(recipe), reported_prompts(recipe)
     if not asked.prompts:
         own, words = type(recipe.validation)(), _words(recipe)
-        usual = [p.replace("{subject}", "{word}").replace("{class_noun}", "{word}")
-                 for p in (*own.prompts, *own.class_prompts)]  # fmt: skip
-        new = [template for template in usual if template not in TEMPLATES]
+        new = [_with_word(prompt) for prompt in _not_learned((*own.prompts, *own.class_prompts))]
         pairs = [(i % len(new), (i + i // len(new)) % len(words)) for i in range(len(new) * len(words))]
         filled = dict.fromkeys(new[template].replace("{word}", words[word]) for template, word in pairs)
         return [prompt for prompt in filled if prompt not in reported][:JUDGED]

@@ -66,6 +66,17 @@ def test_what_the_user_gave_stays_and_a_subject_is_judged_as_ever(tmp_path: Path
     assert recipe(distill__words=["dog"], validation__every_steps=0).validation.prompts == plain.validation.prompts
 
 
+def test_a_base_that_knows_a_subject_is_asked_for_it_by_its_words() -> None:
+    """A whole model of a subject, or a class: prompts are scored without the token, and none is learned from."""
+    found = recipe(pictures__class_noun="dog", pictures__token="sks", preview__every_steps=5)
+    drawn = {(one.set, one.prompt, one.plain_prompt) for one in found.validation_requests}
+    assert ("subject", "a sks dog on a sofa", "a dog on a sofa") in drawn
+    assert ("class", "a dog", "a dog") in drawn
+    assert not {prompt for _, prompt, _ in drawn} & {*prompts_of(found)}
+    assert len({prompt for kind, prompt, _ in drawn if kind == "subject"}) == 6
+    assert found.preview.prompt == "a photo of {subject}"
+
+
 def test_a_preview_shows_what_is_learned_from() -> None:
     assert recipe(distill__words=["dog"], preview__every_steps=5).preview.prompt == "a photo of a dog"
     assert recipe(distill__words=["dog"], preview__every_steps=5, preview__prompt="x").preview.prompt == "x"
