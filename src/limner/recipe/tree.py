@@ -40,9 +40,10 @@ class Checkpoint(Spec):
     """How many of the newest checkpoints stay on disk."""
     choose: Literal["last", "loss", "evidence"] = "last"
     """Which step's weights the result is made of. "last": the last one's. "evidence": those of the step after which
-    likeness grows no more on the pictures of `validation`. "loss": those of the checkpoint with the lowest loss on the
-    held-out pictures (`evaluation.pictures`), always with the same noise at the same timesteps. Its checkpoint stays on
-    disk beside the newest; nothing changes in the training."""
+    likeness grows no more on the pictures of `validation`; of a few-step run, of the one that comes nearest to the
+    base's many-step pictures. "loss": those of the checkpoint with the lowest loss on the held-out pictures
+    (`evaluation.pictures`), always with the same noise at the same timesteps. Its checkpoint stays on disk beside the
+    newest; nothing changes in the training."""
 
     @model_validator(mode="before")
     @classmethod
