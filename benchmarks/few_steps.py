@@ -109,7 +109,9 @@ def draw_arms(
     base = what_draws(recipe.base, (), {"resolution": recipe.resolution, "device": recipe.device})
     with opened(Wanted(None, recipe, (), base.sampling, ()), Lines()) as ready:
         resolution_px = check_resolution(ready.family, recipe.resolution)
-        beneath = {ready.adapters.load(folder.subject): 1.0} if folder.subject.is_dir() else {}
+        subject = RunDir(folder.subject)
+        held = [one for one in (subject.adapter, *subject.embeddings()) if one.is_file()]
+        beneath = {ready.adapters.load(one, name=f"subject-{number}"): 1.0 for number, one in enumerate(held)}
         all_ = {**beneath, ready.adapters.load(folder.adapter, name="few"): 1.0}
 
         def switch(name: str) -> None:
@@ -148,7 +150,7 @@ def score(recipe: Recipe, run: RunDir, folders: dict[str, Path]) -> dict[str, An
     encoders, _ = encoders_of(recipe.base)
     metrics = first_of(standard_metrics(encoders), [*QUESTIONS, "class_kd"])
     images = {name: read_images(folder) for name, folder in folders.items()}
-    learned = sorted((RunDir(run.subject).pictures).glob("*.*")) if run.subject.is_dir() else []
+    learned = sorted(RunDir(run.subject).pictures.glob("*.png")) if run.subject.is_dir() else []
     prompts = tuple(one.prompt_key for one in images[MANY])
     found: dict[str, Any] = {}
     for metric in metrics:

@@ -36,6 +36,7 @@ METHODS: dict[str, list[str]] = {
     "textual-inversion": ["--recipe", "textual-inversion", "optimizer.warmup_steps=0"],
     "pivotal": ["--recipe", "pivotal"],
     "dreambooth": ["--recipe", "dreambooth"],
+    "dreambooth, gradient checkpointing": ["--recipe", "dreambooth", "gradient_checkpointing=true"],
     "dreambooth, Adafactor, fused backward": [
         "--recipe", "dreambooth", "optimizer.kind=adafactor", "optimizer.fused_backward=true",
         "optimizer.max_grad_norm=0",

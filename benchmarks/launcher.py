@@ -71,6 +71,9 @@ class Ended:
 
 def warm_up() -> None:
     """Import what a run needs; nothing is computed, so that no thread is there when the process is forked."""
+    from limner.families.load import silence
+
+    silence()  # first, as in a run
     for name in MODULES:
         importlib.import_module(name)
 

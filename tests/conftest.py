@@ -22,6 +22,14 @@ settings.register_profile("limner", derandomize=True, deadline=None, print_blob=
 settings.load_profile("limner")
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    """Import in each worker of the whole suite what Limner imports, as it does: diffusers alone would take longer."""
+    if hasattr(session.config, "workerinput"):
+        from limner.families.load import silence
+
+        silence()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Point LIMNER_CACHE to a folder that lives as long as the session."""
@@ -62,12 +70,10 @@ def random_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def family(random_base: Path):
-    """Load the random base afresh, float32, on the CPU."""
-    import torch
+    """Return the random base afresh, float32, on the CPU."""
+    from tests.fresh import fresh
 
-    from limner.families.load import load
-
-    return load(str(random_base), dtype=torch.float32, device="cpu")
+    return fresh(random_base)
 
 
 @pytest.fixture(scope="session")

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
+
+from limner.families.load import load, sketch
+from limner.pictures.spec import Pictures
+from limner.prepare import look
+from limner.prepare.check import check_pictures
+from limner.prepare.encode import prepare
 
 SHARD = 10_000
 """Pictures per folder."""
@@ -38,18 +46,8 @@ def make_pictures(folder: Path, number: int) -> None:
 def work(folder: Path, cache: Path, base: str, resolution_px: int) -> None:
     """Check and cache everything in one process, and print what that took as JSON.
 
-    A very small VAE stands in for the base's: what is measured is everything else. Imported here, because the
-    process that only waits and kills needs none of it.
+    A very small VAE stands in for the base's: what is measured is everything else.
     """
-    import torch
-    from diffusers import AutoencoderKL
-
-    from limner.families.load import load
-    from limner.pictures.spec import Pictures
-    from limner.prepare import look
-    from limner.prepare.check import check_pictures
-    from limner.prepare.encode import prepare
-
     counts = {"decoded_to_check": 0, "encoded": 0}
     decode = look.decode_bytes
 
@@ -116,25 +114,23 @@ def main() -> None:
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--resolution", type=int, default=16)
     parser.add_argument("--out", type=Path, help="write the result there too, with date, machine and versions")
-    parser.add_argument("--work", nargs=2, type=Path, metavar=("FOLDER", "CACHE"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.work:
-        work(*given.work, given.base, given.resolution)
-        return
+    sketch(given.base, dtype=torch.float32)  # imports all that the processes need before they are forked
     with tempfile.TemporaryDirectory() as place:
         folder, cache = Path(place) / "pictures", Path(place) / "cache"
         begun = time.perf_counter()
         make_pictures(folder, given.pictures)
         made_s = time.perf_counter() - begun
-        command = [sys.executable, "-m", "benchmarks.data.large_set", "--base", given.base]
-        command += ["--resolution", str(given.resolution), "--work", str(folder), str(cache)]
-        kept_looks, _ = kill_when(command, lambda: looks_kept(cache), given.pictures // 3)
-        kept_entries, said = kill_when(command, lambda: entries_kept(cache), given.pictures // 3)
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        said = Path(place) / "said"
+        task = (said, folder, cache, given.base, given.resolution)
+        kept_looks = kill_when(task, lambda: looks_kept(cache), given.pictures // 3)
+        kept_entries = kill_when(task, lambda: entries_kept(cache), given.pictures // 3)
+        second = json.loads(said.read_text())
+        started(task).join()
         result = {"pictures": given.pictures, "made_s": round(made_s, 1)}
         result |= {"looks_kept_by_the_first_kill": kept_looks, "entries_kept_by_the_second_kill": kept_entries}
-        result["decoded_by_the_second_run"] = json.loads(said)["decoded_to_check"]
-        result |= json.loads(done.stdout.splitlines()[-1])
+        result["decoded_by_the_second_run"] = second["decoded_to_check"]
+        result |= json.loads(said.read_text().splitlines()[-1])
         result["seconds"] = round(time.perf_counter() - begun, 1)
         print(json.dumps(result))
         if given.out:
@@ -150,19 +146,32 @@ def about() -> dict[str, object]:
     return {"date": date, "command": command, "machine": machine.hardware(), "versions": machine.versions()}
 
 
-def kill_when(command: list[str], progress: Callable[[], int], enough: int) -> tuple[int, str]:
-    """Run a command, kill it (-9) when `progress` says enough is done; return what is left of its work and words."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def started(task: tuple[Path, Path, Path, str, int]) -> ForkProcess:
+    """Do the work in a process forked from this one, which has imported everything."""
+    process = get_context("fork").Process(target=told, args=task)
+    process.start()
+    return process
+
+
+def told(said: Path, *task: object) -> None:
+    """Do the work, and write what it prints into a file."""
+    with said.open("w", encoding="utf-8") as out, redirect_stdout(out):
+        work(*task)  # pyright: ignore[reportArgumentType]
+
+
+def kill_when(task: tuple[Path, Path, Path, str, int], progress: Callable[[], int], enough: int) -> int:
+    """Do the work until `progress` says that enough is done, and kill it (-9) there; return what is left of it."""
+    process = started(task)
     while True:
         begun = time.perf_counter()
         if progress() >= enough:
             break
-        if process.poll() is not None:
-            raise SystemExit(f"ended before it could be killed, with exit code {process.returncode}")
+        if process.exitcode is not None:
+            raise SystemExit(f"ended before it could be killed, with exit code {process.exitcode}")
         time.sleep(max(0.05, 20 * (time.perf_counter() - begun)))  # counting must not slow down what is counted
-    os.kill(process.pid, signal.SIGKILL)
-    said, _ = process.communicate()
-    return progress(), said
+    process.kill()
+    process.join()
+    return progress()
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from limner.schedule import Schedule
@@ -151,7 +151,7 @@ class Consistency(Spec):
 
     @field_validator("phases")
     @classmethod
-    def _fewer(cls, value: int, info: ValidationInfo) -> int:
+    def _fewer(cls, value: int, info: Any) -> int:
         if value >= info.data.get("solver_steps", value + 1):
             raise ValueError(f"must be fewer than solver_steps, {info.data['solver_steps']}")
         return value

@@ -17,14 +17,14 @@ from limner.adapters.textual_inversion import attach_words
 from limner.errors import Guarded, UserError
 from limner.export.embedding import read_embedding, write_embedding
 from limner.families.family import Family
-from limner.families.load import load
+from tests.fresh import fresh
 
 SDXL = {"text_encoder": torch.randn(2, 768), "text_encoder_2": torch.randn(2, 1280)}
 
 
 @pytest.fixture
 def tiny() -> Family:
-    return load("tiny", dtype=torch.float32, device="cpu")
+    return fresh("tiny")
 
 
 @pytest.fixture(params=[1, 3], ids=["one", "three"])

@@ -21,6 +21,7 @@ from limner.export.lora_files import read_any_lora
 from limner.families.family import Family
 from limner.families.load import load, weights_of
 from limner.watch import Watch
+from tests.fresh import fresh
 from tests.lora_files import write_random_lora
 
 
@@ -36,7 +37,7 @@ class Told(Watch):
 
 @pytest.fixture(scope="module")
 def base(random_base: Path) -> Family:
-    return load(str(random_base), dtype=torch.float32, device="cpu")
+    return fresh(random_base)
 
 
 @pytest.fixture(scope="module")

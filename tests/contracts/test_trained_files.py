@@ -22,10 +22,10 @@ from limner.export.lora_check import difference, has_effect
 from limner.export.lora_files import read_any_lora
 from limner.export.peft_adapter import write_peft
 from limner.families.family import Family
-from limner.families.load import load
 from limner.objectives import Denoising
 from limner.train.loop import Slot, Training
 from limner.train.optimizer import AdamW
+from tests.fresh import fresh
 from tests.parity.test_methods import Two
 
 KINDS: dict[str, LoRA | Peft] = {
@@ -42,7 +42,7 @@ STEPS = 4
 def trained(random_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Train an adapter of each kind for a few steps, and write it as a run does."""
     folder, files = tmp_path_factory.mktemp("trained"), {}
-    family = load(str(random_base), dtype=torch.float32, device="cpu")
+    family = fresh(random_base)
     torch.manual_seed(0)
     for name, spec in KINDS.items():
         adapter = spec.attach(family, [SlotSettings(seed=1)])

@@ -23,12 +23,12 @@ from limner.errors import UserError
 from limner.export.lora_files import read_any_lora
 from limner.export.peft_adapter import read_peft, write_peft
 from limner.families.family import Family
-from limner.families.load import load
 from limner.objectives import Denoising
 from limner.seeds import generator
 from limner.train.loop import Slot, Training
 from limner.train.optimizer import AdamW
 from limner.types import Batch, Conditioning
+from tests.fresh import fresh
 from tests.unit.peft_methods import SPECS
 
 CAPTIONS = ("a red robot", "a blue robot")
@@ -59,8 +59,8 @@ def attach(spec: Peft, family: Family) -> PeftLayers:
 
 
 def direct(spec: Peft, state: dict[str, Tensor], random_base: Path) -> tuple[Family, dict[str, Tensor]]:
-    """Load the base again and give it the method as peft itself injects it, with the same weights."""
-    twin = load(str(random_base), dtype=torch.float32, device="cpu")
+    """Give the base, afresh, the method as peft itself injects it, with the same weights."""
+    twin = fresh(random_base)
     learning: dict[str, Tensor] = {}
     for root, layers in spec.find_targets(twin.modules).items():
         config = spec.config(tuple(layers))
@@ -153,7 +153,7 @@ def test_its_file_reads_back_here_and_in_peft(spec: Peft, family: Family, random
         tensors = load_file(path)
         with safe_open(str(path), "pt") as file:
             configs = json.loads(file.metadata()["peft"])
-        twin = load(str(random_base), dtype=torch.float32, device="cpu")
+        twin = fresh(random_base)
         for part, config in configs.items():
             inject_adapter_in_model(PeftConfig.from_peft_type(**config), twin.modules[part])
             own = {k.removeprefix(f"{part}."): t for k, t in tensors.items() if k.startswith(f"{part}.")}

@@ -1,15 +1,17 @@
 """Trainings of every method on real pictures, taken in one go or with stops, alone or as one of two processes.
 
-`python -m tests.pipeline.matrix BASE PICTURES OUT`, started once for each process, writes what all cases end with.
+`python -m tests.pipeline.matrix BASE PICTURES OUT` forks two processes that write what all cases end with in both.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.launcher import warm_up
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
@@ -158,8 +161,20 @@ def take(
     return Ended(tensors, numbers, steps, ids)
 
 
-def main(base: str, pictures: str, out: str) -> None:
+def main(*words: str) -> None:
+    """Import everything, then take every case in two processes."""
+    warm_up()
+    processes = [get_context("fork").Process(target=take_all, args=(rank, *words)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in processes))
+
+
+def take_all(rank: int, base: str, pictures: str, out: str) -> None:
     """Take every case in one go and with stops, as one of several processes, and write what each ended with."""
+    os.environ["RANK"] = str(rank)
     torch.set_num_threads(1)
     family = load(base, dtype=torch.float32, device="cpu")
     with joined() as ranks:

@@ -29,7 +29,7 @@ from limner.watch import Watch
 PICTURES = ASSETS / "demo" / "critter"
 FEW: dict[str, Any] = {
     "steps": 2, "batch": 2, "learning_rate": 1e-2, "adapter.rank": 4, "adapter.save_precision": "float32",
-    "checkpoint.every_steps": 1,
+    "checkpoint.every_steps": 1, "objective.phases": 1,
 }  # fmt: skip
 DRAWN: dict[str, Any] = {"distill.words": ["critter"], "distill.images": 4, "generation.num_inference_steps": 2}
 SUBJECT: dict[str, Any] = {

@@ -21,6 +21,7 @@ from limner.generate.warm import Warm
 from limner.keyboard import edited, typed
 from limner.live import follow, live
 from limner.rundir import RunDir
+from tests.fresh import fresh
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,7 @@ def request_of(prompt: str, seed: int) -> Request:
 def test_a_warm_model_draws_what_the_pipeline_draws(
     sampling: Sampling, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    from limner.families.load import load
-
-    family = load(str(request.getfixturevalue(f"random_{kind}")), dtype=torch.float32, device="cpu")
+    family = fresh(request.getfixturevalue(f"random_{kind}"))
     warm = Warm(family, sampling, 64)
     for prompt, seed in (("a critter", 3), ("a red critter", 3), ("a critter", 3), ("a critter", 4)):
         pixels = draw_batch(family, [request_of(prompt, seed)], sampling, 64, lambda step: None)[1]

@@ -142,36 +142,19 @@ def _unet(base: Path) -> torch.nn.Module:
 
 @pytest.mark.slow
 def test_the_peak_is_right_within_15_percent(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fresh processes: one plans, one trains; the kernel says what the training held.
-
-    Other methods: benchmarks/plan_accuracy.py.
-    """
+    """A fresh process trains, and the kernel says what it held; other methods: benchmarks/plan_accuracy.py."""
     monkeypatch.setenv("LIMNER_CACHE", str(tmp_path / "cache"))  # what is cached already takes no memory
-    words = [
-        str(pictures),
-        "--recipe",
-        "dreambooth",
-        "prior.count=2",
-        "base=tiny",
-        "steps=3",
-        "device=cpu",
-        "pictures.class_noun=thing",
-    ]
-    told = json.loads(limner("plan", *words, "--json").stdout)
-    limner("train", *words, "--run", str(tmp_path / "run"))
+    settings = {"prior.count": 2, "base": "tiny", "steps": 3, "device": "cpu", "pictures.class_noun": "thing"}
+    told = run.plan(pictures, recipe="dreambooth", settings=settings).facts
+    words = [f"{key}={value}" for key, value in settings.items()]
+    command = [sys.executable, "-m", "limner", "train", str(pictures), "--recipe", "dreambooth", *words]
+    subprocess.run([*command, "--run", str(tmp_path / "run")], check=True, env=os.environ)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     measured = {row["name"]: row["peak_memory_gib"] for row in log if row["event"] == "phase"}
     measured["train"] = max(measured["train"], measured["probe"])
     for phase in told["phases"]:
         if phase["phase"] in ("load", "prepare", "train"):
             assert phase["memory_gib"] == pytest.approx(measured[phase["phase"]], rel=WITHIN), phase["phase"]
-
-
-def limner(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "limner", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == code, done.stderr
-    return done
 
 
 def fitted(pictures: Path, base: Path, budget: int, at: Place = CPU, recipe: str = "lora", **settings: Any):

@@ -25,6 +25,7 @@ from limner.export.embedding import write_embedding
 from limner.export.peft_adapter import write_peft
 from limner.families.family import Family
 from limner.families.load import load
+from tests.fresh import fresh
 from tests.lora_files import write_random_lora
 
 DOG, CAT = "<dog>", "<cat>"
@@ -40,7 +41,7 @@ def picture(family: Family, prompt: str = f"a {DOG} and a {CAT}") -> Tensor:
 @pytest.fixture(scope="module")
 def base(random_sd15: Path) -> Family:
     """Load a base that every test here gives back as it was."""
-    return load(str(random_sd15), dtype=torch.float32, device="cpu")
+    return fresh(random_sd15)
 
 
 @pytest.fixture(scope="module")

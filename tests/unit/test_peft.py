@@ -16,8 +16,8 @@ from limner.adapters.peft import METHODS, Peft
 from limner.adapters.peft_layers import MOVES_BASE, PeftLayers
 from limner.errors import UserError
 from limner.families.family import Family
-from limner.families.load import load
 from limner.recipe import load_recipe
+from tests.fresh import fresh
 from tests.unit.peft_methods import SPECS
 
 
@@ -97,7 +97,7 @@ def test_the_seed_decides_the_first_weights(family: Family) -> None:
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 def test_it_learns_in_float32_on_a_base_in_bfloat16(spec: Peft, random_base: Path) -> None:
-    family = load(str(random_base), dtype=torch.bfloat16, device="cpu")
+    family = fresh(random_base, torch.bfloat16)
     adapter = attach(spec, family)
     x, t = torch.randn(2, 4, 16, 16, dtype=torch.bfloat16), torch.tensor([5, 700])
     predicted = family.predict(x, t, family.encode_text(["a", "b"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,17 +57,14 @@ class WeightChanges(Layered):
             raise UserError(f"the LoRA changes {strange}, a {kind}, which Limner cannot change.", "Use another LoRA.")
         self.layers, self._weights, self._biases = dict(layers), dict(weights), dict(biases)
         super().__init__(self.layers)
-        self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
+        self._handles = [layer.register_forward_hook(partial(self._add, name)) for name, layer in self.layers.items()]
 
-    def _hook(self, name: str, layer: nn.Module):
-        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            strength = self._strengths[name]
-            if not self._enabled or strength == 0:
-                return output
-            added = _apply(layer, inputs[0], self._weights[name], self._biases.get(name))
-            return output + (added if strength == 1 else strength * added)
-
-        return layer.register_forward_hook(add)
+    def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        strength = self._strengths[name]
+        if not self._enabled or strength == 0:
+            return output
+        added = _apply(layer, inputs[0], self._weights[name], self._biases.get(name))
+        return output + (added if strength == 1 else strength * added)
 
     def slot_parameters(self, slot: int) -> dict[str, Tensor]:
         """Return nothing: it does not learn."""

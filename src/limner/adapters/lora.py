@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -303,7 +304,10 @@ class StackedLoRA(Layered, Stackable):
 
     def attach_again(self) -> None:
         """Act on the base, for the first time or again after `detach`."""
-        self._handles = [self._hook(name, layer) for name, layer in self.layers.items()]
+        self._handles = [
+            self._targets[name].register_forward_hook(partial(self._add, name, layer))
+            for name, layer in self.layers.items()
+        ]
 
     def stacked(self, others: Sequence[StackedLoRA]) -> StackedLoRA:
         layers: dict[str, LoRALayer] = {}
@@ -324,14 +328,13 @@ class StackedLoRA(Layered, Stackable):
             move_out(layer.A)
             move_out(layer.B)
 
-    def _hook(self, name: str, layer: LoRALayer):
-        def add(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            strength = self._strengths[name]
-            if not self._enabled or strength == 0:
-                return output
-            return output + layer(inputs[0], strength, self._slot_of_block)
-
-        return self._targets[name].register_forward_hook(add)
+    def _add(
+        self, name: str, layer: LoRALayer, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        strength = self._strengths[name]
+        if not self._enabled or strength == 0:
+            return output
+        return output + layer(inputs[0], strength, self._slot_of_block)
 
     def slot_parameters(self, slot: int) -> dict[str, Tensor]:
         return {f"{name}.{k}": v for name, layer in self.layers.items() for k, v in layer.views(slot).items()}

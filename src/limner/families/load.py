@@ -134,8 +134,8 @@ def _family(base: Recognised, modules: dict[str, Any], read: ReadPart, device: t
     return family
 
 
-def _silence() -> None:
-    """Stop the libraries from telling of what concerns their developers."""
+def silence() -> None:
+    """Import the libraries that models are made with, and stop them from telling of what concerns their developers."""
     _import_bitsandbytes()  # before diffusers does
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -168,10 +168,11 @@ def _import_bitsandbytes() -> None:
 
 def _modules(base: Recognised) -> dict[str, Any]:
     """Return the base's modules as their configurations describe them, without memory for weights."""
-    _silence()
+    silence()
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers.initialization import no_init_weights
 
     folder = base.configurations
     encoders = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
@@ -183,7 +184,7 @@ def _modules(base: Recognised) -> dict[str, Any]:
                 "Give a complete diffusers folder.",
             )
     configs = {part: CLIPTextConfig.from_pretrained(str(folder / part), local_files_only=True) for part in own}
-    with init_empty_weights():
+    with init_empty_weights(), no_init_weights():
         return {
             "vae": AutoencoderKL.from_config(_json(folder / "vae/config.json")),
             **{part: kind(configs[part]) for part, kind in own.items()},

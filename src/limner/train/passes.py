@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -162,13 +163,8 @@ class Passes:
             taught=taught,
         )
         drawn: list[Timesteps] = []
-
-        def predict(x_t: Latents, t: Timesteps) -> Tensor:
-            drawn.append(t)
-            return self.family.predict(x_t.to(dtype), t, conditioning)
-
         losses = self.objective.losses(
-            predict,
+            partial(self._predicted, conditioning, drawn),
             x_0,
             self.family.schedule,
             draws=draws,
@@ -177,6 +173,13 @@ class Passes:
             teacher=teacher if any(every[row] for row in own) else None,  # a plan has no values to look at
         )
         return losses, drawn[0]
+
+    def _predicted(
+        self, conditioning: Conditioning, drawn: list[Timesteps], x_t: Latents, t: Timesteps
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Return what the model predicts with the adapter on, and add the timesteps to those `drawn`."""
+        drawn.append(t)
+        return self.family.predict(x_t.to(self.family.dtype), t, conditioning)
 
     def _is_taught(self, is_prior: bool) -> bool:
         return self.objective.needs_base or (self.teacher and is_prior)

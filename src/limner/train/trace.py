@@ -1,5 +1,7 @@
 """Run code on tensors that have no memory, and count what it would take: live bytes, operations, bytes moved."""
 
+# What runs for every kernel is marked `no_type_check`: checked while tests run, it would take most of a plan's time.
+
 from __future__ import annotations
 
 import functools
@@ -9,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +47,10 @@ ATTENTION = {
 """Kernels whose operations torch's own table does not count."""
 
 
+PLAIN = (int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+"""Arguments of operations that are what they say."""
+
+
 @dataclass
 class Cost:
     """What a piece of work takes."""
@@ -63,6 +69,7 @@ class Cost:
     """How many kernels run."""
 
 
+@no_type_check
 class Trace(TorchDispatchMode):
     """Counts the storages that live, however many tensors look at each, and the work that is done on them.
 
@@ -88,7 +95,10 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # pyright: ignore[reportPrivateUsage] - a kernel at work chooses no more
+            return self._dispatched(func, args, kwargs or {})
+
+    def _dispatched(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if func is aten._local_scalar_dense.default and args[0].is_meta:
             return args[0].dtype == torch.bool or 1
         if func is aten.nonzero.default and args[0].is_meta:
@@ -98,7 +108,7 @@ class Trace(TorchDispatchMode):
         if func is aten._to_copy.default and args[0].is_meta and kwargs.get("device", META) != META:
             return self._to_host(args[0], kwargs.get("dtype"))
         nothing_made = _changes_only(func) and args[0].is_meta
-        out = args[0] if nothing_made else func(*args, **kwargs)
+        out = args[0] if nothing_made else _run(func, args, kwargs)
         self._count(func, args, kwargs, out)
         return out
 
@@ -144,6 +154,7 @@ class Trace(TorchDispatchMode):
         del self._storages[key]
 
 
+@no_type_check
 class _Kernels(TorchFunctionMode):
     """Chooses as a device does: fused attention, and under autocast the number formats."""
 
@@ -213,6 +224,79 @@ def _changes_only(func: Any) -> bool:
     return torch.Tag.pointwise in func.tags and func.overloadpacket.__name__.endswith("_")
 
 
+@no_type_check
+class _Like(NamedTuple):
+    """All of a tensor without memory that a kernel's results can depend on."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def made(self) -> Tensor:
+        """Return a new one."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+
+class _Unlike(Exception):
+    """An operation has an argument or a result that no `_Like` and no plain value stands for."""
+
+
+@no_type_check
+def _run(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operation; what comes of the same inputs is found out once: on "meta" that is Python, and slow."""
+    if func.is_view or func._schema.is_mutable:
+        return func(*args, **kwargs)
+    try:
+        made = _makes(func, _told(args), _told(tuple(kwargs.items())))
+    except _Unlike:
+        return func(*args, **kwargs)
+    return _untold(made)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _makes(func: Any, args: Any, kwargs: Any) -> Any:
+    """Return what an operation makes, as `_told` tells it.
+
+    Raises:
+        _Unlike: the results are no new tensors without memory, or share theirs.
+    """
+    given = _untold(args)
+    out = func(*given, **dict(_untold(kwargs)))
+    results = _tensors(out)
+    every = [*_tensors(given), *results]
+    storages = {tensor.untyped_storage()._cdata for tensor in every}  # pyright: ignore[reportPrivateUsage]
+    if not results or len(storages) < len(every):
+        raise _Unlike
+    return _told(out)
+
+
+@no_type_check
+def _told(tree: Any) -> Any:
+    """Return what an operation takes or gives in a form that can be looked up."""
+    if isinstance(tree, Tensor):
+        if not tree.is_meta or tree.layout != torch.strided:
+            raise _Unlike
+        return _Like(tree.shape, tree.stride(), tree.dtype)
+    if isinstance(tree, list | tuple):
+        return type(tree).__name__, *map(_told, tree)
+    if tree is None or isinstance(tree, PLAIN):
+        return type(tree), tree
+    raise _Unlike
+
+
+@no_type_check
+def _untold(told: Any) -> Any:
+    """Return what `_told` told of, with new tensors."""
+    if isinstance(told, _Like):
+        return told.made()
+    kind, *rest = told
+    if kind in ("list", "tuple"):
+        parts = map(_untold, rest)
+        return list(parts) if kind == "list" else tuple(parts)
+    return rest[0]
+
+
+@no_type_check
 def _tensors(tree: Any) -> list[Tensor]:
     """Return the tensors in what an operation takes or gives."""
     if isinstance(tree, Tensor):

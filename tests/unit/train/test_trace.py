@@ -39,6 +39,20 @@ def test_the_peak_is_that_of_the_block():
         assert first.moved_bytes == (2 + 3) * 4 * MIB
 
 
+def test_the_same_once_more_takes_the_same():
+    costs = []
+    for _ in range(2):
+        with tracing("cpu") as trace, trace.measuring() as cost:
+            q = zeros(2, 64).requires_grad_()
+            normed, (half, _) = F.layer_norm(q, (64,)) * 2.0, zeros(4, 3).max(1)
+            (torch.cat([normed, normed.half().float()]).sum() + half.sum()).backward()
+            assert q.grad is not None
+            assert (q.grad.dtype, half.dtype, (normed > 0).dtype) == (torch.float32, torch.float32, torch.bool)
+            assert (zeros(3).double() * 2).dtype == torch.float64 != (zeros(3) * 2).dtype
+        costs.append((cost.peak_bytes, cost.moved_bytes, cost.kernels, cost.flops))
+    assert costs[0] == costs[1]
+
+
 def test_gradients_and_what_backward_needs_live():
     with tracing("cpu") as trace:
         weight = torch.nn.Parameter(zeros(256, 256))
