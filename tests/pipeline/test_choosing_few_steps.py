@@ -23,7 +23,8 @@ PICTURES = ASSETS / "demo" / "critter"
 STEPS = (0, 2, 4, 6)
 FEW: dict[str, Any] = {
     "steps": 6, "batch": 2, "learning_rate": 0.1, "optimizer.schedule": "constant", "adapter.rank": 4,
-    "adapter.save_precision": "float32", "checkpoint.every_steps": 0, "distill.words": ["critter", "robot"],
+    "adapter.save_precision": "float32", "checkpoint.every_steps": 0, "objective.phases": 1,
+    "distill.words": ["critter", "robot"],
     "distill.images": 4, "generation.num_inference_steps": 3, "evaluation.encoders": ["colour_histogram"],
     "evaluation.images_per_prompt": 1, "evaluation.prompts": ["a {subject}"], "evaluation.class_prompts": [],
     "evaluation.other_prompts": [],
