@@ -58,6 +58,7 @@ def check_settings(
     _check_consistency(recipe)
     _check_checkpoint(recipe)
     _check_validation(recipe)
+    _check_nameless(recipe)
     check_fast(recipe)
     require_trackers(recipe.tracking)
     idle = dict(without_effect(recipe, class_pictures=class_pictures))
@@ -191,7 +192,7 @@ def _check_prompts(recipe: Recipe) -> None:
                 )
     if not recipe.evaluation.prompts:
         raise UserError("evaluation.prompts: is empty, and the comparison is about them.", "Leave it out, or give one.")
-    for section in ("evaluation", "validation"):
+    for section in ("evaluation", "validation") if recipe.has_subject else ("evaluation",):
         for prompt in getattr(recipe, section).prompts:
             if "{subject}" not in prompt:
                 raise UserError(
@@ -283,7 +284,7 @@ def _check_checkpoint(recipe: Recipe) -> None:
 
 def _check_validation(recipe: Recipe) -> None:
     """Refuse validations that cannot be judged, or on prompts that are reported."""
-    own, reported = recipe.validation, recipe.evaluation
+    own = recipe.validation
     if not own.every_steps:
         return
     if recipe.pictures.subjects:
@@ -301,9 +302,9 @@ def _check_validation(recipe: Recipe) -> None:
             f"validation.prompts: {len(set(own.prompts))} are too few to tell one step from another.",
             f"Give {LEAST_UNITS} or more.",
         )
-    shown = {_plain(prompt) for prompt in (*reported.prompts, *reported.class_prompts, *reported.other_prompts)}
+    shown, noun = reported_prompts(recipe), recipe.pictures.class_noun
     for name in ("prompts", "class_prompts"):
-        if both := [prompt for prompt in getattr(own, name) if _plain(prompt) in shown]:
+        if both := [prompt for prompt in getattr(own, name) if _plain(prompt, noun) in shown]:
             raise UserError(
                 f"validation.{name}: {both[0]!r} is one of the comparison's (evaluation), and what is chosen on a "
                 "prompt cannot be reported on it.",
@@ -311,9 +312,35 @@ def _check_validation(recipe: Recipe) -> None:
             )
 
 
-def _plain(prompt: str) -> str:
+def reported_prompts(recipe: Recipe) -> set[str]:
+    """Return the prompts of the comparison with the token dropped; the class noun is filled in where there is one."""
+    own = recipe.evaluation
+    return {_plain(p, recipe.pictures.class_noun) for p in (*own.prompts, *own.class_prompts, *own.other_prompts)}
+
+
+def _plain(prompt: str, noun: str | None) -> str:
     """Return a prompt with the token dropped: from it follows the noise that a picture begins with."""
-    return prompt.replace("{subject}", "{class_noun}")
+    return prompt.replace("{subject}", "{class_noun}").replace("{class_noun}", noun or "{class_noun}")
+
+
+def _check_nameless(recipe: Recipe) -> None:
+    """Refuse to draw a subject during a few-step run that has no words for any."""
+    preview, own, usual = recipe.preview, recipe.validation, type(recipe.validation)()
+    if not recipe.learns_few_steps or recipe.pictures.class_noun or recipe.pictures.token:
+        return
+    class_prompts = () if own.class_prompts == usual.class_prompts else own.class_prompts  # the usual are left out
+    drawn = {
+        "preview.prompt": (preview.prompt,) if preview.every_steps else (),
+        "validation.prompts": own.prompts if own.every_steps else (),
+        "validation.class_prompts": class_prompts if own.every_steps else (),
+    }
+    for name, prompts in drawn.items():
+        if unfilled := [prompt for prompt in prompts if "{" in prompt]:
+            mine = "one" if name == "preview.prompt" else f"{LEAST_UNITS} or more, unlike the pictures' captions"
+            raise UserError(
+                f"{name}: {unfilled[0]!r} asks for a subject, and this few-step run has no word for one.",
+                f"Give {mine}, or say what all pictures show: pictures.class_noun=dog.",
+            )
 
 
 def check_base(recipe: Recipe) -> None:

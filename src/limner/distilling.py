@@ -16,7 +16,7 @@ from limner.recipe import Recipe, load_recipe
 from limner.result import require_result
 from limner.run import plan, train
 from limner.rundir import RunDir, unused
-from limner.taught import draw_taught, expected, prompts_of
+from limner.taught import draw_taught, expected, prompts_of, with_prompts_to_look_at
 from limner.underlying import check_underlying
 from limner.watch import Watch
 
@@ -96,6 +96,7 @@ def _checked(
                         "Use --recipe few-step, or set objective.kind=consistency.")  # fmt: skip
     if not pictures and not resolved.distill.images:
         raise UserError("distill.images=0: no pictures were given either.", "Give a folder, or draw some.")
+    resolved = resolved if pictures else with_prompts_to_look_at(resolved)
     lines = check_settings(resolved, given=settings)
     check_underlying(resolved)
     if not pictures:

@@ -20,6 +20,7 @@ from limner.generate.draw import (
     MANIFEST,
     SETTINGS,
     Request,
+    Sampling,
     caption_drawn,
     check_resolution,
     draw,
@@ -218,10 +219,32 @@ def draw_between(
 
     At step 0 nothing is learned yet, and the base draws as it always does.
     """
-    sampling = (recipe.drawn_with if step else recipe.generation).alone()
+    sampling = recipe.drawn_with if step else recipe.generation
+    place = out / f"step-{step:06d}"
+    return _draw_so(place, requests, recipe, family, sampling, step, decoder)
+
+
+def draw_untaught(folder: RunDir, requests: Sequence[Request], recipe: Recipe, family: Family) -> dict[str, Path]:
+    """Draw with the base of a few-step run in as few steps as its adapter takes; return the folders, by what they are.
+
+    First as the adapter is drawn with, which is where it begins; then with the base's own sampler and guidance.
+    """
+    few, steps = recipe.drawn_with, recipe.drawn_with.num_inference_steps
+    own = recipe.generation.model_copy(update={"num_inference_steps": steps})
+    drawn = folder.untaught, folder.untaught.with_name("untaught-own-sampler")
+    for out, sampling in zip(drawn, (few, own), strict=True):
+        _draw_so(out, requests, recipe, family, sampling, 0)
+    ways = "drawn as the adapter is", "with its own sampler and guidance"
+    return {f"the base in {steps} steps, {way}": out for way, out in zip(ways, drawn, strict=True)}
+
+
+def _draw_so(
+    out: Path, requests: Sequence[Request], recipe: Recipe, family: Family, sampling: Sampling, step: int,
+    decoder: Decoder | None = None,
+) -> Path:  # fmt: skip
     with family.whole():
         return draw(
-            family, requests, out / f"step-{step:06d}", sampling=sampling, replace=True,
-            about={"base": recipe.base, "step": step}, progress=lambda done, total: None,
-            resolution_px=check_resolution(family, recipe.resolution), decoder=decoder,
+            family, requests, out, sampling=sampling.alone(), replace=True, about={"base": recipe.base, "step": step},
+            progress=lambda done, total: None, resolution_px=check_resolution(family, recipe.resolution),
+            decoder=decoder,
         )  # fmt: skip

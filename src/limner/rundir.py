@@ -47,6 +47,7 @@ class RunDir:
     previews = property(lambda self: self.path / "previews")
     ladder = property(lambda self: self.images / "ladder")
     validation = property(lambda self: self.path / "validation")
+    untaught = property(lambda self: self.validation / "untaught")
     course = property(lambda self: self.path / "course.json")
     scores = property(lambda self: self.path / "scores.json")
     ladder_scores = property(lambda self: self.path / "ladder.json")

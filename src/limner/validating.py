@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
-from limner.drawing import draw_between, draw_untouched
+from limner.drawing import draw_between, draw_untaught, draw_untouched
 from limner.errors import UserError
 from limner.evaluate.course import Judges, until
 from limner.evaluate.encoders import encoders_of
+from limner.evaluate.knee import places_of
 from limner.families.family import Family
 from limner.generate.draw import check_resolution
 from limner.generate.faults import tell_faults
@@ -64,7 +66,7 @@ class Validations:
         self._folder, self._recipe, self._family = folder, recipe, family
         self._training, self._telling, self._watch = training, telling, watch
         self._own = recipe.validation
-        self._requests = self._own.requests(recipe.pictures.token, recipe.pictures.class_noun or "picture")
+        self._requests = recipe.validation_requests
         self._shared: SharedEncoders | None = None
         self._judges: Judges | None = None
         self._course: Course | None = None
@@ -75,7 +77,7 @@ class Validations:
     def kept(self) -> int | None:
         """Return the step whose checkpoint has to stay; None where the evidence does not choose, or not yet."""
         knee = self._course.knee if self._course and self._recipe.checkpoint.choose == "evidence" else None
-        return knee.step if knee and knee.is_conclusive else None
+        return knee.held or None if knee else None
 
     def catch_up(self) -> bool:
         """Judge the base, and the step that a resumed run goes on from, unless they are; return whether to end."""
@@ -99,7 +101,7 @@ class Validations:
         return due(step, every) or (every > 0 and step == self._training.steps)
 
     def _is_over(self) -> bool:
-        """Return whether likeness has stopped growing for long enough while forgetting went on; say it, if so."""
+        """Return whether nothing was gained for long enough while what was there is being lost; say it, if so."""
         if not self._own.patience:
             return False
         knee, step = self._course.knee if self._course else None, self._training.index
@@ -126,19 +128,23 @@ class Validations:
             return
         means = {curve.kind: curve.scores[step].mean for curve in self._course.curves}
         self._folder.append_log("judged", step=step, scores=means)
-        said = ", ".join(f"{kind.replace('_', ' ')} {mean:.3f}" for kind, mean in means.items())
+        said = ", ".join(f"{kind.replace('_', ' ')} {mean:.{places_of(mean)}f}" for kind, mean in means.items())
         self._watch.say(f"{f'step {step}' if step else 'the base'}: {said}")
 
     def _judged(self, step: int) -> Course:
         out, training = self._folder.validation, self._training
+        drawn = (self._requests, self._recipe, self._family)
         with training.evaluating() if step else training.adapter.disabled():
-            drawn = (self._requests, self._recipe, self._family)
             made = draw_between(out, *drawn, step) if step else draw_untouched(out, *drawn)
         if wrong := tell_faults(made, f"validation at step {step}", tuned=True):
             self._telling.warn(step, wrong)
         if self._judges is None:
             self._shared = SharedEncoders.of(self._recipe.base, self._recipe.evaluation.encoders)
-            self._judges = Judges(self._shared.encoders, self._folder, out / "step-000000")
+            few: dict[str, Path] = {}
+            if self._recipe.learns_few_steps:
+                with training.adapter.disabled():
+                    few = draw_untaught(self._folder, *drawn)
+            self._judges = Judges(self._shared.encoders, self._folder, out / "step-000000", untaught=few)
         return self._judges.judge(made.parent, step, self._course, key=self._key())
 
     def _known(self) -> Course | None:
@@ -154,6 +160,6 @@ class Validations:
             *family.identity.values(), *(family.begun_by.identity.values() if family.begun_by else ()),
             json.dumps([asdict(request) for request in self._requests]), recipe.generation.alone().model_dump_json(),
             str(check_resolution(family, recipe.resolution)), json.dumps(recipe.evaluation.encoders),
-            str(recipe.evaluation.pictures),
+            str(recipe.evaluation.pictures), *((recipe.drawn_with.model_dump_json(),) if recipe.few_steps else ()),
         ]  # fmt: skip
         return f"{seed_of(*about):016x}"

@@ -10,15 +10,19 @@ import torch
 
 from limner.metrics.colour_histogram import ColourHistogram
 from limner.metrics.encoder import ImageEncoder
+from limner.metrics.few_steps import SHARPNESS, TEACHER_DISTANCE
 from limner.metrics.lite0 import Lite0
+from limner.metrics.luminance_gradient import LuminanceGradient
 from limner.metrics.metric import Metric, View
 from limner.metrics.questions import AESTHETIC, PREFERENCE, QUESTIONS
 from limner.metrics.set_questions import SET_QUESTIONS
 
-SETS = tuple(Metric(question, "any") for question in SET_QUESTIONS)
-METRICS = (*(Metric(question, "any") for question in (*QUESTIONS, PREFERENCE)), *SETS)
+SETS = tuple(Metric(question, "any") for question in (*SET_QUESTIONS, TEACHER_DISTANCE))
+METRICS = (*(Metric(question, "any") for question in (*QUESTIONS, PREFERENCE, SHARPNESS)), *SETS)
 PERFECT_AT_ZERO = ("class_drift", "other_drift", "diversity", "copies", *(m.question.kind for m in SETS))
-ENCODERS: dict[str, type[ImageEncoder]] = {"lite0": Lite0, "colour_histogram": ColourHistogram}
+ENCODERS: dict[str, type[ImageEncoder]] = {
+    "lite0": Lite0, "colour_histogram": ColourHistogram, "luminance_gradient": LuminanceGradient,
+}  # fmt: skip
 
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.question.kind)
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)

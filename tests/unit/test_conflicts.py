@@ -15,6 +15,8 @@ DOG = {"pictures.class_noun": "dog"}
 NAMES = {setting.name for setting in setting_names()}
 PRIOR, TEXTUAL = {"prior.enabled": True}, {"adapter.kind": "textual_inversion"}
 FEW = {"objective.kind": "consistency"}
+NAMELESS = {**FEW, "pictures.class_noun": None, "pictures.token": "", "pictures.caption": "x"}
+SIX = [f"a dog {i}" for i in range(6)]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,16 @@ FEW = {"objective.kind": "consistency"}
         ({"validation.every_steps": 5, "validation.prompts": ["a {subjct}"]}, r"Did you mean \{subject\}\?"),
         ({"validation.every_steps": 5, "validation.prompts": ["a dog"]}, r"has no \{subject\}"),
         ({"validation.every_steps": 5, "steps": 4}, "the run has only 4 steps"),
+        ({**NAMELESS, "validation.every_steps": 5}, r"'a picture of a \{subject\}' asks for a subject, and this few-"
+         "step run has no word for one. Give 6 or more, unlike the pictures' captions, or .*class_noun=dog"),
+        ({**NAMELESS, "validation.every_steps": 5, "validation.prompts": ["a dog", "a cat"]}, "2 are too few to"),
+        ({**NAMELESS, "validation.every_steps": 5, "validation.prompts": SIX,
+          "validation.class_prompts": ["a {class_noun} here"]}, "validation.class_prompts: 'a {class_noun} here' asks"),
+        ({**FEW, "validation.every_steps": 5, "validation.prompts": [*SIX[:5], "a dog in the jungle"]},
+         "validation.prompts: 'a dog in the jungle' is one of the comparison's"),
+        ({**NAMELESS, "preview.every_steps": 5}, "preview.prompt: 'a photo of {subject}' asks for a subject"),
+        ({**FEW, "distill.adapter": "runs/dog", "validation.every_steps": 5, "validation.prompts": SIX},
+         r"'a dog 0' has no \{subject\}"),
         ({"checkpoint.choose": "evidence", "steps": 400}, "such as validation.every_steps=40"),
         ({"checkpoint.choose": "loss"}, "Set evaluation.pictures=FOLDER"),
         ({"preview.prompt": "a {token}", "preview.every_steps": 5}, r"Did you mean \{subject\}\?"),

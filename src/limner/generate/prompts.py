@@ -117,7 +117,9 @@ class Validation(Spec):
         "a painting of a {subject}",
     )
     """Prompts with "{subject}": likeness, prompt following, copying. None may be one of the comparison's, with
-    the token or without: those are reported, and what was chosen on them would look better than it is."""
+    the token or without: those are reported, and what was chosen on them would look better than it is. A few-step run
+    without a subject is judged on prompts without it; where its base draws what it learns from, they are of that kind,
+    and not learned from, unless others are given."""
     class_prompts: tuple[str, ...] = (
         "a {class_noun}",
         "a photo of a {class_noun} indoors",
@@ -130,14 +132,16 @@ class Validation(Spec):
     images_per_prompt: int = Field(default=2, ge=1)
     """Pictures for each prompt, at each validation."""
     patience: int = Field(default=0, ge=0)
-    """End the run after so many validations in which likeness has not grown while forgetting went on; 0 trains all
-    steps. The learning rate's schedule is made for all steps, and `checkpoint.choose` finds the best of them anyway."""
+    """End the run after so many validations in which likeness has not grown while forgetting went on (of a few-step
+    run: that came no nearer to the base's many-step pictures, when the last is farther from them); 0 trains all steps.
+    The learning rate's schedule is made for all steps, and `checkpoint.choose` finds the best of them anyway."""
 
     def requests(self, token: str, class_noun: str) -> list[Request]:
-        """Return every picture to draw at a validation."""
+        """Return every picture to draw at a validation; without a class noun those that would need one are left out."""
+        class_prompts = [prompt for prompt in self.class_prompts if class_noun or "{class_noun}" not in prompt]
         return [
             *_subject_requests(self.prompts, token, class_noun, self.images_per_prompt),
-            *_class_requests(self.class_prompts, class_noun, self.images_per_prompt),
+            *_class_requests(class_prompts, class_noun, self.images_per_prompt),
         ]
 
 

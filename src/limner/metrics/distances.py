@@ -40,6 +40,16 @@ def kernel_distance(
     return 2 * share - share.mean()
 
 
+def ratio_of_means(x: Float[Tensor, " rows"], y: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """Return mean(x) / mean(y), of pairs of values above 0, as one value a pair whose mean it is; 1 of equal ones.
+
+    The values spread as the ratio does: r + (x_i - r y_i) / mean(y) (Cochran 1977, section 6.3, the ratio estimator).
+    """
+    x, y = x.double(), y.double()
+    ratio = x.mean() / y.mean()
+    return ratio + (x - ratio * y) / y.mean()
+
+
 def frechet_distance(x: Rows, y: Rows) -> Float[Tensor, " rows"]:
     """Return each pair's share of the Frechet distance between two Gaussians (arXiv:1706.08500, equation 6).
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from limner.metrics.encoder import ImageEncoder, PatchEncoder, TextImageEncoder
+from limner.metrics.few_steps import FEW_STEP_QUESTIONS, SHARPNESS
+from limner.metrics.luminance_gradient import LuminanceGradient
 from limner.metrics.metric import Metric, Question
 from limner.metrics.questions import (
     AESTHETIC,
@@ -23,9 +25,18 @@ def standard_metrics(encoders: Sequence[ImageEncoder]) -> tuple[Metric, ...]:
     Encoders that read text answer the questions about prompts; all that are independent of the base answer those about
     likeness, and the first of those that do not read text answers the others.
     """
-    return tuple(
-        Metric(question, e.name) for question in (*QUESTIONS, *SET_QUESTIONS) for e in _who(question, encoders)
-    )
+    return answered((*QUESTIONS, *SET_QUESTIONS), encoders)
+
+
+def few_step_metrics(encoders: Sequence[ImageEncoder]) -> list[Metric]:
+    """Return what is asked at each step of a few-step run, each with the first encoder that answers it."""
+    found = first_of(answered(FEW_STEP_QUESTIONS, encoders), [question.kind for question in FEW_STEP_QUESTIONS])
+    return [*found, Metric(SHARPNESS, LuminanceGradient.name)]
+
+
+def answered(questions: Sequence[Question], encoders: Sequence[ImageEncoder]) -> tuple[Metric, ...]:
+    """Return every question with those of the given encoders that answer it."""
+    return tuple(Metric(question, e.name) for question in questions for e in _who(question, encoders))
 
 
 def first_of(metrics: Sequence[Metric], kinds: Sequence[str]) -> list[Metric]:

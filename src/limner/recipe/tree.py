@@ -12,7 +12,7 @@ from limner.adapters.lora import LoRA
 from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
-from limner.generate.draw import Sampling
+from limner.generate.draw import Request, Sampling
 from limner.generate.few_steps import Distill, FewSteps
 from limner.generate.prompts import Evaluation, Validation
 from limner.machine import Precision
@@ -40,9 +40,10 @@ class Checkpoint(Spec):
     """How many of the newest checkpoints stay on disk."""
     choose: Literal["last", "loss", "evidence"] = "last"
     """Which step's weights the result is made of. "last": the last one's. "evidence": those of the step after which
-    likeness grows no more on the pictures of `validation`. "loss": those of the checkpoint with the lowest loss on the
-    held-out pictures (`evaluation.pictures`), always with the same noise at the same timesteps. Its checkpoint stays on
-    disk beside the newest; nothing changes in the training."""
+    likeness grows no more on the pictures of `validation`; of a few-step run, of the one that comes nearest to the
+    base's many-step pictures. "loss": those of the checkpoint with the lowest loss on the held-out pictures
+    (`evaluation.pictures`), always with the same noise at the same timesteps. Its checkpoint stays on disk beside the
+    newest; nothing changes in the training."""
 
     @model_validator(mode="before")
     @classmethod
@@ -140,6 +141,18 @@ class Recipe(Spec):
     def draws_while_training(self) -> bool:
         """Tell whether pictures are drawn between the steps."""
         return bool(self.preview.every_steps or self.validation.every_steps)
+
+    @property
+    def validation_requests(self) -> list[Request]:
+        """Return every picture to draw at a validation; what is made for a class is left out where none is named."""
+        own = self.pictures
+        is_nameless = self.learns_few_steps and not own.token
+        return self.validation.requests(own.token, own.class_noun or ("" if is_nameless else "picture"))
+
+    @property
+    def has_subject(self) -> bool:
+        """Tell whether a subject is learned, or stays attached: a few-step adapter may be of the base alone."""
+        return not self.learns_few_steps or self.distill.adapter is not None
 
     @property
     def learns_few_steps(self) -> bool:

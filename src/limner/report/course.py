@@ -15,6 +15,10 @@ FILMED = (("subject", 2), ("class", 1))
 """How many prompts of each kind are shown over the steps: always the first, so that none is picked."""
 FRAMES = 9
 """At most so many steps are shown of a prompt."""
+FEW_STEPS = (
+    "Step 0 is the base in many steps, and the others are drawn in few, as the adapter is: they are to come as near to "
+    "it as they can."
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Frame:
     step: int
     file: Path
     is_knee: bool
+    label: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Film:
     taken: str
     """Which step the result is of."""
     rows: tuple[tuple[str, tuple[Frame, ...]], ...]
+    note: str
+    """What its step 0 is, where that is not plain."""
 
 
 def course_plots(trained: Sequence[Trained]) -> list[CoursePlot]:
@@ -125,19 +132,38 @@ def _plot(kind: str, courses: Mapping[str, Course]) -> CoursePlot:
 def _film(one: Trained, course: Course) -> Film:
     knee = course.knee
     assert knee is not None, "a film was asked for of a course without steps"
-    steps = shown_steps(course.steps, knee.step)
-    images = {step: first_images(one.run.validation / f"step-{step:06d}") for step in steps}
-    wanted = [(kind, number) for kind, count in FILMED for number in range(count)]
+    folders = {step: f"step-{step:06d}" for step in shown_steps(course.steps, knee.step)}
+    base = _drawn_in(one.run.validation / folders[0]) if course.of_few_steps else "base"
+    labels = {0: base} | {step: f"step {step}" for step in folders if step}
+    if course.of_few_steps and knee.is_conclusive:
+        labels[knee.step] += ", the nearest"
+    elif knee.is_conclusive:
+        labels[knee.step] += ", the knee"
+    shown = [(step, labels[step], first_images(one.run.validation / name)) for step, name in folders.items()]
+    if course.of_few_steps:
+        shown.insert(1, (0, _drawn_in(one.run.untaught), first_images(one.run.untaught)))
     rows = []
-    for pair in wanted:
-        found = [(step, images[step][pair]) for step in steps if pair in images[step]]
-        frames = tuple(Frame(step, file, knee.is_conclusive and step == knee.step) for step, (_, file) in found)
+    for pair in ((kind, number) for kind, count in FILMED for number in range(count)):
+        found = [(step, label, images[pair]) for step, label, images in shown if pair in images]
+        frames = tuple(
+            Frame(step, file, knee.is_conclusive and step == knee.step, label) for step, label, (_, file) in found
+        )
         if frames:
-            rows.append((found[-1][1][0], frames))
+            rows.append((found[-1][2][0], frames))
     chosen = one.provenance.get("chosen") or {}
     return Film(
-        one.arm, knee.words, f"The result is of step {chosen['step']}." if "step" in chosen else "", tuple(rows)
+        one.arm,
+        knee.words,
+        f"The result is of step {chosen['step']}." if "step" in chosen else "",
+        tuple(rows),
+        FEW_STEPS if course.of_few_steps else "",
     )
+
+
+def _drawn_in(folder: Path) -> str:
+    """Return what to call the base in the number of steps that a folder of it was drawn in."""
+    manifest = folder / "manifest.json"
+    return f"base, {read_json(manifest)['num_inference_steps']} steps" if manifest.is_file() else "base"
 
 
 def shown_steps(steps: Sequence[int], knee: int) -> tuple[int, ...]:

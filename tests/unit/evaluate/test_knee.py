@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from limner.evaluate.knee import find_knee
+from limner.evaluate.knee import find_knee, places_of
 
 PROMPTS = [f"subject/{image // 2}" for image in range(16)]
 STEPS = range(0, 110, 10)
@@ -91,3 +91,8 @@ def test_too_few_prompts_allow_no_choice_and_the_base_alone_has_no_knee() -> Non
     assert found
     assert not found.is_conclusive
     assert find_knee({0: [0.1, 0.2]}, None, ["a", "b"], seed=0) is None
+
+
+@pytest.mark.parametrize(("values", "places"), [((0.5, -0.001), 3), ((0.0,), 3), ((0.004, -0.0001), 4), ((3e-5,), 6)])
+def test_small_differences_are_told_with_two_digits(values: tuple[float, ...], places: int) -> None:
+    assert places_of(*values) == places

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from limner.evaluate.statistics import interval
-from limner.metrics.distances import cubic, frechet_distance, gaussian, kernel_distance
+from limner.metrics.distances import cubic, frechet_distance, gaussian, kernel_distance, ratio_of_means
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -94,3 +94,14 @@ def test_the_interval_from_shares_covers_the_true_distance(name: str) -> None:
         assert found.high is not None
         covered += found.low <= truth <= found.high
     assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_a_ratio_of_means_is_one_for_equal_values_and_spreads_as_it_does_when_drawn_again() -> None:
+    y = torch.rand(40, dtype=torch.float64) + 1
+    assert torch.equal(ratio_of_means(y, y), torch.ones(40, dtype=torch.float64))
+    pairs = [(x := torch.rand(40, dtype=torch.float64) + 1, 0.5 * x + 0.1 * torch.randn(40)) for _ in range(400)]
+    shares = [ratio_of_means(theirs, ours) for ours, theirs in pairs]
+    assert float(shares[0].mean()) == pytest.approx(float(pairs[0][1].mean() / pairs[0][0].mean()))
+    drawn = torch.stack([share.mean() for share in shares]).std()
+    said = torch.stack([share.std() / 40**0.5 for share in shares]).mean()
+    assert float(said / drawn) == pytest.approx(1, abs=0.1)

@@ -12,6 +12,7 @@ from limner.evaluate.images import load_pixels
 from limner.metrics.colour_histogram import ColourHistogram
 from limner.metrics.image_text import ImageText
 from limner.metrics.lite0 import Lite0
+from limner.metrics.luminance_gradient import LuminanceGradient
 from limner.metrics.similarity import cosines
 from tests.encoders import make_clip
 
@@ -116,3 +117,17 @@ def test_an_image_text_encoder_knows_its_weights(clip_folder: Path) -> None:
 def test_a_folder_without_an_encoder_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded as an image-text encoder"):
         ImageText(tmp_path)
+
+
+def test_the_gradient_of_a_ramp_is_its_slope_and_of_a_plain_picture_nothing() -> None:
+    ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16)
+    found = LuminanceGradient()(torch.cat([plain((0.5, -1, 1)), ramp, ramp.mT]))
+    assert torch.allclose(found, torch.tensor([[0.0], [1 / 30], [1 / 30]]))  # half of it: across, and not down
+
+
+def test_the_gradient_sees_green_more_than_blue() -> None:
+    steps = torch.tensor([-1.0, 1.0]).repeat(8).expand(16, 16)
+    stripes = torch.stack([torch.zeros(3, 16, 16)] * 3)
+    for channel in range(3):
+        stripes[channel, channel] = steps
+    assert torch.allclose(LuminanceGradient()(stripes)[:, 0], torch.tensor([0.299, 0.587, 0.114]) / 2)
