@@ -9,7 +9,8 @@ from typing import Any
 
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
-from limner.adapters.peft import Peft
+from limner.adapters.peft import METHODS, Peft
+from limner.adapters.peft_layers import MOVES_BASE
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
 from limner.evaluate.statistics import LEAST_UNITS
@@ -206,6 +207,7 @@ def _check_learning(recipe: Recipe) -> None:
                     f"optimizer.kind={optimizer.kind!r}.",
                     "Leave it out: it is then that of the run, 1.",
                 )
+    _check_storage(recipe)
     if optimizer.fused_backward and not isinstance(adapter, Full):
         raise UserError(
             f"optimizer.fused_backward=true: is for adapter.kind=full, and this is {adapter.kind}, whose gradients are "
@@ -225,6 +227,19 @@ def _check_learning(recipe: Recipe) -> None:
             f"adapter.kind={adapter.kind}.",
             "Leave it out, or set adapter.kind=full.",
         )
+
+
+def _check_storage(recipe: Recipe) -> None:
+    """Refuse to store the base in fewer bits where its own weights learn."""
+    adapter, section = recipe.adapter, f"base_storage={recipe.base_storage}"
+    if recipe.base_storage == "as_computed":
+        return
+    if isinstance(adapter, Full):
+        raise UserError(f"{section}: is for a base that stays as it is, and adapter.kind=full trains its weights.",
+                        "Leave it out, or set adapter.kind=lora.")  # fmt: skip
+    if isinstance(adapter, Peft) and METHODS[adapter.method].fixed.get("init_lora_weights") in MOVES_BASE:
+        raise UserError(f"{section}: adapter.method={adapter.method} takes its start out of the base's weights, which "
+                        "cannot be written to then.", "Leave it out, or use another method.")  # fmt: skip
 
 
 def _check_consistency(recipe: Recipe) -> None:

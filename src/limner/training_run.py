@@ -93,7 +93,7 @@ def train_adapter(
 
 def load_for_training(recipe: Recipe, watch: Watch, class_pictures: Path | None) -> Family:
     """Load the recipe's base, and what draws together with it where something is drawn before or while it trains."""
-    family = load_base(recipe, watch)
+    family = load_base(recipe, watch, storage=recipe.base_storage)
     if recipe.generation.begun_by and (recipe.draws_while_training or (recipe.prior.active and not class_pictures)):
         load_partner(family, recipe, watch)
     return family

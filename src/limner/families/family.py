@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from limner.errors import UserError
 from limner.families.clip import Encoder
 from limner.families.recognise import size_step_px
+from limner.families.storage import BaseStorage, give
 from limner.machine import return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
@@ -42,6 +43,8 @@ class Family(ABC):
         """What the user called it: "tiny", a hub name, a path."""
         self.identity: dict[str, str] = {}
         """SHA-256 (16 hex digits) of the weights of "unet", "vae", "text": keys of caches and provenance."""
+        self.storage: BaseStorage = "as_computed"
+        """How the frozen layers' weights lie in memory."""
         self.unet: Any = components["unet"]
         """A UNet2DConditionModel. It, the encoders and the VAE are modules whose `config` has no type to say here."""
         self.vae: Any = components["vae"]
@@ -108,7 +111,7 @@ class Family(ABC):
         """Give back the memory of parts that are not needed for a while; `whole` brings them back."""
         for part in parts:
             for weight in self.parts[part].parameters():
-                weight.data = weight.data.new_empty(0)
+                give(weight, None)
         self._aside.update(parts)
         if parts:
             return_freed_memory()
@@ -120,7 +123,7 @@ class Family(ABC):
         for part in sorted(aside):
             state = self._read(part)
             for name, weight in self.parts[part].named_parameters():
-                weight.data = state[name]
+                give(weight, state[name])
         self._aside.clear()
         try:
             yield

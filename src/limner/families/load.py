@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from limner.families.family import Family, ReadPart
 from limner.families.recognise import FAMILIES, Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
 from limner.families.sdxl import SDXL
-from limner.families.single_file import read_part
+from limner.families.single_file import Keep, read_part
 from limner.families.source import PARTS, files_of, missing_files
+from limner.families.storage import BaseStorage, keep
 from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
 
@@ -32,10 +34,13 @@ RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_a
 """What the attention of a VAE was called in diffusers folders before 2023, SD 1.5's own among them."""
 
 
-def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family:
-    """Load the base called `name`, frozen, in eval mode, in `dtype` on `device`.
+def load(
+    name: str, *, dtype: torch.dtype, device: torch.device | str, storage: BaseStorage = "as_computed"
+) -> Family:
+    """Load the base called `name`, frozen, in eval mode, computing in `dtype` on `device`.
 
-    Weights go one at a time from the file to where they stay: the peak is their own size and one tensor.
+    Weights go one at a time from the file to where they stay, in the storage asked for: the peak is their own size and
+    one tensor.
 
     Raises:
         UserError: there is no such base, it is not complete, or it is of a family that is not supported.
@@ -48,14 +53,16 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
     def read(part: str) -> dict[str, Tensor]:
         if _files(base) != files:
             raise UserError(f"base={name!r}: its files have changed since it was loaded.", "Put them back.")
-        return weights_of(base.path, base.family, part, modules[part], dtype=_held(base, part, dtype), device=device)
+        return weights_of(base.path, base.family, part, modules[part], dtype=_held(base, part, dtype), device=device,
+                          keep=partial(keep, part, form=storage))  # fmt: skip
 
     family = _family(base, modules, read, device)
+    family.storage = storage
     family.identity |= fingerprints(family)
     return family
 
 
-def sketch(name: str, *, dtype: torch.dtype) -> Family:
+def sketch(name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed") -> Family:
     """Return the base called `name` on torch's device "meta": modules and shapes, and no memory for weights.
 
     Of its files only configurations and the tokenizers are read. Its identity is empty.
@@ -67,7 +74,10 @@ def sketch(name: str, *, dtype: torch.dtype) -> Family:
 
     def read(part: str) -> dict[str, Tensor]:
         held = _held(base, part, dtype)
-        return {key: torch.empty(shape, dtype=held, device="meta") for key, shape in shapes[part].items()}
+        return {
+            key: keep(part, key, torch.empty(shape, dtype=held, device="meta"), storage)
+            for key, shape in shapes[part].items()
+        }
 
     return _family(base, modules, read, "meta")
 
@@ -199,15 +209,26 @@ def _held(base: Recognised, part: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def weights_of(
-    path: Path, family: str, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str
+    path: Path,
+    family: str,
+    part: str,
+    module: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    keep: Keep = lambda _, tensor: tensor,
 ) -> dict[str, Tensor]:
-    """Return the weights of one part of a folder or single file by the names that today's classes have for them."""
+    """Return the weights of one part of a folder or single file by the names that today's classes have for them.
+
+    Each is brought by `keep`, as soon as it is read, to the form in which it stays.
+    """
     if path.is_file():
-        state = read_part(path, family, part, module, dtype=dtype, device=device)
+        state = read_part(path, family, part, module, dtype=dtype, device=device, keep=keep)
     else:
         state = {}
         for file in weights_files(path / part):
-            state |= read_tensors(file, read_header(file).shapes, dtype=dtype, device=device)
+            tensors = read_tensors(file, read_header(file).shapes, dtype=dtype, device=device)
+            state |= {name: keep(name, tensor) for name, tensor in tensors}
     if part == "vae":
         return {_renamed(name): tensor for name, tensor in state.items()}
     if part.startswith("text_encoder"):  # transformers 5.6 took a level of names away; files have it, or not

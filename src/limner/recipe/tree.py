@@ -12,6 +12,7 @@ from limner.adapters.lora import LoRA
 from limner.adapters.peft import Peft
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
+from limner.families.storage import BaseStorage
 from limner.generate.draw import Sampling
 from limner.generate.few_steps import Distill
 from limner.generate.prompts import Evaluation, Validation
@@ -84,6 +85,10 @@ class Recipe(Spec):
     """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
     unload: bool = False
     """While training, give back the memory of the VAE and of text encoders that do not learn; changes no result."""
+    base_storage: BaseStorage = "as_computed"
+    """How the frozen base lies in memory while an adapter learns on it: "as_computed" in `precision`; "int8" or
+    "float8" in one byte for each weight and "nf4" in half a byte, each brought to `precision` where it acts. Pictures
+    of the comparison are drawn with the base as it is."""
     fit: bool | str = False
     """Make the run fit: true for the memory that is free on the device, or an amount such as "8GB". What it takes is
     said and written into the run's recipe; see `limner plan`. "off" runs without asking whether it fits."""

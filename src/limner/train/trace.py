@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from limner.families.storage import Stored, pieces
+
 META = torch.device("meta")
 BLOCK_BYTES = 512
 """Allocators give memory in multiples of this; a GPU's do."""
@@ -130,6 +132,10 @@ class Trace(TorchDispatchMode):
     def hold(self, tensor: Tensor) -> None:
         """Count a tensor's storage until it is freed."""
         if not tensor.is_meta:
+            return
+        if isinstance(tensor, Stored):
+            for piece in pieces(tensor):
+                self.hold(piece)
             return
         storage = tensor.untyped_storage()
         key = storage._cdata  # pyright: ignore[reportPrivateUsage]
