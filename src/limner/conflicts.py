@@ -9,8 +9,7 @@ from typing import Any
 
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
-from limner.adapters.peft import METHODS, Peft
-from limner.adapters.peft_layers import MOVES_BASE
+from limner.adapters.peft import Peft
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
 from limner.evaluate.statistics import LEAST_UNITS
@@ -230,16 +229,16 @@ def _check_learning(recipe: Recipe) -> None:
 
 
 def _check_storage(recipe: Recipe) -> None:
-    """Refuse to store the base in fewer bits where its own weights learn."""
+    """Refuse to store the base in fewer bits, or elsewhere, where its own weights learn or are written to."""
     adapter, section = recipe.adapter, f"base_storage={recipe.base_storage}"
-    if recipe.base_storage == "as_computed":
+    if recipe.only_reads_base or (recipe.base_storage == "as_computed" and not recipe.offload):
         return
-    if isinstance(adapter, Full):
-        raise UserError(f"{section}: is for a base that stays as it is, and adapter.kind=full trains its weights.",
-                        "Leave it out, or set adapter.kind=lora.")  # fmt: skip
-    if isinstance(adapter, Peft) and METHODS[adapter.method].fixed.get("init_lora_weights") in MOVES_BASE:
+    section = "offload=true" if recipe.base_storage == "as_computed" else section
+    if isinstance(adapter, Peft):
         raise UserError(f"{section}: adapter.method={adapter.method} takes its start out of the base's weights, which "
                         "cannot be written to then.", "Leave it out, or use another method.")  # fmt: skip
+    raise UserError(f"{section}: is for a base that stays as it is, and adapter.kind={adapter.kind} trains its "
+                    "weights.", "Leave it out, or set adapter.kind=lora.")  # fmt: skip
 
 
 def _check_consistency(recipe: Recipe) -> None:

@@ -36,7 +36,12 @@ from limner.watch import Watch
 
 
 def load_base(
-    recipe: Recipe, watch: Watch, *, model: Path | None = None, storage: BaseStorage = "as_computed"
+    recipe: Recipe,
+    watch: Watch,
+    *,
+    model: Path | None = None,
+    storage: BaseStorage = "as_computed",
+    offload: bool = False,
 ) -> Family:
     """Load the recipe's base, or a model that was made from it, and say how it computes."""
     at = machine.place(recipe.device, recipe.precision)
@@ -46,8 +51,9 @@ def load_base(
         if line:
             watch.say(line)
     with watch.phase("load"):
-        family = load(name, dtype=at.dtype, device=at.device, storage=storage)
+        family = load(name, dtype=at.dtype, device=at.device, storage=storage, offload=offload)
     stored = "" if storage == "as_computed" else f"; the frozen base is stored in {storage}"
+    stored += "; its layers come from the host's memory each time that they act" if offload else ""
     watch.say(f"computes on {at.device} in {str(at.dtype).removeprefix('torch.')}; what learns is float32{stored}")
     return family
 

@@ -17,7 +17,7 @@ from limner.families.load import sketch
 from limner.families.recognise import is_refiner
 from limner.generate.draw import check_resolution, steps_around_handover
 from limner.learning import make_training
-from limner.machine import Place
+from limner.machine import Place, require_gpu
 from limner.pictures.fit import Size
 from limner.prepare.check import Checked
 from limner.recipe import Recipe
@@ -106,7 +106,9 @@ def forecast(recipe: Recipe, checked: Checked, steps: int, at: Place, *, slots: 
     With `slots` as many such runs train together. No weights are read and nothing is computed; it takes seconds,
     whatever the size of the base.
     """
-    base, frozen = (sketch(recipe.base, dtype=at.dtype, storage=form) for form in ("as_computed", recipe.base_storage))
+    require_gpu(at, recipe.offload)
+    base = sketch(recipe.base, dtype=at.dtype)
+    frozen = sketch(recipe.base, dtype=at.dtype, storage=recipe.base_storage, offload=recipe.offload)
     with tracing(at.device.type) as trace:
         drawn = tuple(_Run(trace, base, recipe, checked, steps, at, slots).compared())
     with tracing(at.device.type) as trace:

@@ -167,6 +167,13 @@ def place(device: str, precision: Precision, *, must_be_here: bool = True) -> Pl
     return Place(chosen, getattr(torch, precision))
 
 
+def require_gpu(at: Place, offload: bool) -> None:
+    """Refuse to bring layers from the host to a device that is the host."""
+    if offload and at.device.type != "cuda":
+        raise UserError(f"offload=true: brings the base's layers from the host's memory to a GPU, and this is for "
+                        f"{at.device}.", "Leave it out, or set device=cuda.")  # fmt: skip
+
+
 def _device(name: str, must_be_here: bool) -> torch.device:
     number = int(os.environ.get("LOCAL_RANK", "0"))  # of the processes that torchrun starts, each has a GPU of its own
     if name in ("auto", "cuda") and 0 < torch.cuda.device_count() <= number:

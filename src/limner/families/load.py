@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import UserError
+from limner.families.courier import Courier
 from limner.families.family import Family, ReadPart
 from limner.families.recognise import FAMILIES, Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
@@ -35,12 +36,17 @@ RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_a
 
 
 def load(
-    name: str, *, dtype: torch.dtype, device: torch.device | str, storage: BaseStorage = "as_computed"
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    storage: BaseStorage = "as_computed",
+    offload: bool = False,
 ) -> Family:
     """Load the base called `name`, frozen, in eval mode, computing in `dtype` on `device`.
 
     Weights go one at a time from the file to where they stay, in the storage asked for: the peak is their own size and
-    one tensor.
+    one tensor. With `offload` those of linear layers and convolutions stay on the host.
 
     Raises:
         UserError: there is no such base, it is not complete, or it is of a family that is not supported.
@@ -49,12 +55,13 @@ def load(
     refuse_unsupported(base)
     base = base if base.path.is_file() else _with_weights(base)
     modules, files = _modules(base), _files(base)
+    courier = Courier(torch.device(device)) if offload else None
 
     def read(part: str) -> dict[str, Tensor]:
         if _files(base) != files:
             raise UserError(f"base={name!r}: its files have changed since it was loaded.", "Put them back.")
         return weights_of(base.path, base.family, part, modules[part], dtype=_held(base, part, dtype), device=device,
-                          keep=partial(keep, part, form=storage))  # fmt: skip
+                          keep=partial(keep, part, form=storage, courier=courier))  # fmt: skip
 
     family = _family(base, modules, read, device)
     family.storage = storage
@@ -62,7 +69,9 @@ def load(
     return family
 
 
-def sketch(name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed") -> Family:
+def sketch(
+    name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed", offload: bool = False
+) -> Family:
     """Return the base called `name` on torch's device "meta": modules and shapes, and no memory for weights.
 
     Of its files only configurations and the tokenizers are read. Its identity is empty.
@@ -70,12 +79,13 @@ def sketch(name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed
     base = recognise(name)
     refuse_unsupported(base)
     modules = _modules(base)
+    courier = Courier(torch.device("meta")) if offload else None
     shapes = {part: {key: t.shape for key, t in module.state_dict().items()} for part, module in modules.items()}
 
     def read(part: str) -> dict[str, Tensor]:
         held = _held(base, part, dtype)
         return {
-            key: keep(part, key, torch.empty(shape, dtype=held, device="meta"), storage)
+            key: keep(part, key, torch.empty(shape, dtype=held, device="meta"), storage, courier)
             for key, shape in shapes[part].items()
         }
 

@@ -1,4 +1,4 @@
-"""Frozen weights in fewer bits: one byte or half a byte for each, brought to the computing format where they act."""
+"""Frozen weights in fewer bits, or elsewhere: brought to the computing format and device where they act."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 from torch.utils._pytree import tree_map_only
+
+from limner.families.courier import Courier
 
 BaseStorage = Literal["as_computed", "int8", "float8", "nf4"]
 LARGEST = {"int8": 127.0, "float8": 448.0}
@@ -32,36 +34,58 @@ WHOLE = ("embedding", "conv_in", "conv_out")
 aten: Any = torch.ops.aten
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Packed:
     """The numbers of one weight, and what they are multiplied with."""
 
     form: BaseStorage
     numbers: Tensor
-    """[rows, columns] of one byte each; of nf4 [blocks, 32] bytes, each with two weights' numbers."""
+    """[rows, columns] of one byte each; of nf4 [blocks, 32] bytes, each with two weights' numbers. As computed: the
+    weight itself."""
     scales: Tensor
     """One for each row or block, in the computing format."""
     shape: torch.Size
+    courier: Courier | None = None
+    """Brings both to the device where they act, if they lie elsewhere."""
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """What has the weight's memory."""
+        return self.numbers, self.scales
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight acts."""
+        return self.courier.device if self.courier else self.scales.device
 
     def plain(self) -> Tensor:
         """Return the weight in the computing format."""
-        dtype = self.scales.dtype
+        numbers, scales = self.courier.bring(self) if self.courier else self.tensors
+        dtype = scales.dtype
+        if self.form == "as_computed":
+            return numbers
         if self.form == "nf4":
-            numbers = _pairs(self.numbers, dtype)
+            numbers = _pairs(numbers, dtype)
         elif self.form == "float8":  # torch's own way takes six times as long on a CPU, for the same bits
-            bits = self.numbers.view(torch.int8).to(torch.int16).bitwise_left_shift_(4).bitwise_and_(-0x7810)
+            bits = numbers.view(torch.int8).to(torch.int16).bitwise_left_shift_(4).bitwise_and_(-0x7810)
             numbers = bits.view(torch.bfloat16).mul_(FLOAT8_SHIFT).to(dtype)
         else:
-            numbers = self.numbers.to(dtype)
-        return numbers.mul_(self.scales).view(-1)[: self.shape.numel()].view(self.shape)
+            numbers = numbers.to(dtype)
+        return numbers.mul_(scales).view(-1)[: self.shape.numel()].view(self.shape)
 
     def moved(self, device: torch.device) -> Packed:
-        """Return the same on another device."""
-        return replace(self, numbers=self.numbers.to(device), scales=self.scales.to(device))
+        """Return the same, on another device for good."""
+        return replace(self, numbers=self.numbers.to(device), scales=self.scales.to(device), courier=None)
+
+    def away(self, courier: Courier) -> Packed:
+        """Return the same on the host, from where it is brought each time that it acts."""
+        return replace(self, numbers=courier.home(self.numbers), scales=courier.home(self.scales), courier=courier)
 
 
 def pack(weight: Float[Tensor, "out ..."], form: BaseStorage) -> Packed:
     """Return a weight in fewer bits: each row (nf4: each block of 64 neighbours) is scaled to its largest number."""
+    if form == "as_computed":
+        return Packed(form, weight, weight.new_empty(0), weight.shape)
     flat = weight.detach().reshape(weight.shape[0], -1)
     if form == "nf4":
         flat = F.pad(flat.reshape(-1), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
@@ -105,8 +129,7 @@ class Stored(Tensor):
 
     @staticmethod
     def __new__(cls, packed: Packed) -> Stored:
-        scales = packed.scales
-        return Tensor._make_wrapper_subclass(cls, packed.shape, dtype=scales.dtype, device=scales.device)
+        return Tensor._make_wrapper_subclass(cls, packed.shape, dtype=packed.scales.dtype, device=packed.device)
 
     def __init__(self, packed: Packed) -> None:
         self.packed = packed
@@ -154,15 +177,18 @@ class _Acting(torch.autograd.Function):
         return back, None, None, *(None for _ in ctx.geometry)
 
 
-def keep(part: str, name: str, tensor: Tensor, form: BaseStorage) -> Tensor:
+def keep(part: str, name: str, tensor: Tensor, form: BaseStorage, courier: Courier | None = None) -> Tensor:
     """Return a weight of a part ("unet", "vae", "text_encoder" ...) as it is to be held while the base is frozen."""
     acts = name.endswith(".weight") and tensor.ndim in (2, 4) and not any(word in name for word in WHOLE)
-    return Stored(pack(tensor, form)) if form != "as_computed" and part != "vae" and acts else tensor
+    if part == "vae" or not acts or (form == "as_computed" and courier is None):
+        return tensor
+    packed = pack(tensor, form)
+    return Stored(packed.away(courier) if courier else packed)
 
 
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return the tensors that have a weight's memory."""
-    return (tensor.packed.numbers, tensor.packed.scales) if isinstance(tensor, Stored) else (tensor,)
+    """Return the tensors that have a weight's memory, on the device or on the host."""
+    return tensor.packed.tensors if isinstance(tensor, Stored) else (tensor,)
 
 
 def give(weight: Tensor, value: Tensor | None) -> None:

@@ -9,7 +9,8 @@ from pydantic.fields import FieldInfo
 
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
-from limner.adapters.peft import Peft
+from limner.adapters.peft import METHODS, Peft
+from limner.adapters.peft_layers import MOVES_BASE
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.families.storage import BaseStorage
@@ -89,6 +90,9 @@ class Recipe(Spec):
     """How the frozen base lies in memory while an adapter learns on it: "as_computed" in `precision`; "int8" or
     "float8" in one byte for each weight and "nf4" in half a byte, each brought to `precision` where it acts. Pictures
     of the comparison are drawn with the base as it is."""
+    offload: bool = False
+    """Keep the frozen base's layers in the host's memory while an adapter learns, and bring each to the GPU for as long
+    as it acts: less of the GPU's memory, more time; changes no result."""
     fit: bool | str = False
     """Make the run fit: true for the memory that is free on the device, or an amount such as "8GB". What it takes is
     said and written into the run's recipe; see `limner plan`. "off" runs without asking whether it fits."""
@@ -137,6 +141,13 @@ class Recipe(Spec):
     def draws_while_training(self) -> bool:
         """Tell whether pictures are drawn between the steps."""
         return bool(self.preview.every_steps or self.validation.every_steps)
+
+    @property
+    def only_reads_base(self) -> bool:
+        """Tell whether the base's weights stay as they are: none learns, and no adapter takes its start out of them."""
+        own = self.adapter
+        takes = isinstance(own, Peft) and METHODS[own.method].fixed.get("init_lora_weights") in MOVES_BASE
+        return not (isinstance(own, Full) or takes)
 
     @property
     def learns_few_steps(self) -> bool:

@@ -135,7 +135,10 @@ class Trace(TorchDispatchMode):
             return
         if isinstance(tensor, Stored):
             for piece in pieces(tensor):
-                self.hold(piece)
+                if tensor.packed.courier:
+                    self.host_bytes += piece.untyped_storage().nbytes()
+                else:
+                    self.hold(piece)
             return
         storage = tensor.untyped_storage()
         key = storage._cdata  # pyright: ignore[reportPrivateUsage]
