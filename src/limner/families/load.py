@@ -69,9 +69,7 @@ def load(
     return family
 
 
-def sketch(
-    name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed", offload: bool = False
-) -> Family:
+def sketch(name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed", offload: bool = False) -> Family:
     """Return the base called `name` on torch's device "meta": modules and shapes, and no memory for weights.
 
     Of its files only configurations and the tokenizers are read. Its identity is empty.

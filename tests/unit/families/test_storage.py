@@ -7,18 +7,23 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from limner.families.family import Family
 from limner.families.load import fingerprints, load, weights_of
+from limner.families.source import ASSETS
 from limner.families.storage import Stored, give, keep, pack, pieces
+from tests.unpacked import unpacked
 
 ERROR = {"int8": 0.01, "float8": 0.03, "nf4": 0.1}
 """How far a packed weight may be from the weight, as a share of its length; normally distributed numbers."""
-PREDICTION_ERROR = {"int8": 0.01, "float8": 0.03, "nf4": 0.12}
-"""How far the embedded base's prediction may be from that of float32, as a share of its length."""
+PREDICTION_ERROR = {"int8": 0.015, "float8": 0.04, "nf4": 0.14}
+"""How far the embedded base's prediction for noisy pictures may be from that of float32, as a share of its length;
+measured: 0.012, 0.033, 0.118, and 0.009 for bfloat16."""
 BITS = {"int8": 8, "float8": 8, "nf4": 4}
 FORMS = pytest.mark.parametrize("form", BITS)
 LAYERS = pytest.mark.parametrize(
@@ -40,15 +45,6 @@ def stored(layer: nn.Linear | nn.Conv2d, form: Any) -> nn.Linear | nn.Conv2d:
     own = copy.copy(layer)
     own._parameters = {**layer._parameters, "weight": nn.Parameter(Stored(pack(layer.weight, form)), False)}
     return own
-
-
-def unpacked(family: Family) -> Family:
-    """Give every layer the weights that it computes with, as they lie in memory elsewhere."""
-    for module in (layer for root in family.modules.values() for layer in root.modules()):
-        weight = module._parameters.get("weight")
-        if isinstance(weight, Stored):
-            module.register_parameter("weight", copy.deepcopy(weight))
-    return family
 
 
 @FORMS
@@ -172,20 +168,30 @@ def test_a_base_computes_as_the_same_base_unpacked_and_needs_no_more_for_it(rand
 
 @FORMS
 def test_the_prediction_is_near_that_of_float32(form: Any) -> None:
-    def predict(dtype: torch.dtype, storage: Any) -> Tensor:
-        base = load("tiny", dtype=dtype, device="cpu", storage=storage)
-        told = base.encode_text(["a robot"] * 4)
-        with torch.no_grad():
-            return base.predict(normal(4, 4, 16, 16).to(dtype), torch.tensor([50, 300, 600, 900]), told).float()
+    exact_base = load("tiny", dtype=torch.float32, device="cpu")
+    files = sorted((ASSETS / "demo" / "critter").glob("*.png"))[:4]
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB").resize((64, 64))) for file in files])
+    x_0 = exact_base.scale_latents(
+        exact_base.encode_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1)[:, 0]
+    )
+    t = torch.tensor([50, 300, 600, 900])
+    kept = exact_base.schedule.alphas_cumprod[t].view(-1, 1, 1, 1)
+    x_t = kept.sqrt() * x_0 + (1 - kept).sqrt() * normal(*x_0.shape)
 
-    exact = predict(torch.float32, "as_computed")
-    assert float((predict(torch.float32, form) - exact).norm() / exact.norm()) < PREDICTION_ERROR[form]
+    def predict(base: Family) -> Tensor:
+        with torch.no_grad():
+            return base.predict(x_t, t, base.encode_text(["a photo of a critter"] * 4))
+
+    exact, packed = (
+        predict(one) for one in (exact_base, load("tiny", dtype=torch.float32, device="cpu", storage=form))
+    )
+    assert 0 < float((packed - exact).norm() / exact.norm()) < PREDICTION_ERROR[form]
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_weights_are_packed_one_by_one_as_they_are_read(random_base: Path, part: str) -> None:
     """Beside what is packed one whole weight is there at a time."""
-    module = getattr(load(str(random_base), dtype=torch.float32, device="cpu"), "unet")
+    module = load(str(random_base), dtype=torch.float32, device="cpu").unet
     whole: list[weakref.ref[Tensor]] = []
 
     def spy(name: str, tensor: Tensor) -> Tensor:
