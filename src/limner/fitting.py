@@ -29,6 +29,8 @@ TIGHT = 10
 """A base whose files are less than a tenth of the free memory is trained without asking: nothing takes ten times it."""
 WORTH = 0.99
 """A measure that leaves more of the peak than this is not taken."""
+SHARES = (0.33, 0.67, True)
+"""How many of the UNet's blocks compute again, one after the other."""
 DRAWING = ("class pictures", "preview", "validation", "draw")
 """Phases that draw."""
 
@@ -209,8 +211,8 @@ def _measures(asked: Recipe, found: Forecast) -> Iterator[dict[str, Any]]:
     trains = phase in ("train", "save")
     if trains and not recipe.unload:
         yield {"unload": True}
-    if trains and not recipe.gradient_checkpointing:
-        yield {"gradient_checkpointing": True}
+    if trains:
+        yield from ({"gradient_checkpointing": share} for share in SHARES if share > recipe.gradient_checkpointing)
     if trains and recipe.batch > 1 and not recipe.optimizer.fused_backward:
         parts = next(n for n in range(2, recipe.batch + 1) if recipe.batch % n == 0)
         yield {"batch": recipe.batch // parts, "accumulate": recipe.accumulate * parts}

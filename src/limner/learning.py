@@ -19,7 +19,7 @@ def make_training(family: Family, recipe: Recipe, checked: Checked, source: Sour
     words = words_of(checked, recipe.pictures)
     adapter = recipe.adapter.attach(family, [SlotSettings(recipe.seed, words=words)])
     if recipe.gradient_checkpointing:
-        family.unet.enable_gradient_checkpointing()
+        family.compute_again(float(recipe.gradient_checkpointing))
     rates = recipe.adapter.rates(recipe.learning_rate)
     slot = Slot("subject", source, recipe.seed, steps, recipe.learning_rate, rates)
     training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,

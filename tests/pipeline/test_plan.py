@@ -106,7 +106,10 @@ def test_a_refiner_is_counted_where_it_draws(pictures: Path, random_xl: Path, ra
 
 def test_settings_move_the_peak_as_they_should(pictures: Path, random_base: Path) -> None:
     lora = train_bytes(planned(pictures, random_base, batch=8))
-    assert train_bytes(planned(pictures, random_base, batch=8, gradient_checkpointing=True)) < lora
+    shares = [
+        train_bytes(planned(pictures, random_base, batch=8, gradient_checkpointing=n)) for n in (0.33, 0.67, True)
+    ]
+    assert lora > shares[0] > shares[1] >= shares[2]
     assert train_bytes(planned(pictures, random_base, batch=4, accumulate=2)) < lora
     full = planned(pictures, random_base, recipe="dreambooth")
     fused = {"optimizer__kind": "adafactor", "optimizer__fused_backward": True, "optimizer__max_grad_norm": 0}
@@ -212,18 +215,20 @@ def measures(at: Place, phase: str = "train", **settings: Any) -> list[dict[str,
 
 
 def test_the_measures_come_in_their_order() -> None:
-    unload, checkpointing, split = {"unload": True}, {"gradient_checkpointing": True}, {"batch": 2, "accumulate": 2}
+    unload, split = {"unload": True}, {"batch": 2, "accumulate": 2}
+    checkpointing = [{"gradient_checkpointing": share} for share in (0.33, 0.67, True)]
     byte, host, half_a_byte = {"base_storage": "int8"}, {"offload": True}, {"base_storage": "nf4"}
     lean = {"unload": True, "gradient_checkpointing": True}
-    assert measures(CPU, batch=4) == [unload, checkpointing, split, byte]
+    assert measures(CPU, batch=4) == [unload, *checkpointing, split, byte]
     assert measures(CPU, batch=4, **lean) == [split, byte]
+    assert measures(CPU, unload=True, gradient_checkpointing=0.33) == [*checkpointing[1:], byte]
     assert measures(CPU, **lean, base_storage="int8") == [half_a_byte]
     assert measures(CPU, **lean, base_storage="nf4") == []
     assert measures(CUDA, **lean)[:2] == [byte, host]
     assert measures(CUDA, **lean, base_storage="int8", optimizer__kind="lion") == [host, half_a_byte]
     assert measures(CPU, **lean, adapter__kind="peft", adapter__method="olora") == []
     fused = {"optimizer.kind": "adafactor", "optimizer.fused_backward": True, "optimizer.max_grad_norm": 0.0}
-    assert measures(CPU, adapter__kind="full", unload=True) == [checkpointing, {**fused, "batch": 1, "accumulate": 1}]
+    assert measures(CPU, adapter__kind="full", unload=True) == [*checkpointing, {**fused, "batch": 1, "accumulate": 1}]
     assert {"optimizer.kind": "adamw8bit"} in measures(CUDA)
     assert measures(CPU, "draw", generation__batch=8) == [{"generation.batch": 4}]
     assert measures(CPU, "load") == [byte]
@@ -266,7 +271,7 @@ def test_what_was_made_to_fit_runs_and_resumes_as_written(pictures: Path, random
     budget = f"{(first.peak_bytes - 4 * 2**20) / GIB:.4f}GB"
     folder = run.train(pictures, settings={**settings, "fit": budget}, run=tmp_path / "run", watch=Listening())
     (line,) = [text for text in said if text.startswith("fit=")]
-    assert "gradient_checkpointing=true" in line
+    assert "gradient_checkpointing=" in line
     assert "-> about 0." in line
     written = load_recipe(folder.recipe)
     assert written.fit is False

@@ -130,6 +130,18 @@ class Family(ABC):
         finally:
             self.put_aside(*aside)
 
+    def compute_again(self, share: float) -> None:
+        """Have a share of the UNet's blocks, the outermost first, compute their inner values again in the backward pass.
+
+        The outermost blocks have the largest pictures, and so the most to keep.
+        """
+        down, up = list(self.unet.down_blocks), list(self.unet.up_blocks)[::-1]
+        blocks = [block for pair in zip(up, down, strict=True) for block in pair] + [self.unet.mid_block]
+        self.unet.enable_gradient_checkpointing()
+        for module in (inner for block in blocks[round(share * len(blocks)) :] for inner in block.modules()):
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False
+
     def twin(self) -> Family:
         """Return a family over the very same weights, in modules of its own: what is attached to one is on it alone."""
         tokenizers = [encoder.tokenizer for family in self.together for encoder in family.encoders.values()]

@@ -82,8 +82,9 @@ class Recipe(Spec):
     """Subject pictures per step; with prior preservation as many class pictures come on top."""
     accumulate: int = Field(default=1, ge=1)
     """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
-    gradient_checkpointing: bool = False
-    """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time. A share such as
+    0.33 does so in a third of its blocks, those with the largest pictures first."""
     unload: bool = False
     """While training, give back the memory of the VAE and of text encoders that do not learn; changes no result."""
     base_storage: BaseStorage = "as_computed"
