@@ -131,7 +131,7 @@ class Family(ABC):
             self.put_aside(*aside)
 
     def compute_again(self, share: float) -> None:
-        """Have a share of the UNet's blocks, the outermost first, compute their inner values again in the backward pass.
+        """Have a share of the UNet's blocks, the outermost first, compute their inner values again on the way back.
 
         The outermost blocks have the largest pictures, and so the most to keep.
         """

@@ -127,8 +127,7 @@ class Stored(Tensor):
 
     packed: Packed
 
-    @staticmethod
-    def __new__(cls, packed: Packed) -> Stored:
+    def __new__(cls, packed: Packed) -> Any:
         return Tensor._make_wrapper_subclass(cls, packed.shape, dtype=packed.scales.dtype, device=packed.device)
 
     def __init__(self, packed: Packed) -> None:
@@ -144,8 +143,7 @@ class Stored(Tensor):
             rows = x if func is F.conv2d else x.reshape(-1, x.shape[-1])  # what is made of a view cannot be added to
             out = _Acting.apply(rows, weight.packed, *rest)
             return out if func is F.conv2d else out.view(*x.shape[:-1], -1)
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs or {})
+        return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})  # pyright: ignore[reportPrivateUsage]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
