@@ -90,10 +90,10 @@ def test_what_came_next_is_foreseen_in_either_direction() -> None:
 def test_a_layer_that_is_gone_is_forgotten() -> None:
     courier = Counting()
     layers = [pack(torch.ones(2, 2), "as_computed").away(courier) for _ in range(2)]
-    for layer in [*layers, *layers]:
-        layer.plain()
+    for i in (0, 1, 0, 1):
+        layers[i].plain()
     known = weakref.ref(layers[0])
-    del layers, layer
+    layers.clear()
     pack(torch.ones(2, 2), "as_computed").away(courier).plain()
     assert known() is None
 
