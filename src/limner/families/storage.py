@@ -89,25 +89,26 @@ def pack(weight: Float[Tensor, "out ..."], form: BaseStorage) -> Packed:
     flat = weight.detach().reshape(weight.shape[0], -1)
     if form == "nf4":
         flat = F.pad(flat.reshape(-1), (0, -weight.numel() % BLOCK)).view(-1, BLOCK)
-    rows = max(1, AT_ONCE // flat.shape[1])
-    parts = [_pack(some, form) for some in flat.split(rows)]
-    numbers, scales = (torch.cat(made) for made in zip(*parts, strict=True))
+    rows, columns = flat.shape
+    dtype = {"int8": torch.int8, "float8": torch.float8_e4m3fn}.get(form, torch.uint8)
+    numbers = flat.new_empty(rows, columns // 2 if form == "nf4" else columns, dtype=dtype)
+    scales, some = flat.new_empty(rows, 1), max(1, AT_ONCE // columns)
+    for part, its_numbers, its_scales in zip(*(held.split(some) for held in (flat, numbers, scales)), strict=True):
+        _pack(part, form, its_numbers, its_scales)
     return Packed(form, numbers, scales, weight.shape)
 
 
-def _pack(rows: Float[Tensor, "rows columns"], form: BaseStorage) -> tuple[Tensor, Tensor]:
-    """Return the numbers of some rows, and their scales, rounded before they are divided by."""
+def _pack(rows: Float[Tensor, "rows columns"], form: BaseStorage, numbers: Tensor, scales: Tensor) -> None:
+    """Write the numbers of some rows, and their scales, which are rounded before they are divided by."""
     largest = LARGEST.get(form, 1.0)
-    scales = (rows.float().abs().amax(1, keepdim=True) / largest).to(rows.dtype)
-    scales.clamp_(min=torch.finfo(rows.dtype).tiny)
+    scales.copy_(rows.float().abs().amax(1, keepdim=True) / largest).clamp_(min=torch.finfo(rows.dtype).tiny)
     ratios = (rows.float() / scales.float()).clamp_(-largest, largest)
-    if form == "int8":
-        return ratios.round_().to(torch.int8), scales
-    if form == "float8":
-        return ratios.to(torch.float8_e4m3fn), scales
-    levels = torch.tensor(NF4, device=rows.device)
-    nearest = torch.bucketize(ratios, (levels[1:] + levels[:-1]) / 2, out_int32=True)
-    return (nearest[:, 0::2] + 16 * nearest[:, 1::2]).to(torch.uint8), scales
+    if form == "nf4":
+        levels = torch.tensor(NF4, device=rows.device)
+        nearest = torch.bucketize(ratios, (levels[1:] + levels[:-1]) / 2, out_int32=True)
+        numbers.copy_(nearest[:, 0::2] + 16 * nearest[:, 1::2])
+    else:
+        numbers.copy_(ratios.round_() if form == "int8" else ratios)
 
 
 def _pairs(numbers: Tensor, dtype: torch.dtype) -> Float[Tensor, "blocks 64"]:
