@@ -22,6 +22,8 @@ from limner.errors import UserError
 
 PACKAGES = ("limner", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
+"""Settings of glibc's mallopt (malloc.h), in bytes: from which size on memory lies apart; what is given back."""
 
 
 @functools.cache
@@ -125,6 +127,23 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
+
+
+@contextmanager
+def freed_at_once() -> Iterator[None]:
+    """Within this block a large piece of memory goes back to the system as soon as it is freed (Linux, glibc).
+
+    Else many that come and go beside others that stay leave holes between these, which stay as well.
+    """
+    setting = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if setting:
+        setting(MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        if setting:  # where the library would have come to by itself
+            setting(MMAP_THRESHOLD, 2**25)
+            setting(TRIM_THRESHOLD, 2**26)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from limner.families.source import PARTS, files_of, missing_files
 from limner.families.storage import BaseStorage, keep
 from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
+from limner.machine import freed_at_once
 
 MEMBERS: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "sdxl-refiner": SDXL}
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
@@ -63,9 +65,10 @@ def load(
         return weights_of(base.path, base.family, part, modules[part], dtype=_held(base, part, dtype), device=device,
                           keep=partial(keep, part, form=storage, courier=courier))  # fmt: skip
 
-    family = _family(base, modules, read, device)
+    with freed_at_once() if storage != "as_computed" else nullcontext():  # what is packed has been whole before
+        family = _family(base, modules, read, device)
+        family.identity |= fingerprints(family)
     family.storage = storage
-    family.identity |= fingerprints(family)
     return family
 
 
