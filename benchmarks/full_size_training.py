@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,10 @@ def main() -> None:
                     print({key: row[key] for key in SAID}, flush=True)
 
 
-def measure(method: str, base: str, precision: str, resolution_px: int) -> dict[str, Any]:
-    """Train a few steps in a process of its own and return what it took."""
+def measure(
+    method: str, base: str, precision: str, resolution_px: int, more: Sequence[str] = ("device=cpu",)
+) -> dict[str, Any]:
+    """Train a few steps in a process of its own, with further settings, and return what it took."""
     with tempfile.TemporaryDirectory() as place:
         pictures, class_pictures, run = (Path(place) / name for name in ("pictures", "class", "run"))
         make_pictures(pictures, resolution_px, 3)
@@ -83,7 +86,7 @@ def measure(method: str, base: str, precision: str, resolution_px: int) -> dict[
         prior = ["--class-pictures", str(class_pictures)] if method in WITH_PRIOR else []
         settings = [
             f"base={base}", f"precision={precision}", f"resolution={resolution_px}", f"steps={STEPS}", "batch=1",
-            "device=cpu", "pictures.class_noun=thing", "checkpoint.every_steps=0",
+            *more, "pictures.class_noun=thing", "checkpoint.every_steps=0",
         ]  # fmt: skip
         command = [sys.executable, "-m", "limner", "train", str(pictures), *METHODS[method], *settings,
                    *prior, "--run", str(run), "--json"]  # fmt: skip
@@ -98,11 +101,12 @@ def measure(method: str, base: str, precision: str, resolution_px: int) -> dict[
         log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         known = json.loads((run / "provenance.json").read_text())
         steps = [row["seconds"] for row in log if row["event"] == "step"]
+        phases = {row["name"]: round(row["peak_memory_gib"], 3) for row in log if row["event"] == "phase"}
         assert len(steps) == STEPS
         return {
             "method": method, "precision": precision, "resolution_px": resolution_px,
             "wall_seconds_per_step": round(statistics.median(steps[1:]), 2), "first_step_s": round(steps[0], 2),
-            "whole_command_s": round(seconds, 1), **peaks,
+            "whole_command_s": round(seconds, 1), **peaks, "phase_peaks_gib": phases,
             "trained_parameters": known["adapter"]["trainable_parameters"],
             "times_fewer": round(known["adapter"]["times_fewer"], 1),
             "result_mb": round(known["adapter"]["file_bytes"] / 1e6, 3),

@@ -212,6 +212,7 @@ def _check_learning(recipe: Recipe) -> None:
                     f"optimizer.kind={optimizer.kind!r}.",
                     "Leave it out: it is then that of the run, 1.",
                 )
+    _check_storage(recipe)
     if optimizer.fused_backward and not isinstance(adapter, Full):
         raise UserError(
             f"optimizer.fused_backward=true: is for adapter.kind=full, and this is {adapter.kind}, whose gradients are "
@@ -231,6 +232,19 @@ def _check_learning(recipe: Recipe) -> None:
             f"adapter.kind={adapter.kind}.",
             "Leave it out, or set adapter.kind=full.",
         )
+
+
+def _check_storage(recipe: Recipe) -> None:
+    """Refuse to store the base in fewer bits, or elsewhere, where its own weights learn or are written to."""
+    adapter, section = recipe.adapter, f"base_storage={recipe.base_storage}"
+    if recipe.only_reads_base or (recipe.base_storage == "as_computed" and not recipe.offload):
+        return
+    section = "offload=true" if recipe.base_storage == "as_computed" else section
+    if isinstance(adapter, Peft):
+        raise UserError(f"{section}: adapter.method={adapter.method} takes its start out of the base's weights, which "
+                        "cannot be written to then.", "Leave it out, or use another method.")  # fmt: skip
+    raise UserError(f"{section}: is for a base that stays as it is, and adapter.kind={adapter.kind} trains its "
+                    "weights.", "Leave it out, or set adapter.kind=lora.")  # fmt: skip
 
 
 def _check_consistency(recipe: Recipe) -> None:

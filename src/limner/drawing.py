@@ -15,6 +15,7 @@ from limner.families.decoder import Decoder, load_decoder
 from limner.families.family import Family
 from limner.families.load import load
 from limner.families.recognise import recognise
+from limner.families.storage import BaseStorage
 from limner.files import default_cache, replacing
 from limner.generate.draw import (
     MANIFEST,
@@ -38,7 +39,14 @@ from limner.seeds import seed_of
 from limner.watch import Watch
 
 
-def load_base(recipe: Recipe, watch: Watch, *, model: Path | None = None) -> Family:
+def load_base(
+    recipe: Recipe,
+    watch: Watch,
+    *,
+    model: Path | None = None,
+    storage: BaseStorage = "as_computed",
+    offload: bool = False,
+) -> Family:
     """Load the recipe's base, or a model that was made from it, and say how it computes."""
     at = machine.place(recipe.device, recipe.precision)
     name = str(model or recipe.base)
@@ -47,8 +55,10 @@ def load_base(recipe: Recipe, watch: Watch, *, model: Path | None = None) -> Fam
         if line:
             watch.say(line)
     with watch.phase("load"):
-        family = load(name, dtype=at.dtype, device=at.device)
-    watch.say(f"computes on {at.device} in {str(at.dtype).removeprefix('torch.')}; what learns is float32")
+        family = load(name, dtype=at.dtype, device=at.device, storage=storage, offload=offload)
+    stored = "" if storage == "as_computed" else f"; the frozen base is stored in {storage}"
+    stored += "; its layers come from the host's memory each time that they act" if offload else ""
+    watch.say(f"computes on {at.device} in {str(at.dtype).removeprefix('torch.')}; what learns is float32{stored}")
     return family
 
 
@@ -106,7 +116,7 @@ def draw_comparison(folder: RunDir, recipe: Recipe, watch: Watch) -> None:
         acting = Acting(*attach_apart(family, folder), recipe.drawn_with if recipe.learns_few_steps else None)
         follow_objective(family, recipe)
     tuned = {**about, "arm": "tuned", "adapter": recipe.adapter.kind, "adapter_sha256": result_hash(folder)}
-    tuned |= _brings(folder, recipe, watch)
+    tuned |= {**_brings(folder, recipe, watch), **_trained_on(recipe, watch)}
     named_few: dict[str, Any] = {**named, "sampling": recipe.drawn_with}
     with watch.phase("draw tuned"), folder.timed("draw tuned"):
         made = draw(family, requests, folder.images / "tuned", about=tuned, progress=watch.progress, **named_few)
@@ -133,6 +143,14 @@ def _brings(folder: RunDir, recipe: Recipe, watch: Watch) -> dict[str, str]:
         return {}
     watch.say(recipe.few_steps.fitted(recipe.generation, {}, str(folder.path))[1][0])
     return {"few_steps": recipe.few_steps.kind}
+
+
+def _trained_on(recipe: Recipe, watch: Watch) -> dict[str, str]:
+    """Return what the manifest says of a base that was another while training than when it draws, and say so."""
+    if recipe.base_storage == "as_computed":
+        return {}
+    watch.say(f"trained on the base stored in {recipe.base_storage}; drawn, on both sides, with the base as it is")
+    return {"base_storage": recipe.base_storage}
 
 
 def say_faults(manifest: Path, what: str, watch: Watch, *, tuned: bool = False) -> None:

@@ -29,6 +29,8 @@ TIGHT = 10
 """A base whose files are less than a tenth of the free memory is trained without asking: nothing takes ten times it."""
 WORTH = 0.99
 """A measure that leaves more of the peak than this is not taken."""
+SHARES = (0.33, 0.67, True)
+"""How many of the UNet's blocks compute again, one after the other."""
 DRAWING = ("class pictures", "preview", "validation", "draw")
 """Phases that draw."""
 
@@ -206,22 +208,33 @@ def _measures(asked: Recipe, found: Forecast) -> Iterator[dict[str, Any]]:
     recipe, phase = found.recipe, found.peak.name
     if phase in DRAWING and recipe.generation.batch > 1:
         yield {"generation.batch": recipe.generation.batch // 2}
-    if phase not in ("train", "save"):
-        return
-    if not recipe.unload:
+    trains = phase in ("train", "save")
+    if trains and not recipe.unload:
         yield {"unload": True}
-    if not recipe.gradient_checkpointing:
-        yield {"gradient_checkpointing": True}
-    if recipe.batch > 1 and not recipe.optimizer.fused_backward:
+    if trains:
+        yield from ({"gradient_checkpointing": share} for share in SHARES if share > recipe.gradient_checkpointing)
+    if trains and recipe.batch > 1 and not recipe.optimizer.fused_backward:
         parts = next(n for n in range(2, recipe.batch + 1) if recipe.batch % n == 0)
         yield {"batch": recipe.batch // parts, "accumulate": recipe.accumulate * parts}
-    if recipe.optimizer.kind != "adamw":
+    if phase != "draw" and recipe.only_reads_base:  # what is drawn at last has the base as it is
+        yield from _storages(recipe, found.at)
+    if not trains or recipe.optimizer.kind != "adamw":
         return
     if found.at.device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
         yield {"optimizer.kind": "adamw8bit"}
     if recipe.adapter.kind == "full" and asked.accumulate == 1:
         yield {"optimizer.kind": "adafactor", "optimizer.fused_backward": True, "optimizer.max_grad_norm": 0.0,
                "batch": asked.batch, "accumulate": 1}  # fmt: skip
+
+
+def _storages(recipe: Recipe, at: Place) -> Iterator[dict[str, Any]]:
+    """Yield the next settings that hold the frozen base in less memory: in a byte, on the host, in half a byte."""
+    if recipe.base_storage == "as_computed":
+        yield {"base_storage": "int8"}
+    if at.device.type == "cuda" and not recipe.offload:
+        yield {"offload": True}
+    if recipe.base_storage in ("int8", "float8"):
+        yield {"base_storage": "nf4"}
 
 
 def _worth(tried: Forecast, before: Forecast) -> bool:

@@ -17,7 +17,7 @@ from limner.families.load import sketch
 from limner.families.recognise import is_refiner
 from limner.generate.draw import check_resolution, steps_around_handover
 from limner.learning import make_training
-from limner.machine import Place
+from limner.machine import Place, require_gpu
 from limner.pictures.fit import Size
 from limner.prepare.check import Checked
 from limner.recipe import Recipe
@@ -106,10 +106,14 @@ def forecast(recipe: Recipe, checked: Checked, steps: int, at: Place, *, slots: 
     With `slots` as many such runs train together. No weights are read and nothing is computed; it takes seconds,
     whatever the size of the base.
     """
-    family = sketch(recipe.base, dtype=at.dtype)
+    require_gpu(at, recipe.offload)
+    base = sketch(recipe.base, dtype=at.dtype)
+    frozen = sketch(recipe.base, dtype=at.dtype, storage=recipe.base_storage, offload=recipe.offload)
     with tracing(at.device.type) as trace:
-        run = _Run(trace, family, recipe, checked, steps, at, slots)
-        phases = tuple(run.phases())
+        drawn = tuple(_Run(trace, base, recipe, checked, steps, at, slots).compared())
+    with tracing(at.device.type) as trace:
+        run = _Run(trace, frozen, recipe, checked, steps, at, slots)
+        phases = (*run.phases(), *drawn)
         return Forecast(recipe, at, phases, run.checkpoint_bytes, run.result_bytes, slots)
 
 
@@ -152,12 +156,18 @@ class _Run:
         """What of the base is there at present; a part that learns counts as it was before."""
         return sum(size for part, size in self.part_bytes.items() if part not in self.family.aside)
 
+    def compared(self) -> Iterator[Work]:
+        """Yield the drawing of the comparison, unless the base draws nothing alone."""
+        sampling = self.recipe.generation
+        if sampling.begun_by or not is_refiner(self.family.kind):
+            with self._together(bool(sampling.refiner or sampling.begun_by)):
+                requests = self.recipe.evaluation.requests("token", "noun")
+                yield self._drawn("draw", sampling.batch, 2 * len(requests))
+
     def phases(self) -> Iterator[Work]:
-        """Yield every phase of the run."""
+        """Yield every phase of the run but the comparison."""
         sampling, prior, preview = self.recipe.generation, self.recipe.prior, self.recipe.preview
         validation, draws = self.recipe.validation, self.recipe.draws_while_training
-        with self._together(bool(sampling.refiner or sampling.begun_by)):
-            draw = self._drawn("draw", sampling.batch, 2 * len(self.recipe.evaluation.requests("token", "noun")))
         begun = bool(sampling.begun_by and (draws or prior.active))
         with self._together(begun):
             yield Work("load", self.weights_bytes, 0, 0, 0)
@@ -181,8 +191,6 @@ class _Run:
                 with self.family.whole():
                     yield self._drawn("validation", min(sampling.batch, at_once), times * at_once)
             yield self._save(trainings[0])
-        if sampling.begun_by or not is_refiner(self.family.kind):  # which draws nothing alone
-            yield draw
 
     def _hold(self, module: nn.Module) -> None:
         """Count a module's weights as long as it is there."""

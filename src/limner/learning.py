@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-
 from limner.adapters.adapter import SlotSettings
 from limner.families.family import Family
 from limner.fast import speed_up
@@ -25,7 +20,7 @@ def make_training(family: Family, recipe: Recipe, checked: Checked, source: Sour
     words = words_of(checked, recipe.pictures)
     adapter = recipe.adapter.attach(family, [SlotSettings(recipe.seed, words=words)])
     if recipe.gradient_checkpointing:
-        family.unet.enable_gradient_checkpointing(computed_twice)
+        family.compute_again(float(recipe.gradient_checkpointing))
     rates = recipe.adapter.rates(recipe.learning_rate)
     slot = Slot("subject", source, recipe.seed, steps, recipe.learning_rate, rates)
     training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
@@ -34,8 +29,3 @@ def make_training(family: Family, recipe: Recipe, checked: Checked, source: Sour
         family.put_aside("vae", *(() if adapter.learns_text else family.encoders))
     speed_up(training, recipe)
     return training
-
-
-def computed_twice(module: nn.Module, *inputs: Any) -> Any:
-    """Return what a block makes of its inputs, without keeping its inner values; nothing in a UNet draws at random."""
-    return checkpoint(module.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -25,6 +25,8 @@ from limner.errors import UserError
 PACKAGES = ("limner", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 COMPILERS = ("g++", "clang++", "c++")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
+"""Settings of glibc's mallopt (malloc.h), in bytes: from which size on memory lies apart; what is given back."""
 
 
 @functools.cache
@@ -148,6 +150,23 @@ def return_freed_memory() -> None:
         trim(0)
 
 
+@contextmanager
+def freed_at_once() -> Iterator[None]:
+    """Within this block a large piece of memory goes back to the system as soon as it is freed (Linux, glibc).
+
+    Else many that come and go beside others that stay leave holes between these, which stay as well.
+    """
+    setting = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if setting:
+        setting(MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        if setting:  # where the library would have come to by itself
+            setting(MMAP_THRESHOLD, 2**25)
+            setting(TRIM_THRESHOLD, 2**26)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out: a GPU's, or the system's."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -186,6 +205,13 @@ def place(device: str, precision: Precision, *, must_be_here: bool = True) -> Pl
     if precision == "float16" and bf16:
         return Place(chosen, torch.float16, "precision=float16 can overflow; this GPU has bfloat16, which cannot")
     return Place(chosen, getattr(torch, precision))
+
+
+def require_gpu(at: Place, offload: bool) -> None:
+    """Refuse to bring layers from the host to a device that is the host."""
+    if offload and at.device.type != "cuda":
+        raise UserError(f"offload=true: brings the base's layers from the host's memory to a GPU, and this is for "
+                        f"{at.device}.", "Leave it out, or set device=cuda.")  # fmt: skip
 
 
 def _device(name: str, must_be_here: bool) -> torch.device:

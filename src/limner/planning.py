@@ -137,7 +137,8 @@ def _known_paces() -> dict[str, float]:
 
 def _pace_key(recipe: Recipe) -> str:
     """Return what decides how long a step takes: base, device, size of the batch, and what learns."""
-    sizes = (recipe.resolution, recipe.batch, recipe.accumulate, recipe.prior.active, recipe.gradient_checkpointing)
+    sizes = (recipe.resolution, recipe.batch, recipe.accumulate, recipe.prior.active, recipe.gradient_checkpointing,
+             recipe.base_storage)  # fmt: skip
     return f"{recipe.base} {recipe.device} {recipe.precision} {sizes} {recipe.adapter.model_dump_json()}"
 
 

@@ -22,8 +22,8 @@ from limner.train.checkpoint import checkpoint_of, load_checkpoint, newest_check
 from limner.train.loop import Training
 from limner.watch import Watch
 
-MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "unload", "pictures.workers", "checkpoint", "preview", "validation",
-              "evaluation", "generation.refiner", "generation.begun_by", "tracking")  # fmt: skip
+MAY_CHANGE = (*sorted(LENGTHS), "base", "device", "unload", "offload", "pictures.workers", "checkpoint", "preview",
+              "validation", "evaluation", "generation.refiner", "generation.begun_by", "tracking")  # fmt: skip
 """Settings and sections that may differ from the checkpoint's; of the base only the name, not the weights."""
 
 

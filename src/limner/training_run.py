@@ -17,6 +17,7 @@ from limner.families.load import fingerprints
 from limner.files import Need, default_cache, passing, require_room
 from limner.generate.draw import check_resolution
 from limner.learning import make_training
+from limner.machine import place, require_gpu
 from limner.planning import plan_run
 from limner.prepare.ahead import fetched_ahead
 from limner.prepare.check import Checked
@@ -93,7 +94,8 @@ def train_adapter(
 
 def load_for_training(recipe: Recipe, watch: Watch, class_pictures: Path | None) -> Family:
     """Load the recipe's base, and what draws together with it where something is drawn before or while it trains."""
-    family = load_base(recipe, watch)
+    require_gpu(place(recipe.device, recipe.precision), recipe.offload)
+    family = load_base(recipe, watch, storage=recipe.base_storage, offload=recipe.offload)
     if recipe.generation.begun_by and (recipe.draws_while_training or (recipe.prior.active and not class_pictures)):
         load_partner(family, recipe, watch)
     return family

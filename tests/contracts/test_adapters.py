@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -17,7 +18,9 @@ from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
 from limner.errors import UserError
 from limner.families.family import Family
+from limner.families.load import load
 from limner.types import Conditioning
+from tests.unpacked import unpacked
 
 ADAPTERS = get_args(get_args(recipe.Adapter)[0])
 WORD = "<it>"
@@ -128,6 +131,24 @@ def test_only_the_adapter_gets_gradients(spec: Any, family: Family) -> None:
     own = {id(p) for p in learning.values()}
     frozen = [p for module in (*family.modules.values(), family.vae) for p in module.parameters() if id(p) not in own]
     assert all(p.grad is None for p in frozen)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in CASES.values() if not isinstance(spec, Full)])
+def test_it_learns_on_a_packed_base_as_on_the_same_one_unpacked(spec: Any, random_base: Path) -> None:
+    def learned(base: Family) -> tuple[Tensor, dict[str, Tensor | None]]:
+        adapter = attach(spec, base)
+        shake(adapter)
+        x, t, _ = inputs(2)
+        out = base.predict(x, t, base.encode_text([f"{WORD} critter"] * 2, learn=adapter.learns_text))
+        out.square().mean().backward()
+        return out.detach(), {name: p.grad for name, p in adapter.slot_parameters(0).items()}
+
+    named: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "storage": "nf4"}
+    (there, back), (own_there, own_back) = (
+        learned(base) for base in (unpacked(load(str(random_base), **named)), load(str(random_base), **named))
+    )
+    assert torch.equal(there, own_there)
+    torch.testing.assert_close(own_back, back, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("spec", [CASES[n] for n in ("lora-attention", "lora-all", "lora-text", "pivotal")])

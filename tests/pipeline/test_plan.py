@@ -106,13 +106,33 @@ def test_a_refiner_is_counted_where_it_draws(pictures: Path, random_xl: Path, ra
 
 def test_settings_move_the_peak_as_they_should(pictures: Path, random_base: Path) -> None:
     lora = train_bytes(planned(pictures, random_base, batch=8))
-    assert train_bytes(planned(pictures, random_base, batch=8, gradient_checkpointing=True)) < lora
+    shares = [
+        train_bytes(planned(pictures, random_base, batch=8, gradient_checkpointing=n)) for n in (0.33, 0.67, True)
+    ]
+    assert lora > shares[0] > shares[1] >= shares[2]
     assert train_bytes(planned(pictures, random_base, batch=4, accumulate=2)) < lora
     full = planned(pictures, random_base, recipe="dreambooth")
     fused = {"optimizer__kind": "adafactor", "optimizer__fused_backward": True, "optimizer__max_grad_norm": 0}
     small = planned(pictures, random_base, recipe="dreambooth", **fused)
     assert train_bytes(small) < train_bytes(full)
     assert small.checkpoint_bytes < full.checkpoint_bytes
+
+
+def test_the_base_is_counted_as_it_lies(pictures: Path, random_base: Path) -> None:
+    """In fewer bits while it trains and as it is for the comparison; what is on the host is not on the GPU."""
+
+    def by_name(**settings: Any) -> dict[str, Work]:
+        return {work.name: work for work in planned(pictures, random_base, CUDA, **settings).phases}
+
+    plain, packed, away = by_name(), by_name(base_storage="nf4"), by_name(base_storage="nf4", offload=True)
+    held = [works["train"].weights_bytes for works in (plain, packed, away)]
+    assert held[2] < held[1] < 0.7 * held[0]
+    assert {works["draw"].weights_bytes for works in (plain, packed, away)} == {held[0]}
+    host = [works["train"].host_bytes for works in (plain, packed, away)]
+    assert host[0] == host[1]
+    assert host[2] - host[1] == held[1] - held[2]
+    with pytest.raises(UserError, match="offload=true: brings the base's layers from the host's memory to a GPU"):
+        planned(pictures, random_base, CPU, offload=True)
 
 
 def test_full_size_without_a_gpu_or_weights(pictures: Path, root: Path) -> None:
@@ -177,14 +197,23 @@ def measures(at: Place, phase: str = "train", **settings: Any) -> list[dict[str,
 
 
 def test_the_measures_come_in_their_order() -> None:
-    unload, checkpointing, split = {"unload": True}, {"gradient_checkpointing": True}, {"batch": 2, "accumulate": 2}
-    assert measures(CPU, batch=4) == [unload, checkpointing, split]
-    assert measures(CPU, batch=4, unload=True, gradient_checkpointing=True) == [split]
+    unload, split = {"unload": True}, {"batch": 2, "accumulate": 2}
+    checkpointing = [{"gradient_checkpointing": share} for share in (0.33, 0.67, True)]
+    byte, host, half_a_byte = {"base_storage": "int8"}, {"offload": True}, {"base_storage": "nf4"}
+    lean = {"unload": True, "gradient_checkpointing": True}
+    assert measures(CPU, batch=4) == [unload, *checkpointing, split, byte]
+    assert measures(CPU, batch=4, **lean) == [split, byte]
+    assert measures(CPU, unload=True, gradient_checkpointing=0.33) == [*checkpointing[1:], byte]
+    assert measures(CPU, **lean, base_storage="int8") == [half_a_byte]
+    assert measures(CPU, **lean, base_storage="nf4") == []
+    assert measures(CUDA, **lean)[:2] == [byte, host]
+    assert measures(CUDA, **lean, base_storage="int8", optimizer__kind="lion") == [host, half_a_byte]
+    assert measures(CPU, **lean, adapter__kind="peft", adapter__method="olora") == []
     fused = {"optimizer.kind": "adafactor", "optimizer.fused_backward": True, "optimizer.max_grad_norm": 0.0}
-    assert measures(CPU, adapter__kind="full", unload=True) == [checkpointing, {**fused, "batch": 1, "accumulate": 1}]
+    assert measures(CPU, adapter__kind="full", unload=True) == [*checkpointing, {**fused, "batch": 1, "accumulate": 1}]
     assert {"optimizer.kind": "adamw8bit"} in measures(CUDA)
     assert measures(CPU, "draw", generation__batch=8) == [{"generation.batch": 4}]
-    assert measures(CPU, "load") == []
+    assert measures(CPU, "load") == [byte]
     fits = {**fused, "batch": 1, "pictures.class_noun": "thing"}
     check_settings(changed(load_recipe(None, {"adapter.kind": "full"}), fits))
 
@@ -224,7 +253,7 @@ def test_what_was_made_to_fit_runs_and_resumes_as_written(pictures: Path, random
     budget = f"{(first.peak_bytes - 4 * 2**20) / GIB:.4f}GB"
     folder = run.train(pictures, settings={**settings, "fit": budget}, run=tmp_path / "run", watch=Listening())
     (line,) = [text for text in said if text.startswith("fit=")]
-    assert "gradient_checkpointing=true" in line
+    assert "gradient_checkpointing=" in line
     assert "-> about 0." in line
     written = load_recipe(folder.recipe)
     assert written.fit is False

@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limner.errors import UserError
 from limner.families.clip import Encoder
 from limner.families.recognise import size_step_px
+from limner.families.storage import BaseStorage, give
 from limner.machine import return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
@@ -42,6 +44,8 @@ class Family(ABC):
         """What the user called it: "tiny", a hub name, a path."""
         self.identity: dict[str, str] = {}
         """SHA-256 (16 hex digits) of the weights of "unet", "vae", "text": keys of caches and provenance."""
+        self.storage: BaseStorage = "as_computed"
+        """How the frozen layers' weights lie in memory."""
         self.unet: Any = components["unet"]
         """A UNet2DConditionModel. It, the encoders and the VAE are modules whose `config` has no type to say here."""
         self.vae: Any = components["vae"]
@@ -108,7 +112,7 @@ class Family(ABC):
         """Give back the memory of parts that are not needed for a while; `whole` brings them back."""
         for part in parts:
             for weight in self.parts[part].parameters():
-                weight.data = weight.data.new_empty(0)
+                give(weight, None)
         self._aside.update(parts)
         if parts:
             return_freed_memory()
@@ -120,12 +124,24 @@ class Family(ABC):
         for part in sorted(aside):
             state = self._read(part)
             for name, weight in self.parts[part].named_parameters():
-                weight.data = state[name]
+                give(weight, state[name])
         self._aside.clear()
         try:
             yield
         finally:
             self.put_aside(*aside)
+
+    def compute_again(self, share: float) -> None:
+        """Have a share of the UNet's blocks, the outermost first, compute their inner values again on the way back.
+
+        The outermost blocks have the largest pictures, and so the most to keep.
+        """
+        down, up = list(self.unet.down_blocks), list(self.unet.up_blocks)[::-1]
+        blocks = [block for pair in zip(up, down, strict=True) for block in pair] + [self.unet.mid_block]
+        self.unet.enable_gradient_checkpointing(computed_twice)
+        for module in (inner for block in blocks[round(share * len(blocks)) :] for inner in block.modules()):
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False
 
     def twin(self) -> Family:
         """Return a family over the very same weights, in modules of its own: what is attached to one is on it alone."""
@@ -252,3 +268,8 @@ def refuse_pure_noise(name: str, prediction_type: str) -> None:
 def rows_together(size: tuple[int, int]) -> int:
     """Return how many pictures of a width and height pass a VAE together: small ones keep no processor busy alone."""
     return min(16, max(1, PIXELS_TOGETHER // (size[0] * size[1])))
+
+
+def computed_twice(module: nn.Module, *inputs: Any) -> Any:
+    """Return what a block makes of its inputs, without keeping its inner values; nothing in a UNet draws at random."""
+    return checkpoint(module.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -8,7 +8,9 @@ import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from limner.errors import UserError
+from limner.families.courier import Courier
 from limner.families.family import Family, ReadPart
 from limner.families.recognise import FAMILIES, Recognised, recognise, refuse_unsupported
 from limner.families.sd15 import SD15
 from limner.families.sdxl import SDXL
-from limner.families.single_file import read_part
+from limner.families.single_file import Keep, read_part
 from limner.families.source import PARTS, files_of, missing_files
+from limner.families.storage import BaseStorage, keep
 from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
+from limner.machine import freed_at_once
 
 MEMBERS: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "sdxl-refiner": SDXL}
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
@@ -32,10 +37,18 @@ RENAMED = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_a
 """What the attention of a VAE was called in diffusers folders before 2023, SD 1.5's own among them."""
 
 
-def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family:
-    """Load the base called `name`, frozen, in eval mode, in `dtype` on `device`.
+def load(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    storage: BaseStorage = "as_computed",
+    offload: bool = False,
+) -> Family:
+    """Load the base called `name`, frozen, in eval mode, computing in `dtype` on `device`.
 
-    Weights go one at a time from the file to where they stay: the peak is their own size and one tensor.
+    Weights go one at a time from the file to where they stay, in the storage asked for: the peak is their own size and
+    one tensor. With `offload` those of linear layers and convolutions stay on the host.
 
     Raises:
         UserError: there is no such base, it is not complete, or it is of a family that is not supported.
@@ -44,18 +57,22 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str) -> Family
     refuse_unsupported(base)
     base = base if base.path.is_file() else _with_weights(base)
     modules, files = _modules(base), _files(base)
+    courier = Courier(torch.device(device)) if offload else None
 
     def read(part: str) -> dict[str, Tensor]:
         if _files(base) != files:
             raise UserError(f"base={name!r}: its files have changed since it was loaded.", "Put them back.")
-        return weights_of(base.path, base.family, part, modules[part], dtype=_held(base, part, dtype), device=device)
+        return weights_of(base.path, base.family, part, modules[part], dtype=_held(base, part, dtype), device=device,
+                          keep=partial(keep, part, form=storage, courier=courier))  # fmt: skip
 
-    family = _family(base, modules, read, device)
-    family.identity |= fingerprints(family)
+    with freed_at_once() if storage != "as_computed" else nullcontext():  # what is packed has been whole before
+        family = _family(base, modules, read, device)
+        family.identity |= fingerprints(family)
+    family.storage = storage
     return family
 
 
-def sketch(name: str, *, dtype: torch.dtype) -> Family:
+def sketch(name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed", offload: bool = False) -> Family:
     """Return the base called `name` on torch's device "meta": modules and shapes, and no memory for weights.
 
     Of its files only configurations and the tokenizers are read. Its identity is empty.
@@ -63,11 +80,15 @@ def sketch(name: str, *, dtype: torch.dtype) -> Family:
     base = recognise(name)
     refuse_unsupported(base)
     modules = _modules(base)
+    courier = Courier(torch.device("meta")) if offload else None
     shapes = {part: {key: t.shape for key, t in module.state_dict().items()} for part, module in modules.items()}
 
     def read(part: str) -> dict[str, Tensor]:
         held = _held(base, part, dtype)
-        return {key: torch.empty(shape, dtype=held, device="meta") for key, shape in shapes[part].items()}
+        return {
+            key: keep(part, key, torch.empty(shape, dtype=held, device="meta"), storage, courier)
+            for key, shape in shapes[part].items()
+        }
 
     return _family(base, modules, read, "meta")
 
@@ -200,15 +221,26 @@ def _held(base: Recognised, part: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def weights_of(
-    path: Path, family: str, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str
+    path: Path,
+    family: str,
+    part: str,
+    module: Any,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    keep: Keep = lambda _, tensor: tensor,
 ) -> dict[str, Tensor]:
-    """Return the weights of one part of a folder or single file by the names that today's classes have for them."""
+    """Return the weights of one part of a folder or single file by the names that today's classes have for them.
+
+    Each is brought by `keep`, as soon as it is read, to the form in which it stays.
+    """
     if path.is_file():
-        state = read_part(path, family, part, module, dtype=dtype, device=device)
+        state = read_part(path, family, part, module, dtype=dtype, device=device, keep=keep)
     else:
         state = {}
         for file in weights_files(path / part):
-            state |= read_tensors(file, read_header(file).shapes, dtype=dtype, device=device)
+            tensors = read_tensors(file, read_header(file).shapes, dtype=dtype, device=device)
+            state |= {name: keep(name, tensor) for name, tensor in tensors}
     if part == "vae":
         return {_renamed(name): tensor for name, tensor in state.items()}
     if part.startswith("text_encoder"):  # transformers 5.6 took a level of names away; files have it, or not

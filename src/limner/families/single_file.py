@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,16 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+Keep = Callable[[str, "Tensor"], "Tensor"]
+"""Brings a tensor, given its name in diffusers, to the form in which it stays."""
 OPEN_CLIP = ".model."
 """End of the prefix of a text encoder in OpenCLIP's names; other encoders have the names of transformers."""
 
 
 def read_part(
-    path: Path, family: str, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str
+    path: Path, family: str, part: str, module: Any, *, dtype: torch.dtype, device: torch.device | str, keep: Keep
 ) -> dict[str, Tensor]:
-    """Return one part's weights in `dtype` under diffusers' names; `module` is what they are for.
+    """Return one part's weights under diffusers' names, read in `dtype`; `module` is what they are for.
 
     Raises:
         UserError: the file does not hold the part, or not all of it.
@@ -31,11 +34,14 @@ def read_part(
     names = [name for name in read_header(path).shapes if name.startswith(prefix)]
     if not names:
         raise UserError(f"base={str(path)!r}: holds no {part.replace('_', ' ')}.", "Give a complete checkpoint.")
-    tensors = dict(read_tensors(path, names, dtype=dtype, device=device))
     try:
-        if part == "unet":
-            state = convert.convert_ldm_unet_checkpoint(tensors, module.config)
-        elif part == "vae":
+        if part == "unet":  # names alone change: each weight is read when its own is known
+            renamed: dict[str, str] = convert.convert_ldm_unet_checkpoint({name: name for name in names}, module.config)
+            ours = {theirs: name for name, theirs in renamed.items() if theirs}
+            read = read_tensors(path, ours, dtype=dtype, device=device)
+            return {ours[name]: keep(ours[name], tensor) for name, tensor in read}
+        tensors = dict(read_tensors(path, names, dtype=dtype, device=device))
+        if part == "vae":
             state = convert.convert_ldm_vae_checkpoint(tensors, module.config)
         elif prefix.endswith(OPEN_CLIP):
             state = convert.convert_open_clip_checkpoint(module, tensors, prefix)
@@ -45,4 +51,5 @@ def read_part(
         raise UserError(
             f"base={str(path)!r}: is not complete ({error.args[0]} is missing).", "Get the file again."
         ) from error
-    return {name: tensor for name, tensor in state.items() if tensor is not None}
+    del tensors
+    return {name: keep(name, state.pop(name)) for name in list(state) if state[name] is not None}

@@ -9,9 +9,11 @@ from pydantic.fields import FieldInfo
 
 from limner.adapters.full import Full
 from limner.adapters.lora import LoRA
-from limner.adapters.peft import Peft
+from limner.adapters.peft import METHODS, Peft
+from limner.adapters.peft_layers import MOVES_BASE
 from limner.adapters.pivotal import Pivotal
 from limner.adapters.textual_inversion import TextualInversion
+from limner.families.storage import BaseStorage
 from limner.generate.draw import Request, Sampling
 from limner.generate.few_steps import Distill, FewSteps
 from limner.generate.prompts import Evaluation, Validation
@@ -85,10 +87,18 @@ class Recipe(Spec):
     """Subject pictures per step; with prior preservation as many class pictures come on top."""
     accumulate: int = Field(default=1, ge=1)
     """Batches per step: their gradients are averaged before the update, as one batch of `batch` x `accumulate` does."""
-    gradient_checkpointing: bool = False
-    """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time."""
+    gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
+    """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time. A share such as
+    0.33 does so in a third of its blocks, those with the largest pictures first."""
     unload: bool = False
     """While training, give back the memory of the VAE and of text encoders that do not learn; changes no result."""
+    base_storage: BaseStorage = "as_computed"
+    """How the frozen base lies in memory while an adapter learns on it: "as_computed" in `precision`; "int8" or
+    "float8" in one byte for each weight and "nf4" in half a byte, each brought to `precision` where it acts. Pictures
+    of the comparison are drawn with the base as it is."""
+    offload: bool = False
+    """Keep the frozen base's layers in the host's memory while an adapter learns, and bring each to the GPU for as long
+    as it acts: less of the GPU's memory, more time; changes no result."""
     fit: bool | str = False
     """Make the run fit: true for the memory that is free on the device, or an amount such as "8GB". What it takes is
     said and written into the run's recipe; see `limner plan`. "off" runs without asking whether it fits."""
@@ -153,6 +163,13 @@ class Recipe(Spec):
     def has_subject(self) -> bool:
         """Tell whether a subject is learned, or stays attached: a few-step adapter may be of the base alone."""
         return not self.learns_few_steps or self.distill.adapter is not None
+
+    @property
+    def only_reads_base(self) -> bool:
+        """Tell whether the base's weights stay as they are: none learns, and no adapter takes its start out of them."""
+        own = self.adapter
+        takes = isinstance(own, Peft) and METHODS[own.method].fixed.get("init_lora_weights") in MOVES_BASE
+        return not (isinstance(own, Full) or takes)
 
     @property
     def learns_few_steps(self) -> bool:

@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from limner.families.storage import Stored, pieces
+
 META = torch.device("meta")
 BLOCK_BYTES = 512
 """Allocators give memory in multiples of this; a GPU's do."""
@@ -138,19 +140,26 @@ class Trace(TorchDispatchMode):
             cost.flops[results[0].dtype] += formula(*args, **kwargs, out_val=out)
 
     def hold(self, tensor: Tensor) -> None:
-        """Count a tensor's storage until it is freed."""
+        """Count a tensor's storage until it is freed; that of a layer that is brought from the host counts there."""
         if not tensor.is_meta:
             return
-        storage = tensor.untyped_storage()
-        key = storage._cdata  # pyright: ignore[reportPrivateUsage]
-        size = math.ceil(storage.nbytes() / BLOCK_BYTES) * BLOCK_BYTES
-        if key in self._storages:
-            return
-        self._storages[key] = weakref.ref(storage, functools.partial(self._free, key, size))
-        self.live_bytes += size
+        away = isinstance(tensor, Stored) and tensor.packed.courier is not None
+        for piece in pieces(tensor):
+            storage = piece.untyped_storage()
+            key = storage._cdata  # pyright: ignore[reportPrivateUsage]
+            size = math.ceil(storage.nbytes() / BLOCK_BYTES) * BLOCK_BYTES
+            if key not in self._storages:
+                self._storages[key] = weakref.ref(storage, functools.partial(self._free, key, size, away))
+                self._add(size, away)
 
-    def _free(self, key: int, size: int, _: object) -> None:
-        self.live_bytes -= size
+    def _add(self, size: int, away: bool) -> None:
+        if away:
+            self.host_bytes += size
+        else:
+            self.live_bytes += size
+
+    def _free(self, key: int, size: int, away: bool, _: object) -> None:
+        self._add(-size, away)
         del self._storages[key]
 
 
