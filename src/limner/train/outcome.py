@@ -39,6 +39,8 @@ def settle(updates: Sequence[Update], passed: Sequence[Sequence[Passed]], steps:
 
     `steps` is for each slot the number of the step, counted from 1.
     """
+    if not updates:  # every slot has come to its end
+        return []
     norms = [update.clip() for update in updates]
     told = _on_host([_packed(own, norm) for own, norm in zip(passed, norms, strict=True)])
     applied: list[bool] = []
