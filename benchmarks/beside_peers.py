@@ -111,7 +111,7 @@ def _task_of(given: argparse.Namespace) -> dict[str, Any]:
 def _contenders(given: argparse.Namespace, told: dict[str, Any]) -> dict[str, Callable[[Task], Call]]:
     """Return how each that is asked for is called, by name; write down in `told` what it is."""
     calls: dict[str, Callable[[Task], Call]] = {LIMNER: contenders.limner, FLOOR: contenders.floor}
-    told |= {LIMNER: {"versions": versions(sys.executable)}, FLOOR: {}}
+    told |= {LIMNER: {"limner": commit_of(Path(__file__).parent), "versions": versions(sys.executable)}, FLOOR: {}}
     for name, (whose, peer) in PEERS.items():
         key = whose.replace("-", "_")
         checkout, python = getattr(given, key), getattr(given, f"{key}_python")
