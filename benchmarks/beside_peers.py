@@ -4,7 +4,7 @@ FOLDER is what `python -m benchmarks.full_size make --family sd15 --out FOLDER` 
 given as folders of their checkouts (`--diffusers DIR --sd-scripts DIR --onetrainer DIR`, each may be left out), with
 the Python that has what they require where it is another one (`--sd-scripts-python FILE`). In each round all train the
 same pictures on the CPU, one after the other, in a process of its own with empty caches, watched from outside (Linux);
-the order turns with the rounds. After each round FILE is written, so that it can be stopped. On a machine that does
+the order turns with the rounds. After each process FILE is written, so that it can be stopped. On a machine that does
 other work at the same time the processor's seconds are the ones to read.
 """
 
@@ -56,29 +56,38 @@ def main() -> None:
     given = _parser().parse_args()
     result: dict[str, Any] = {**about(), "task": _task_of(given), "contenders": {}, "rounds": []}
     calls = _contenders(given, result["contenders"])
+    names = list(calls)
     with tempfile.TemporaryDirectory() as place:
         pictures = Path(place) / "pictures"
         make_pictures(pictures, given.resolution, given.pictures)
         for number in range(given.rounds):
-            order = [*calls][number % len(calls) :] + [*calls][: number % len(calls)]
-            rows: dict[str, Run] = {}
-            for name in order:
-                work = Path(place) / f"{number}-{order.index(name)}"
+            result["rounds"].append({"load_average": os.getloadavg(), "runs": {}})
+            turn = number % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                work = Path(place) / f"{number}-{names.index(name)}"
                 work.mkdir()
-                wait_for_memory(given.free_gb)
                 task = Task(
                     given.base.resolve(), pictures, given.pictures, work, given.resolution, given.steps, given.rank,
                     given.precision,
                 )  # fmt: skip
-                rows[name] = measured(calls[name](task), result["contenders"][name])
-                print(f"round {number + 1}, {name}: {json.dumps(rows[name])}", flush=True)
-            result["rounds"].append({"load_average": os.getloadavg(), "runs": rows})
-            runs = [each["runs"] for each in result["rounds"]]
-            result |= {"ratios": ratios(runs), "must_hold": musts(runs)}
-            if given.out:
-                given.out.parent.mkdir(exist_ok=True)
-                given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            print("\n".join(table(runs)), flush=True)
+                wait_for_memory(given.free_gb)
+                row = measured(calls[name](task), result["contenders"][name])
+                result["rounds"][-1]["runs"][name] = row
+                print(f"round {number + 1}, {name}: {json.dumps(row)}", flush=True)
+                _write(result, given.out)
+            print("\n".join(table(_runs(result))), flush=True)
+
+
+def _runs(result: dict[str, Any]) -> list[dict[str, Run]]:
+    return [each["runs"] for each in result["rounds"]]
+
+
+def _write(result: dict[str, Any], out: Path | None) -> None:
+    """Write what is measured so far, with its ratios."""
+    result |= {"ratios": ratios(_runs(result)), "must_hold": musts(_runs(result))}
+    if out:
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

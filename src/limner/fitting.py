@@ -32,7 +32,7 @@ SMALL = ("lora", "textual_inversion", "pivotal")
 BASE_TIMES, RANK_SHARE, PIXEL_VALUES, PROGRAM_BYTES = 1.25, 0.01, 12 * 2**10, 2 * GIB
 """its weights, a share of them for each rank, what a pixel of a batch leaves for the backward pass, and the program.
 
-With SD 1.5 and SDXL, from 256 to 1024 px, the whole is 1.4 to 3 times what a run was measured to take.
+With SD 1.5 and SDXL, from 256 to 1024 px, the whole is 1.8 to 3 times what runs were measured to take.
 """
 WORTH = 0.99
 """A measure that leaves more of the peak than this is not taken."""
