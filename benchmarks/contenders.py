@@ -144,11 +144,12 @@ def onetrainer(task: Task, checkout: Path, python: str) -> Call:
         "learning_rate": float(RATE), "learning_rate_scheduler": "CONSTANT", "learning_rate_warmup_steps": 0,
         "epochs": -(-task.steps // task.number), "batch_size": 1, "train_device": "cpu", "temp_device": "cpu",
         "train_dtype": dtype, "weight_dtype": dtype, "resolution": str(task.resolution_px),
-        "unet": {"train": True, "weight_dtype": dtype}, "text_encoder": frozen, "vae": frozen,
-        "gradient_checkpointing": "OFF", "layer_filter": "attn1,attn2", "layer_filter_preset": "custom",
+        "unet": {"train": True, "weight_dtype": dtype, "gradient_checkpointing": False}, "text_encoder": frozen, "vae": frozen,
+        "layer_filter": "attn1,attn2", "layer_filter_preset": "custom",
         "peft_type": "LORA", "lora_rank": task.rank, "lora_alpha": float(task.rank), "lora_weight_dtype": "FLOAT_32",
         "optimizer": {"__version": 0, "optimizer": "ADAMW"},
         "sample_after_unit": "NEVER", "backup_after_unit": "NEVER", "save_every_unit": "NEVER",
+        "backup_before_save": False,
     }  # fmt: skip
     config = task.place / "config.json"
     config.write_text(json.dumps(settings))
