@@ -4,8 +4,8 @@ FOLDER is what `python -m benchmarks.full_size make --family sd15 --out FOLDER` 
 given as folders of their checkouts (`--diffusers DIR --sd-scripts DIR --onetrainer DIR`, each may be left out), with
 the Python that has what they require where it is another one (`--sd-scripts-python FILE`). In each round all train the
 same pictures on the CPU, one after the other, in a process of its own with empty caches, watched from outside (Linux);
-the order turns with the rounds. After each process FILE is written, so that it can be stopped. On a machine that does
-other work at the same time the processor's seconds are the ones to read.
+the order turns with the rounds. After each process FILE is written: the whole can be stopped and gone on with. On a
+machine that does other work at the same time the processor's seconds are the ones to read.
 """
 
 from __future__ import annotations
@@ -54,16 +54,19 @@ print(json.dumps(found))
 def main() -> None:
     """Parse the command line, measure round by round, write and print what came of it."""
     given = _parser().parse_args()
-    result: dict[str, Any] = {**about(), "task": _task_of(given), "contenders": {}, "rounds": []}
+    result = _begun(_task_of(given), given.out)
     calls = _contenders(given, result["contenders"])
     names = list(calls)
     with tempfile.TemporaryDirectory() as place:
         pictures = Path(place) / "pictures"
         make_pictures(pictures, given.resolution, given.pictures)
         for number in range(given.rounds):
-            result["rounds"].append({"load_average": os.getloadavg(), "runs": {}})
-            turn = number % len(names)
+            if len(result["rounds"]) == number:
+                result["rounds"].append({"runs": {}})
+            runs, turn = result["rounds"][number]["runs"], number % len(names)
             for name in (*names[turn:], *names[:turn]):
+                if "error" not in runs.get(name, {"error": "not measured yet"}):
+                    continue
                 work = Path(place) / f"{number}-{names.index(name)}"
                 work.mkdir()
                 task = Task(
@@ -72,10 +75,20 @@ def main() -> None:
                 )  # fmt: skip
                 wait_for_memory(given.free_gb)
                 row = measured(calls[name](task), result["contenders"][name])
-                result["rounds"][-1]["runs"][name] = row
-                print(f"round {number + 1}, {name}: {json.dumps(row)}", flush=True)
+                runs[name] = {**row, "load_average": round(os.getloadavg()[0], 1), "date": about()["date"]}
+                print(f"round {number + 1}, {name}: {json.dumps(runs[name])}", flush=True)
                 _write(result, given.out)
             print("\n".join(table(_runs(result))), flush=True)
+
+
+def _begun(task: dict[str, Any], out: Path | None) -> dict[str, Any]:
+    """Return what was measured of the same task so far and is to be gone on with, or nothing yet."""
+    if out and out.exists():
+        known = json.loads(out.read_text(encoding="utf-8"))
+        if known["task"] != task:
+            raise SystemExit(f"--out {out}: holds another task ({known['task']}). Name another file.")
+        return known
+    return {**about(), "task": task, "contenders": {}, "rounds": []}
 
 
 def _runs(result: dict[str, Any]) -> list[dict[str, Run]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.beside_peers import STANDIN, versions
+from benchmarks.beside_peers import STANDIN, _begun, versions
 from benchmarks.contenders import PEERS, Task, bar
 from benchmarks.ratios import FLOOR, LIMNER, Run, least, musts, ratios, row_of, table
 from benchmarks.watched import Moment, Steps, Watched, last_lines, usage, watch
@@ -171,6 +172,15 @@ def test_without_peers_nothing_is_claimed() -> None:
     alone = [{name: row for name, row in each.items() if name in (LIMNER, FLOOR)} for each in ROUNDS]
     assert [must["holds"] for must in musts(alone)] == [True, None, None, None, None]
     assert "no peer): -, at most 0.7: not measured" in "\n".join(table(alone))
+
+
+def test_what_is_measured_is_gone_on_with_if_it_is_the_same_task(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    assert _begun({"steps": 3}, file)["rounds"] == []
+    file.write_text(json.dumps({"task": {"steps": 3}, "contenders": {}, "rounds": [{"runs": {"A": {}}}]}))
+    assert _begun({"steps": 3}, file)["rounds"] == [{"runs": {"A": {}}}]
+    with pytest.raises(SystemExit, match="holds another task .* Name another file"):
+        _begun({"steps": 4}, file)
 
 
 def test_the_peers_get_the_same_task(tmp_path: Path) -> None:
