@@ -138,7 +138,7 @@ def watch(
     finally:
         process.stdout.close()
     process.returncode = seen.code = os.waitstatus_to_exitcode(status)
-    seen.peak_gb = max(seen.peak_gb, used.ru_maxrss * KIB_GB)
+    # not used.ru_maxrss: before it became the command the process was a copy of this one, and that counts there
     seen.end = Moment(time.perf_counter() - begun, used.ru_utime + used.ru_stime)
     return seen
 
