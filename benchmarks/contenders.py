@@ -150,7 +150,7 @@ def onetrainer(task: Task, checkout: Path, python: str) -> Call:
         "peft_type": "LORA", "lora_rank": task.rank, "lora_alpha": float(task.rank), "lora_weight_dtype": "FLOAT_32",
         "optimizer": {"__version": 0, "optimizer": "ADAMW"},
         "sample_after_unit": "NEVER", "backup_after_unit": "NEVER", "save_every_unit": "NEVER",
-        "backup_before_save": False,
+        "backup_before_save": False, "samples": [],
     }  # fmt: skip
     config = task.place / "config.json"
     config.write_text(json.dumps(settings))
