@@ -15,6 +15,7 @@ from limner.errors import Unwritable
 from limner.families.family import Family
 from limner.families.load import fingerprints
 from limner.files import Need, default_cache, passing, require_room
+from limner.fitting import is_plenty
 from limner.generate.draw import check_resolution
 from limner.learning import make_training
 from limner.machine import place, require_gpu
@@ -79,7 +80,7 @@ def train_adapter(
     with made_ready(folder, recipe, family, checked, class_pictures, watch, ranks=ranks,
                     accept_dataset_change=accept_dataset_change) as run:  # fmt: skip
         if not run.is_done:
-            if run.training.index == 0:
+            if run.training.index == 0 and not (ranks.count == 1 and is_plenty(recipe, checked)):
                 with watch.phase("probe"), folder.timed("probe"):
                     _probe(run)
             with watch.phase("train"), folder.timed("train"):

@@ -21,8 +21,8 @@ from limner.machine import return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 
-PIXELS_TOGETHER = 512 * 512
-"""How many pixels a VAE encodes or decodes at once: one picture of 512 × 512."""
+PIXELS_TOGETHER = 256 * 256
+"""How many pixels a VAE encodes or decodes at once: one picture of 256 × 256, which keeps a processor busy."""
 
 ReadPart = Callable[[str], Mapping[str, Tensor]]
 """Returns the weights of a part ("vae", "text_encoder" ...) by their names, as they are in the base's files."""
