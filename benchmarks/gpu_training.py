@@ -29,10 +29,9 @@ from limner import machine
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.lora import LoRA
 from limner.errors import UserError
-from limner.families.family import Family
+from limner.families.family import Family, computed_twice
 from limner.families.load import load, sketch
 from limner.fast import check_fast, speed_up
-from limner.learning import computed_twice
 from limner.objectives import Denoising
 from limner.recipe import Recipe
 from limner.seeds import generator
@@ -151,7 +150,7 @@ def measure(arm: Arm, family: Family, *, rank: int, seconds: float, matrix: floa
     resolution_px = RESOLUTION_PX.get(arm.base, family.native_resolution_px)
     trainings = [_training(family, recipe, resolution_px, number, rank) for number in range(arm.subjects)]
     if arm.checkpointing:
-        family.unet.enable_gradient_checkpointing(computed_twice)
+        family.compute_again(1.0)
     together = None
     if arm.subjects > 1:
         for training in trainings:
@@ -210,7 +209,7 @@ def count_operations(base: str, family: Family, *, rank: int) -> None:
         arm = Arm(base, 1, "off", checkpointing)
         training = _training(family, _recipe(arm, family), resolution_px, 0, rank)
         if checkpointing:
-            family.unet.enable_gradient_checkpointing(computed_twice)
+            family.compute_again(1.0)
         with Trace() as trace, trace.measuring() as cost:
             training.step()
         FLOPS[base, checkpointing] = float(sum(cost.flops.values()))
