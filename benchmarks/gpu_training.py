@@ -29,7 +29,7 @@ from limner import machine
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.lora import LoRA
 from limner.errors import UserError
-from limner.families.family import Family, computed_twice
+from limner.families.family import Family
 from limner.families.load import load, sketch
 from limner.fast import check_fast, speed_up
 from limner.objectives import Denoising
