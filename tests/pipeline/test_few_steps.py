@@ -29,9 +29,13 @@ def weights(folder: Any) -> dict[str, torch.Tensor]:
     return load_file(folder.adapter)
 
 
-def test_interrupted_and_resumed_it_learns_the_same(random_base: Path, tmp_path: Path) -> None:
-    whole = limner.train(PICTURES, run=tmp_path / "whole", settings={**FEW, "base": str(random_base), "steps": 3})
-    begun = limner.train(PICTURES, run=tmp_path / "begun", settings={**FEW, "base": str(random_base), "steps": 2})
+@pytest.mark.parametrize(("base", "phases"), [("random_sd15", 1), ("random_sd15", 4), ("random_xl", 4)])
+def test_interrupted_and_resumed_it_learns_the_same(
+    base: str, phases: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    settings = {**FEW, "base": str(request.getfixturevalue(base)), "objective.phases": phases}
+    whole = limner.train(PICTURES, run=tmp_path / "whole", settings={**settings, "steps": 3})
+    begun = limner.train(PICTURES, run=tmp_path / "begun", settings={**settings, "steps": 2})
     runs.resume(begun.path, settings={"steps": 3})
     first, second = weights(whole), weights(begun)
     assert first.keys() == second.keys()
