@@ -30,11 +30,6 @@ def pytest_collection(session: pytest.Session) -> None:
         silence()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the demo: it is one test of minutes, and no other worker is to wait for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Point LIMNER_CACHE to a folder that lives as long as the session."""
