@@ -196,7 +196,7 @@ def test_a_swap_builds_nothing_and_copies_nothing(base: Family, files: dict[str,
     adapters, untouched = loaded(base, files, "a b"), picture(base)
     adapters.set({"a": 1.0})
     first = picture(base)
-    monkeypatch.setattr("limner.adapters.lora.LoRALayer.__init__", None)
+    monkeypatch.setattr("limner.adapters.lora_layer.LoRALayer.__init__", None)
     for name in ("b", "a"):
         adapters.set({name: 1.0})
     assert torch.equal(picture(base), first)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from limner.adapters.adapter import SlotSettings
-from limner.adapters.lora import LoRA, LoRALayer, attach_lora
+from limner.adapters.lora import LoRA, attach_lora
+from limner.adapters.lora_layer import LoRALayer
 from limner.errors import UserError
 from limner.families.family import Family
 

@@ -1,0 +1,125 @@
+"""One layer of a stacked LoRA: N slots of A and B beside a frozen linear layer or convolution, in one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+DENSE_RANKS = 64
+"""Up to this many stacked ranks one dense convolution beats a grouped one."""
+
+
+class LoRALayer(nn.Module):
+    """N slots of A and B beside one frozen linear or convolutional layer.
+
+    A smaller rank than the largest is padded with zeros in A and B: both factors' gradients are then zero there, so
+    padding stays zero and needs no mask.
+    """
+
+    A: Float[Tensor, "slots rank ..."]
+    B: Float[Tensor, "slots out rank"]
+    scale: Float[Tensor, " slots"]
+
+    def __init__(
+        self,
+        target: nn.Linear | nn.Conv2d,
+        ranks: Sequence[int],
+        alphas: Sequence[float],
+        *,
+        empty: bool = False,
+    ) -> None:
+        """Make the layer with factors of zero, or of nothing where others are about to take their place."""
+        super().__init__()
+        if isinstance(target, nn.Conv2d) and (target.groups != 1 or target.padding_mode != "zeros"):
+            raise ValueError(f"LoRA on a convolution with groups={target.groups}, padding_mode={target.padding_mode}")
+        self.ranks, self.alphas = tuple(ranks), tuple(alphas)
+        device, slots, rank = target.weight.device, len(ranks), max(ranks)
+        inputs = target.weight.shape[1:]
+        shapes = ((0,), (0,)) if empty else ((slots, rank, *inputs), (slots, target.weight.shape[0], rank))
+        self.A, self.B = (nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes)
+        scale = [alpha / rank for alpha, rank in zip(alphas, ranks, strict=True)]
+        self.register_buffer("scale", torch.tensor(scale, device=device))
+        self.geometry: dict[str, Any] | None = None
+        if isinstance(target, nn.Conv2d):
+            self.geometry = {"stride": target.stride, "padding": target.padding, "dilation": target.dilation}
+
+    def initialise(self, slot: int, draws: torch.Generator) -> None:
+        """Draw A uniformly in +-1/sqrt(fan_in), as peft does, and leave B zero: the layer adds nothing yet."""
+        rank, shape = self.ranks[slot], self.A.shape[2:]
+        bound = 1 / math.sqrt(math.prod(shape))
+        with torch.no_grad():
+            self.A[slot, :rank] = torch.empty(rank, *shape).uniform_(-bound, bound, generator=draws)
+            self.B[slot].zero_()
+
+    def views(self, slot: int) -> dict[str, Tensor]:
+        """Return the slot's A and B at their own rank, as leaves that share storage and gradient with the stack."""
+        rank = self.ranks[slot]
+        views = {}
+        for name, stacked, index in (
+            ("A", self.A, (slot, slice(rank))),
+            ("B", self.B, (slot, slice(None), slice(rank))),
+        ):
+            if stacked.grad is None:
+                stacked.grad = torch.zeros_like(stacked)
+            view = stacked.detach()[index].detach()  # that of a view keeps no hold of the memory, when it moves
+            view.grad = stacked.grad[index]
+            views[name] = view
+        return views
+
+    def forward(self, x: Tensor, strength: float, slot_of_block: Tensor | None) -> Tensor:
+        """Return what the slots add to the layer's output for rows `x`, in the dtype of `x`."""
+        A, B, scale = self.A, self.B, self.scale * strength
+        if slot_of_block is not None:
+            A, B, scale = A[slot_of_block], B[slot_of_block], scale[slot_of_block]
+        slots = A.shape[0]
+        if x.shape[0] % slots:
+            raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {slots} slots")
+        A, B = A.to(x.dtype), (B * scale.view(-1, 1, 1)).to(x.dtype)
+        if self.geometry is None:
+            return self._linear(x, A, B)
+        return self._convolve(x, A, B, self.geometry)
+
+    def _linear(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        if A.shape[0] == 1:
+            return F.linear(F.linear(x, A[0]), B[0])
+        rows = x.reshape(A.shape[0], -1, x.shape[-1])
+        added = torch.bmm(torch.bmm(rows, A.transpose(1, 2)), B.transpose(1, 2))
+        return added.view(*x.shape[:-1], B.shape[1])
+
+    def _convolve(self, x: Tensor, A: Tensor, B: Tensor, geometry: dict[str, Any]) -> Tensor:
+        slots, rank = A.shape[:2]
+        if slots == 1:
+            hidden = F.conv2d(x, A[0], **geometry)
+            return F.conv2d(hidden, B[0, :, :, None, None])
+        dense = slots * rank <= DENSE_RANKS
+        hidden = (self._dense if dense else self._grouped)(x, A, geometry)
+        height, width = hidden.shape[-2:]
+        added = torch.matmul(B[:, None], hidden.flatten(3))
+        return added.reshape(x.shape[0], B.shape[1], height, width)
+
+    def _dense(self, x: Tensor, A: Tensor, geometry: dict[str, Any]) -> Float[Tensor, "slots rows rank height width"]:
+        """Convolve every row with every slot's A at once, then keep each row's own slot."""
+        slots, rank = A.shape[:2]
+        every = F.conv2d(x, A.flatten(0, 1), **geometry)
+        every = every.view(slots, -1, slots, rank, *every.shape[-2:])
+        own = torch.arange(slots, device=x.device)
+        return every[own, :, own]
+
+    def _grouped(self, x: Tensor, A: Tensor, geometry: dict[str, Any]) -> Float[Tensor, "slots rows rank height width"]:
+        """Convolve each slot's rows with its own A, as groups of one convolution."""
+        slots, rank = A.shape[:2]
+        rows = x.shape[0] // slots
+        side_by_side = x.view(slots, rows, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        out = F.conv2d(side_by_side, A.flatten(0, 1), groups=slots, **geometry)
+        return out.view(rows, slots, rank, *out.shape[-2:]).transpose(0, 1)
+
+    def delta_weight(self, slot: int) -> Tensor:
+        """Return alpha / rank * B A in float32, shaped like the layer's weight."""
+        A, B = self.A[slot].float(), self.B[slot].float()
+        return (B @ A.flatten(1) * self.scale[slot]).view(B.shape[0], *A.shape[1:])
