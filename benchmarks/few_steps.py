@@ -83,12 +83,12 @@ def main() -> None:
 
 def requests_of(recipe: Recipe, lines: Sequence[str], images: int) -> list[Request]:
     """Return the pictures to draw; a prompt's score is against its words without the token."""
-    token, noun = recipe.pictures.token, recipe.pictures.class_noun or ""
+    own, noun = recipe.pictures, recipe.pictures.class_noun or ""
 
     def filled(line: str, subject: str) -> str:
-        return line.replace("{subject}", subject.strip()).replace("{class_noun}", noun)
+        return line.replace("{subject}", subject).replace("{class_noun}", noun)
 
-    prompts = [(filled(line, f"{token} {noun}"), filled(line, noun)) for line in lines]
+    prompts = [(filled(line, own.subject), filled(line, noun)) for line in lines]
     return requests_for("subject", prompts, range(images))
 
 

@@ -208,8 +208,7 @@ def small_decoder(recipe: Recipe, *, dtype: torch.dtype, device: torch.device | 
 
 def preview(folder: RunDir, recipe: Recipe, family: Family, step: int) -> tuple[Path, str | None]:
     """Draw the preview's prompt with the weights as they stand; return the folder, and what is wrong with it."""
-    subject = f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip()
-    prompt = recipe.preview.prompt.replace("{subject}", subject)
+    prompt = recipe.preview.prompt.replace("{subject}", recipe.pictures.subject)
     requests = requests_for("free", [(prompt, prompt)], range(recipe.preview.images))
     decoder = small_decoder(recipe, dtype=family.dtype, device=family.device)
     made = draw_between(folder.previews, requests, recipe, family, step, decoder)

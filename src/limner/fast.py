@@ -7,7 +7,6 @@ import functools
 from limner import machine
 from limner.adapters.lora import LoRA
 from limner.errors import UserError
-from limner.files import default_cache
 from limner.objectives import Denoising
 from limner.recipe import Recipe
 from limner.train.compiled import Compiled
@@ -58,6 +57,6 @@ def speed_up(training: Training, recipe: Recipe) -> None:
     if recipe.fast == "off" or family.device.type == "meta":
         return
     if "compile" in recipe.fast:
-        training.passes.compiled = Compiled(family.unet, default_cache() / "compiled")
+        training.passes.compiled = Compiled(family.unet)
     if "graph" in recipe.fast:
         training.record(functools.partial(CudaGraph, family.device))

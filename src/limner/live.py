@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,11 +18,11 @@ from limner.adapter_set import AdapterSet
 from limner.adapters.strength import Strength
 from limner.drawing import small_decoder
 from limner.errors import UserError
-from limner.files import default_cache
 from limner.generate.draw import check_resolution
 from limner.generate.warm import Warm
 from limner.opening import Adapters, opened, what_draws
 from limner.rundir import write_atomically
+from limner.train.compiled import keep_compiled
 from limner.watch import Watch
 
 
@@ -70,9 +69,10 @@ def live(
     setting, name = wanted.sampling.partner
     if name:
         raise UserError(f"generation.{setting}={name}: live drawing is by one model.", "Leave it out.")
-    at, fast = machine.place(wanted.recipe.device, wanted.recipe.precision), wanted.recipe.fast
-    is_compiled = "fast" in (settings or {}) and "compile" in fast  # not because a run was trained so
-    if "fast" in (settings or {}) and "graph" in fast:
+    at = machine.place(wanted.recipe.device, wanted.recipe.precision)
+    fast = wanted.recipe.fast if "fast" in (settings or {}) else "off"  # not as a run was trained
+    is_compiled = "compile" in fast
+    if "graph" in fast:
         raise UserError(f"fast={fast!r}: training is recorded, and live drawing can only be compiled.",
                         "Set fast=compile, or leave it out.")  # fmt: skip
     if is_compiled:
@@ -95,7 +95,7 @@ def _compiled(drawn: Live, watch: Watch) -> Iterator[None]:
     Nothing is compiled while somebody types: of other shapes is what a prompt of several windows is told by.
     """
     unet = drawn.warm.family.unet
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))  # torch reads it at the first
+    keep_compiled()
     unet.forward = torch.compile(unet.forward, dynamic=False)
     try:
         with watch.phase("compile"):

@@ -179,7 +179,8 @@ class Consistency(Spec):
 
         With several phases it is one DDIM step to the timestep `end`, where it stays as it is (arXiv:2405.18407 Eq. 9).
         """
-        if self.phases > 1 and end is not None:
+        if self.phases > 1:
+            assert end is not None, "of several phases each jump has an end of its own"
             return schedule.ddim_step(predict(x_t, t).float(), x_t, t, end)
         c_skip, c_out = self.boundary(t, x_t)
         return c_skip * x_t + c_out * schedule.predicted_x_0(predict(x_t, t).float(), x_t, t)

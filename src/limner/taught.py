@@ -45,14 +45,14 @@ def prompts_of(recipe: Recipe) -> list[str]:
     Raises:
         UserError: there are none.
     """
-    asked, noun = recipe.distill, recipe.pictures.class_noun or ""
-    subject = " ".join(word for word in (recipe.pictures.token, noun) if word)
+    asked, own = recipe.distill, recipe.pictures
     if asked.prompts:
         where = f"distill.prompts={asked.prompts}"
         if not asked.prompts.is_file():
             raise UserError(f"{where}: there is no such file.", "Write a text file with a prompt a line.")
+        noun = own.class_noun or ""
         lines = [" ".join(line.split()) for line in read_text(asked.prompts).splitlines()]
-        found = [line.replace("{subject}", subject).replace("{class_noun}", noun) for line in lines if line]
+        found = [line.replace("{subject}", own.subject).replace("{class_noun}", noun) for line in lines if line]
         if not found:
             raise UserError(f"{where}: holds no prompt.", "Write one a line.")
         return list(dict.fromkeys(found))
@@ -66,9 +66,8 @@ def prompts_of(recipe: Recipe) -> list[str]:
 
 def _words(recipe: Recipe) -> tuple[str, ...]:
     """Return the class words: those that were given, else the subject's own and its class."""
-    noun = recipe.pictures.class_noun or ""
-    subject = " ".join(word for word in (recipe.pictures.token, noun) if word)
-    return recipe.distill.words or tuple(dict.fromkeys(word for word in (subject, noun) if word))
+    own = recipe.pictures
+    return recipe.distill.words or tuple(dict.fromkeys(word for word in (own.subject, own.class_noun) if word))
 
 
 def with_prompts_to_look_at(recipe: Recipe) -> Recipe:

@@ -58,7 +58,7 @@ def measure_bleed(
     acting = AdapterSet(family)
     names = [acting.load(folder.path) for folder in folders]
     sitters = [
-        Sitter(name, f"{recipe.pictures.token} {recipe.pictures.class_noun or ''}".strip(), folder.pictures,
+        Sitter(name, recipe.pictures.subject, folder.pictures,
                out / "images" / "alone" / name, out / "images" / "together" / name)
         for name, folder, recipe in zip(names, folders, recipes, strict=True)
     ]  # fmt: skip

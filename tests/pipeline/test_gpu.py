@@ -121,8 +121,8 @@ def test_no_pass_waits_for_the_gpu(gpu_family: Family, ranks: list[int]) -> None
 
 
 @pytest.mark.parametrize("how", ["eager", "graph"])
-def test_compiled_gives_what_eager_steps_give(random_base: Path, root: Path, tmp_path: Path, how: str) -> None:
-    words = ["-m", "tests.unit.train.compiling", str(random_base), "cuda:0", "inductor", how, str(tmp_path)]
+def test_compiled_gives_what_eager_steps_give(random_base: Path, root: Path, how: str) -> None:
+    words = ["-m", "tests.unit.train.compiling", str(random_base), "cuda:0", "inductor", how]
     told = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout.splitlines()[-1])["apart"] < 1e-2

@@ -104,6 +104,11 @@ class Pictures(Spec):
         return value
 
     @property
+    def subject(self) -> str:
+        """Return what a prompt calls the subject: its token and its class noun, as far as there are any."""
+        return " ".join(word for word in (self.token, self.class_noun) if word)
+
+    @property
     def background(self) -> str:
         """Return the colour behind transparent parts."""
         return "white" if self.alpha == "mask" else self.alpha

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from limner.files import default_cache
 
 REGIONS = ("BasicTransformerBlock", "ResnetBlock2D")
 """diffusers' classes whose blocks a UNet repeats: norms, activations and additions in them are fused."""
@@ -17,14 +18,16 @@ MOST_VERSIONS = 256
 """So many versions of a block may be compiled: each has adapters of its own, and so a version of its own."""
 
 
+def keep_compiled() -> None:
+    """Have what torch compiles from here on lie in Limner's cache, and be taken from there by the next run."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(default_cache() / "compiled"))  # torch reads it at the first
+
+
 class Compiled:
-    """Compiles a UNet's blocks for the shapes that they meet; outside of its block they are what they were.
+    """Compiles a UNet's blocks for the shapes that they meet; outside of its block they are what they were."""
 
-    What is compiled lies in `cache` afterwards, and is taken from there by the next run.
-    """
-
-    def __init__(self, unet: nn.Module, cache: Path, *, backend: str = "inductor") -> None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))  # torch reads it when it compiles first
+    def __init__(self, unet: nn.Module, *, backend: str = "inductor") -> None:
+        keep_compiled()
         blocks = [module for module in unet.modules() if type(module).__name__ in REGIONS]
         self._compiled = {block: torch.compile(block.forward, dynamic=False, backend=backend) for block in blocks}
 

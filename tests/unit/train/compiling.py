@@ -1,6 +1,6 @@
 """Steps with compiled blocks beside eager ones, in a process without type checks: these are wrappers, and not compiled.
 
-`python -m tests.unit.train.compiling BASE DEVICE BACKEND graph|eager CACHE` prints how far they end apart, as JSON.
+`python -m tests.unit.train.compiling BASE DEVICE BACKEND graph|eager` prints how far they end apart, as JSON.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
@@ -21,10 +20,10 @@ from limner.train.recorded import CudaGraph
 from tests.unit.train.runs import apart, training, weights
 
 
-def main(base: str, device: str, backend: str, how: str, cache: str) -> None:
+def main(base: str, device: str, backend: str, how: str) -> None:
     """Take three steps of two slots in both ways."""
     family = load(base, dtype=torch.float32, device=device)
-    compiled = Compiled(family.unet, Path(cache), backend=backend)
+    compiled = Compiled(family.unet, backend=backend)
     runs: list[Training] = []
     for is_compiled in (False, True):
         run = training(family, [4, 2], steps=4)

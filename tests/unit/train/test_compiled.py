@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 
-def test_compiled_equals_eager(random_base: Path, root: Path, tmp_path: Path) -> None:
+def test_compiled_equals_eager(random_base: Path, root: Path) -> None:
     """The blocks are traced and differentiated ahead of time; no kernel is made of that, and so it takes seconds."""
-    words = ["-m", "tests.unit.train.compiling", str(random_base), "cpu", "aot_eager", "eager", str(tmp_path)]
+    words = ["-m", "tests.unit.train.compiling", str(random_base), "cpu", "aot_eager", "eager"]
     told = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout.splitlines()[-1])
