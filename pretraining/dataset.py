@@ -29,7 +29,7 @@ class Pictures:
 
 
 def load_parts(work: Path, name: str) -> Tensor:
-    """Return where each picture shows its named parts, (n, 16, 16) in [0, 1], as stage `pictures` found it."""
+    """Return where each picture shows each part of `world.ROLES`, (n, 3, 16, 16) in [0, 1]."""
     return torch.from_numpy(np.load(work / "pictures" / f"{name}_parts.npy")).float() / 255
 
 

@@ -20,6 +20,7 @@ from pretraining.world import (
     COLOURS,
     HELD_OUT_STYLES,
     MAIN_COLOURS,
+    ROLES,
     STYLES,
     StyleSpec,
     alike,
@@ -139,15 +140,19 @@ def draw_picture(
 
 
 def _named_parts(spec: StyleSpec, options: dict[str, Any], image: Image.Image) -> np.ndarray:
-    """Return where a picture shows the parts that captions name: uint8 (CELLS, CELLS), 255 where they fill a cell.
+    """Return where a picture shows each part that captions name: uint8 (ROLES, CELLS, CELLS), 255 where it fills a cell.
 
-    The same picture is rendered without them; what differs is theirs.
+    The same picture is rendered without the part; what differs is the part's. A part that is absent is nowhere.
     """
-    px = image.width
-    bare = _raster(spec, options | {f"{part}Probability": 0 for part in spec.parts}, px)
-    difference = np.abs(np.asarray(image, int) - np.asarray(bare, int)).max(-1) > CHANGED
-    side = px // CELLS
-    return (difference.reshape(CELLS, side, CELLS, side).mean((1, 3)) * 255).round().astype(np.uint8)
+    px, side = image.width, image.width // CELLS
+    where = np.zeros((len(ROLES), CELLS, CELLS), np.uint8)
+    for part, role in spec.roles.items():
+        if options[f"{part}Probability"]:
+            bare = _raster(spec, options | {f"{part}Probability": 0}, px)
+            difference = np.abs(np.asarray(image, int) - np.asarray(bare, int)).max(-1) > CHANGED
+            share = difference.reshape(CELLS, side, CELLS, side).mean((1, 3))
+            where[ROLES.index(role)] = (share * 255).round()
+    return where
 
 
 def draw_example(noun: str, seed: int, held_out: bool, px: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -180,7 +185,7 @@ def _render(folder: Path, name: str, jobs: list[tuple[str, int, bool, int]], pro
         return
     px = jobs[0][-1]
     array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, (len(jobs), px, px, 3))
-    parts = np.empty((len(jobs), CELLS, CELLS), np.uint8)
+    parts = np.empty((len(jobs), len(ROLES), CELLS, CELLS), np.uint8)
     lines = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for i, (pixels, where, attributes) in enumerate(pool.imap(_draw, jobs, chunksize=64)):

@@ -20,7 +20,8 @@ from pretraining.text import tokenize
 BATCH, PEAK_RATE, EMPTY_CAPTIONS = 32, 8e-4, 0.1
 TEXT_RATE = 3.0  # what reads the text learns faster: which parts a caption names comes last of all
 TOLD_RATE = 10.0  # what an XL model is told beside the text: it begins without effect, and has minutes to get one
-PARTS_WEIGHT = 4.0  # eyes, mouth and headgear fill a tenth of a picture, and are what is learned last
+PART_WEIGHT = 1.0  # eyes, mouth and headgear are small and learned last: each counts as much as the whole picture
+SMALLEST_PART = 2 / 256  # of the picture: a part that is smaller counts less
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Batch:
     x_0: Tensor  # (batch, 4, height, width)
     hidden: Tensor  # (batch, tokens, width), states of the captions
     added: dict[str, Tensor] | None = None  # what an XL model is told beside the text
-    parts: Tensor | None = None  # (batch, height, width) in [0, 1]: where the parts are that captions name
+    parts: Tensor | None = None  # (batch, 3, height, width) in [0, 1]: where the parts are that captions name
 
 
 def build() -> UNet2DConditionModel:
@@ -71,7 +72,7 @@ class Cache:
     deviation: Tensor  # (4,)
     embeddings: Tensor  # (captions, 32, 256), whitened, the empty caption first
     which: Tensor  # (n, variants), rows of `embeddings`
-    parts: Tensor  # (n, 16, 16) in [0, 1], where the named parts are
+    parts: Tensor  # (n, 3, 16, 16) in [0, 1], where each named part is
 
 
 @torch.no_grad()
@@ -136,10 +137,20 @@ def draw_batch(cache: Cache) -> Batch:
     return Batch(x_0.to(device()), cache.embeddings[rows].to(device()), parts=cache.parts[chosen].to(device()))
 
 
+def weights_of(parts: Tensor) -> Tensor:
+    """Return how much each cell counts, (batch, height, width) with a mean of 1 in each picture.
+
+    The whole picture has one share, and each part that it shows another of the same size, spread over its cells.
+    """
+    area = parts.mean((2, 3), keepdim=True).clamp_min(SMALLEST_PART)
+    share = 1 + PART_WEIGHT * (parts / area).sum(1)
+    return share / share.mean((1, 2), keepdim=True)
+
+
 def v_loss(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor) -> Tensor:
     """Return the v-prediction error; `alphas` are the cumulative products of the timesteps to learn, each counts alike.
 
-    Named parts count PARTS_WEIGHT times more than the rest of their picture.
+    Where it is known where the named parts are, each counts as much as the picture, however small it is.
     """
     x_0 = batch.x_0
     t = torch.randint(len(alphas), (len(x_0),), device=x_0.device)
@@ -149,8 +160,7 @@ def v_loss(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor) -> Tensor:
     made = unet(x_t.to(unet.dtype), t, batch.hidden, added_cond_kwargs=batch.added).sample.float()
     error = (made - v).square().mean(1)
     if batch.parts is not None:
-        share = 1 + PARTS_WEIGHT * batch.parts
-        error = error * share / share.mean((1, 2), keepdim=True)
+        error = error * weights_of(batch.parts)
     return error.mean()
 
 

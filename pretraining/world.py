@@ -59,6 +59,7 @@ _EYES = {
     "angry": "angry eyes",
 }  # fmt: skip
 _MOUTHS = {"smile": "a smile", "teeth": "teeth", "ooh": "a round mouth", "frown": "a frown"}
+ROLES = ("eyes", "mouth", "headgear")  # of the parts that captions name
 _FACE_ROLES = {"eyes": "eyes", "mouth": "mouth", "top": "headgear"}
 
 STYLES: dict[str, StyleSpec] = {

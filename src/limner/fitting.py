@@ -242,7 +242,7 @@ def _measures(asked: Recipe, found: Forecast) -> Iterator[dict[str, Any]]:
     if phase in DRAWING and recipe.generation.batch > 1:
         yield {"generation.batch": recipe.generation.batch // 2}
     trains = phase in ("train", "save")
-    if trains and not recipe.unload:
+    if trains and not recipe.puts_aside(alone=found.slots == 1):
         yield {"unload": True}
     if trains:
         yield from ({"gradient_checkpointing": share} for share in SHARES if share > recipe.gradient_checkpointing)

@@ -280,7 +280,7 @@ class _Run:
 
     def _made(self, recipe: Recipe, examples: _Examples) -> Training:
         """Make a training; one that is to train with others is off the base."""
-        training = make_training(self.family, recipe, self.checked, examples, self.steps)
+        training = make_training(self.family, recipe, self.checked, examples, self.steps, alone=self.slots == 1)
         if self.slots > 1:
             training.adapter.detach()
         return training

@@ -113,15 +113,19 @@ def made_ready(
     *,
     ranks: Ranks,
     accept_dataset_change: bool = False,
+    alone: bool = True,
 ) -> Iterator[Ready]:
-    """Cache, attach what learns, and bring it to where the run is; within this block its batches are fetched."""
+    """Cache, attach what learns, and bring it to where the run is; within this block its batches are fetched.
+
+    Not `alone` is a run that trains with others on this base.
+    """
     prepared = _prepare(folder, recipe, family, checked, class_pictures, watch, ranks)
     if not recipe.draws_while_training:
         family.begun_by = None  # it has begun the class pictures, and is in the way of the training
     held_out = _held_out(folder, recipe, family, checked)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:
-        training = make_training(family, recipe, checked, source, plan.steps)
+        training = make_training(family, recipe, checked, source, plan.steps, alone=alone)
         run = Ready(folder, recipe, family, training, plan, prepared, held_out)
         try:
             _bring_up(run, watch, ranks, accept_dataset_change=accept_dataset_change)
@@ -277,9 +281,10 @@ def _tell_changes(folder: RunDir, adapter: Attached, watch: Watch) -> None:
 
 
 def check_frozen(family: Family, loaded: Mapping[str, str]) -> None:
-    """Make sure that the base is bit for bit what it was when it was loaded, by its identity then."""
-    with family.whole():
-        now = fingerprints(family)
-    for part, then in loaded.items():
-        if now[part] != then:
+    """Make sure that the base is bit for bit what it was when it was loaded, by its identity then.
+
+    A part that was put aside is read from the files whenever it is needed, and is not here to be changed.
+    """
+    for part, now in fingerprints(family).items():
+        if now != loaded[part]:
             raise RuntimeError(f"the base's {part} has changed although it was frozen")

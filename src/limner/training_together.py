@@ -153,7 +153,7 @@ class _Hall:
             with family.whole():
                 run = opened.enter_context(
                     made_ready(one.folder, one.recipe, family, one.checked, one.class_pictures, watch, ranks=Ranks(),
-                               accept_dataset_change=one.accept_dataset_change)
+                               accept_dataset_change=one.accept_dataset_change, alone=False)
                 )  # fmt: skip
             run.training.adapter.detach()
             attendant = opened.enter_context(

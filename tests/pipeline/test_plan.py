@@ -58,7 +58,8 @@ def train_bytes(found: Forecast) -> int:
 def test_slots_share_the_base_and_add_what_learns_and_their_rows(
     pictures: Path, random_base: Path, recipe: str
 ) -> None:
-    resolved = load_recipe(recipe, {"base": str(random_base), "pictures.class_noun": "thing", "steps": 9})
+    whole = {"base": str(random_base), "pictures.class_noun": "thing", "steps": 9, "unload": False}
+    resolved = load_recipe(recipe, whole)
     checked = checked_of(pictures, resolved)
     one, two, four = (forecast(resolved, checked, 9, CPU, slots=slots) for slots in (1, 2, 4))
     works = [next(work for work in found.phases if work.name == "train") for found in (one, two, four)]
@@ -85,7 +86,7 @@ def test_every_method_is_planned(pictures: Path, random_base: Path, recipe: str)
 
 def test_a_refiner_is_counted_where_it_draws(pictures: Path, random_xl: Path, random_refiner: Path) -> None:
     def by_name(base: Path, **settings: Any) -> dict[str, Work]:
-        return {work.name: work for work in planned(pictures, base, recipe="lora", **settings).phases}
+        return {work.name: work for work in planned(pictures, base, recipe="lora", unload=False, **settings).phases}
 
     previews = {"generation__num_inference_steps": 10, "preview__every_steps": 100}
     refined = by_name(random_xl, **previews, generation__refiner=str(random_refiner))
@@ -126,7 +127,10 @@ def test_the_base_is_counted_as_it_lies(pictures: Path, random_base: Path) -> No
     def by_name(**settings: Any) -> dict[str, Work]:
         return {work.name: work for work in planned(pictures, random_base, CUDA, **settings).phases}
 
-    plain, packed, away = by_name(), by_name(base_storage="nf4"), by_name(base_storage="nf4", offload=True)
+    whole = {"unload": False}
+    plain, packed, away = (
+        by_name(**whole, **more) for more in ({}, {"base_storage": "nf4"}, {"base_storage": "nf4", "offload": True})
+    )
     held = [works["train"].weights_bytes for works in (plain, packed, away)]
     assert held[2] < held[1] < 0.7 * held[0]
     assert {works["draw"].weights_bytes for works in (plain, packed, away)} == {held[0]}
@@ -203,7 +207,8 @@ def test_the_measures_come_in_their_order() -> None:
     checkpointing = [{"gradient_checkpointing": share} for share in (0.33, 0.67, True)]
     byte, host, half_a_byte = {"base_storage": "int8"}, {"offload": True}, {"base_storage": "nf4"}
     lean = {"unload": True, "gradient_checkpointing": True}
-    assert measures(CPU, batch=4) == [unload, *checkpointing, split, byte]
+    assert measures(CPU, batch=4) == [*checkpointing, split, byte]
+    assert measures(CPU, batch=4, preview__every_steps=9) == [unload, *checkpointing, split, byte]
     assert measures(CPU, batch=4, **lean) == [split, byte]
     assert measures(CPU, unload=True, gradient_checkpointing=0.33) == [*checkpointing[1:], byte]
     assert measures(CPU, **lean, base_storage="int8") == [half_a_byte]

@@ -15,6 +15,7 @@ from limner.errors import UserError
 from limner.families.family import Family
 from limner.families.load import fingerprints, load
 from limner.families.source import ASSETS
+from limner.recipe import load_recipe
 from limner.rundir import RunDir
 from limner.train.trace import BLOCK_BYTES
 from tests.pipeline.test_plan import planned
@@ -22,10 +23,13 @@ from tests.pipeline.test_plan import planned
 CRITTER = ASSETS / "demo" / "critter"
 
 
+DRAWS = {"preview.every_steps": 2, "preview.images": 1}
+
+
 def train(base: Path, folder: Path, recipe: str, **more: Any) -> RunDir:
     settings = {"base": str(base), "steps": 3, "batch": 2, "pictures.class_noun": "critter", "prior.enabled": False,
-                "checkpoint.every_steps": 2, "preview.every_steps": 2, "preview.images": 1, "ema.decay": 0.5,
-                "generation.num_inference_steps": 2, "optimizer.warmup_steps": 0, **more}  # fmt: skip
+                "checkpoint.every_steps": 2, "ema.decay": 0.5, "generation.num_inference_steps": 2,
+                "optimizer.warmup_steps": 0, **more}  # fmt: skip
     return run.train(CRITTER, recipe=recipe, settings=settings, run=folder)
 
 
@@ -37,12 +41,27 @@ def content(folder: RunDir) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("recipe", ["lora", "dreambooth"])
 def test_a_run_that_puts_parts_aside_is_the_same_run(random_base: Path, tmp_path: Path, recipe: str) -> None:
-    plain = train(random_base, tmp_path / "plain", recipe)
-    lean = train(random_base, tmp_path / "lean", recipe, unload=True)
+    plain = train(random_base, tmp_path / "plain", recipe, **DRAWS)
+    lean = train(random_base, tmp_path / "lean", recipe, unload=True, **DRAWS)
     assert content(lean) == content(plain)
     assert {file.suffix for file in map(Path, content(lean))} >= {".png", ".safetensors"}
     if recipe == "lora":
         run.resume(lean.path, settings={"steps": 4, "unload": False})
+
+
+def test_by_itself_a_run_puts_aside_what_nothing_needs_again(random_base: Path, tmp_path: Path) -> None:
+    plain = train(random_base, tmp_path / "plain", "lora", unload=False)
+    lean = train(random_base, tmp_path / "lean", "lora")
+    assert content(lean) == content(plain)
+    recipe = load_recipe("lora")
+    assert recipe.puts_aside(alone=True)
+    assert not recipe.puts_aside(alone=False)
+    drawing = planned(CRITTER, random_base, preview__every_steps=2)
+    whole_model = planned(CRITTER, random_base, recipe="dreambooth")
+    one = planned(CRITTER, random_base)
+    weights = [next(work for work in found.phases if work.name == "train").weights_bytes
+               for found in (one, drawing, whole_model)]  # fmt: skip
+    assert weights[0] < weights[1] == weights[2]
 
 
 def test_what_is_put_aside_has_no_memory_and_comes_back_bit_for_bit(family: Family) -> None:

@@ -86,10 +86,10 @@ def test_whitened_and_folded_back_the_unet_is_the_same(random_sd15: Path) -> Non
     torch.testing.assert_close(base(x_t, t, states[:2]).sample, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_named_parts_count_more_and_a_picture_counts_as_before() -> None:
+def test_each_named_part_counts_as_much_as_the_picture_whatever_its_size() -> None:
     """The weights of a picture have a mean of 1: an even error costs the same with and without parts."""
-    parts = torch.zeros(1, 16, 16)
-    parts[:, 4:8, 4:8] = 1
+    parts = torch.zeros(1, 3, 16, 16)
+    parts[:, 0, 4:8, 4:8], parts[:, 1, 0, :4] = 1, 1  # the third is absent
 
     class Wrong(torch.nn.Module):
         dtype = torch.float32
@@ -98,14 +98,14 @@ def test_named_parts_count_more_and_a_picture_counts_as_before() -> None:
             return type("Made", (), {"sample": torch.zeros_like(x_t)})
 
     alphas = torch.full((10,), 1e-9)  # v is -x_0 then
-    even, inside = torch.ones(1, 4, 16, 16), parts[:, None].expand(1, 4, 16, 16)
-    loss = {
-        name: float(unet.v_loss(Wrong(), unet.Batch(x_0, torch.zeros(1), parts=weights), alphas))  # pyright: ignore[reportArgumentType]
-        for name, x_0, weights in [("even", even, parts), ("in parts", inside, parts), ("plain", inside, None)]
-    }
-    assert abs(loss["even"] - 1) < 1e-3
-    share = 16 / 256
-    assert abs(loss["in parts"] / loss["plain"] - 5 / (1 + 4 * share)) < 1e-3
+    even = torch.ones(1, 4, 16, 16)
+    large, small = (parts[:, role, None].expand(1, 4, 16, 16) for role in (0, 1))
+    loss = [
+        float(unet.v_loss(Wrong(), unet.Batch(x_0, torch.zeros(1), parts=parts), alphas))  # pyright: ignore[reportArgumentType]
+        for x_0 in (even, large, small)
+    ]
+    of_picture = [1, 16 / 256, 4 / 256]
+    assert torch.allclose(torch.tensor(loss), torch.tensor([1, (1 + of_picture[1]) / 3, (1 + of_picture[2]) / 3]), atol=1e-3)
 
 
 def test_the_xl_unet_learns_from_views_that_are_told_of(random_sd15: Path) -> None:

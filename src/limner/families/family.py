@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from limner.errors import UserError
 from limner.families.clip import Encoder
+from limner.families.frozen import keep_no_inputs
 from limner.families.recognise import size_step_px
 from limner.families.storage import BaseStorage, give
 from limner.machine import return_freed_memory
@@ -58,6 +59,7 @@ class Family(ABC):
         self._read, self._aside = read, set[str]()
         for module in self.parts.values():
             module.requires_grad_(False).eval()
+        keep_no_inputs(self.unet)
         self.dtype: torch.dtype = self.unet.dtype
         """Number format in which the base computes."""
         if self.vae.dtype != self.dtype:  # float32 beside a half: pictures beyond the VAE's own size pass it in tiles

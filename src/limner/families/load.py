@@ -124,9 +124,13 @@ def native_resolution(name: str) -> int:
 
 
 def fingerprints(family: Family) -> dict[str, str]:
-    """Return the identity of a family's weights as they are now."""
-    encoders = [encoder.model for encoder in family.encoders.values()]
-    return {"unet": _fingerprint(family.unet), "vae": _fingerprint(family.vae), "text": _fingerprint(*encoders)}
+    """Return the identity of a family's weights as they are now, of those that are not put aside."""
+    parts = {"unet": ["unet"], "vae": ["vae"], "text": list(family.encoders)}
+    return {
+        name: _fingerprint(*(family.parts[part] for part in own))
+        for name, own in parts.items()
+        if not family.aside.intersection(own)
+    }
 
 
 def _fingerprint(*modules: nn.Module) -> str:

@@ -90,8 +90,9 @@ class Recipe(Spec):
     gradient_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = False
     """Compute the UNet's inner values twice instead of keeping them: less memory, a third more time. A share such as
     0.33 does so in a third of its blocks, those with the largest pictures first."""
-    unload: bool = False
-    """While training, give back the memory of the VAE and of text encoders that do not learn; changes no result."""
+    unload: bool | Literal["auto"] = "auto"
+    """While training, give back the memory of the VAE and of text encoders that do not learn; changes no result. "auto"
+    does so where nothing needs them again: no picture between the steps, no whole model to save, no other subject."""
     base_storage: BaseStorage = "as_computed"
     """How the frozen base lies in memory while an adapter learns on it: "as_computed" in `precision`; "int8" or
     "float8" in one byte for each weight and "nf4" in half a byte, each brought to `precision` where it acts. Pictures
@@ -151,6 +152,12 @@ class Recipe(Spec):
     def draws_while_training(self) -> bool:
         """Tell whether pictures are drawn between the steps."""
         return bool(self.preview.every_steps or self.validation.every_steps)
+
+    def puts_aside(self, *, alone: bool) -> bool:
+        """Tell whether parts that do not learn give their memory back; `alone`: nothing else trains on this base."""
+        if self.unload == "auto":
+            return alone and not (self.draws_while_training or isinstance(self.adapter, Full))
+        return self.unload
 
     @property
     def validation_requests(self) -> list[Request]:
