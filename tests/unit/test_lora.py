@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limner.adapters.adapter import SlotSettings
 from limner.adapters.lora import LoRA, attach_lora
@@ -33,9 +33,25 @@ def test_many_ranks_take_the_grouped_form(monkeypatch: pytest.MonkeyPatch) -> No
     layer = layer_of(nn.Conv2d(6, 5, 3, padding=1), [40, 40])
     monkeypatch.setattr(layer, "_dense", None)
     x = torch.randn(4, 6, 8, 8)
-    added = layer(x, 1.0, None)
+    added = layer(torch.zeros(4, 5, 8, 8), x, 1.0, None)
     expected = [nn.functional.conv2d(x[2 * i : 2 * i + 2], layer.delta_weight(i), padding=1) for i in range(2)]
     torch.testing.assert_close(added, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (2, 3, 8), (2, 2, 3, 8)])
+def test_one_slot_in_few_kernels_is_one_of_many(shape: tuple[int, ...]) -> None:
+    target = nn.Linear(8, 7).requires_grad_(False)
+    layer, x = layer_of(target, [3]), torch.randn(shape)
+    made, grads = list[Tensor](), list[Tensor]()
+    for slot_of_block in (None, torch.tensor([0])):
+        layer.zero_grad()
+        out = layer(target(x), x, 0.7, slot_of_block)
+        out.square().sum().backward()
+        made.append(out.detach())
+        grads.append(torch.cat([layer.A.grad.flatten(), layer.B.grad.flatten()]))
+    torch.testing.assert_close(made[0], target(x) + 0.7 * x @ layer.delta_weight(0).T)
+    torch.testing.assert_close(made[1], made[0])
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-4)
 
 
 def test_padding_of_a_smaller_rank_stays_zero() -> None:
@@ -44,7 +60,7 @@ def test_padding_of_a_smaller_rank_stays_zero() -> None:
     optimizers = [torch.optim.AdamW(v.values(), lr=0.1, weight_decay=0.1) for v in views]
     for _ in range(3):
         layer.zero_grad(set_to_none=False)
-        layer(torch.randn(4, 3, 8), 1.0, None).square().sum().backward()
+        layer(torch.zeros(4, 3, 7), torch.randn(4, 3, 8), 1.0, None).square().sum().backward()
         assert not layer.A.grad[0, 2:].any()
         assert not layer.B.grad[0, :, 2:].any()
         for optimizer in optimizers:
@@ -58,7 +74,7 @@ def test_views_share_storage_and_gradient() -> None:
     view = layer.views(1)["A"]
     view.fill_(3.0)
     assert bool((layer.A[1] == 3).all())
-    layer(torch.ones(2, 1, 4), 1.0, None).sum().backward()
+    layer(torch.zeros(2, 1, 4), torch.ones(2, 1, 4), 1.0, None).sum().backward()
     assert view.grad is not None
     assert torch.equal(view.grad, layer.A.grad[1])
 
@@ -66,7 +82,7 @@ def test_views_share_storage_and_gradient() -> None:
 def test_rows_that_cannot_be_split_are_refused() -> None:
     layer = layer_of(nn.Linear(4, 4), [2, 2])
     with pytest.raises(ValueError, match="3 rows cannot be split over 2 slots"):
-        layer(torch.ones(3, 4), 1.0, None)
+        layer(torch.zeros(3, 4), torch.ones(3, 4), 1.0, None)
 
 
 def test_patterns_that_match_nothing_are_named(family: Family) -> None:

@@ -237,7 +237,7 @@ class StackedLoRA(Layered, Stackable):
         strength = self._strengths[name]
         if not self._enabled or strength == 0:
             return output
-        return output + layer(inputs[0], strength, self._slot_of_block)
+        return layer(output, inputs[0], strength, self._slot_of_block)
 
     def slot_parameters(self, slot: int) -> dict[str, Tensor]:
         return {f"{name}.{k}": v for name, layer in self.layers.items() for k, v in layer.views(slot).items()}

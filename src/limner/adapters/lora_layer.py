@@ -72,8 +72,16 @@ class LoRALayer(nn.Module):
             views[name] = view
         return views
 
-    def forward(self, x: Tensor, strength: float, slot_of_block: Tensor | None) -> Tensor:
-        """Return what the slots add to the layer's output for rows `x`, in the dtype of `x`."""
+    def forward(self, output: Tensor, x: Tensor, strength: float, slot_of_block: Tensor | None) -> Tensor:
+        """Return the output that the target gives for rows `x` with what the slots add to it, in its dtype."""
+        if self.geometry is not None or slot_of_block is not None or self.A.shape[0] > 1:
+            return output + self._added(x, strength, slot_of_block)
+        # One slot is what most runs are: as few kernels as can be.
+        hidden = F.linear(x, self.A[0].to(x.dtype)).flatten(0, -2)
+        scale = strength * self.alphas[0] / self.ranks[0]
+        return torch.addmm(output.flatten(0, -2), hidden, self.B[0].to(x.dtype).T, alpha=scale).view_as(output)
+
+    def _added(self, x: Tensor, strength: float, slot_of_block: Tensor | None) -> Tensor:
         A, B, scale = self.A, self.B, self.scale * strength
         if slot_of_block is not None:
             A, B, scale = A[slot_of_block], B[slot_of_block], scale[slot_of_block]
@@ -86,8 +94,6 @@ class LoRALayer(nn.Module):
         return self._convolve(x, A, B, self.geometry)
 
     def _linear(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        if A.shape[0] == 1:
-            return F.linear(F.linear(x, A[0]), B[0])
         rows = x.reshape(A.shape[0], -1, x.shape[-1])
         added = torch.bmm(torch.bmm(rows, A.transpose(1, 2)), B.transpose(1, 2))
         return added.view(*x.shape[:-1], B.shape[1])
