@@ -20,7 +20,7 @@ from pretraining.text import tokenize
 BATCH, PEAK_RATE, EMPTY_CAPTIONS = 32, 8e-4, 0.1
 TEXT_RATE = 3.0  # what reads the text learns faster: which parts a caption names comes last of all
 TOLD_RATE = 10.0  # what an XL model is told beside the text: it begins without effect, and has minutes to get one
-PART_WEIGHT = 1.0  # eyes, mouth and headgear are small and learned last: each counts as much as the whole picture
+PART_WEIGHT = 0.25  # eyes, mouth and headgear are small and learned last: each counts a quarter of the whole picture
 SMALLEST_PART = 2 / 256  # of the picture: a part that is smaller counts less
 
 
@@ -140,7 +140,7 @@ def draw_batch(cache: Cache) -> Batch:
 def weights_of(parts: Tensor) -> Tensor:
     """Return how much each cell counts, (batch, height, width) with a mean of 1 in each picture.
 
-    The whole picture has one share, and each part that it shows another of the same size, spread over its cells.
+    The whole picture has one share, and each part that it shows PART_WEIGHT of one, spread over its cells.
     """
     area = parts.mean((2, 3), keepdim=True).clamp_min(SMALLEST_PART)
     share = 1 + PART_WEIGHT * (parts / area).sum(1)
@@ -150,7 +150,7 @@ def weights_of(parts: Tensor) -> Tensor:
 def v_loss(unet: UNet2DConditionModel, batch: Batch, alphas: Tensor) -> Tensor:
     """Return the v-prediction error; `alphas` are the cumulative products of the timesteps to learn, each counts alike.
 
-    Where it is known where the named parts are, each counts as much as the picture, however small it is.
+    Where it is known where the named parts are, each has a share of its own, however small it is.
     """
     x_0 = batch.x_0
     t = torch.randint(len(alphas), (len(x_0),), device=x_0.device)

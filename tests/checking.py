@@ -6,15 +6,14 @@ jaxtyping's own way binds every call's arguments and checks them twice, which wa
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args
+from types import FunctionType, SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import jaxtyping
-from jaxtyping import AbstractArray, AbstractDtype
+from jaxtyping import AbstractArray
 
-NAME = re.compile(r"[A-Za-z_]\w*")
 _jaxtyped = jaxtyping.jaxtyped
 
 
@@ -27,17 +26,23 @@ def jaxtyped(item: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     """Decorate a function with the type checker, and with jaxtyping's scope of shapes where it names arrays."""
     if item is None:
         return partial(jaxtyped, typechecker=typechecker)
-    if not inspect.isfunction(item):
+    if not isinstance(item, FunctionType):
         return _jaxtyped(item, typechecker=typechecker)
+    item.__annotations__ = {name: known(hint, item.__globals__) for name, hint in item.__annotations__.items()}
     checked = typechecker(item)
-    arrays = any(names_arrays(annotation, item.__globals__) for annotation in item.__annotations__.values())
-    return _jaxtyped(checked, typechecker=None) if arrays else checked
+    has_arrays = any(map(names_arrays, item.__annotations__.values()))
+    return _jaxtyped(checked, typechecker=None) if has_arrays else checked
 
 
-def names_arrays(annotation: Any, namespace: Mapping[str, Any]) -> bool:
-    """Tell whether an annotation, in words or evaluated, has an array of jaxtyping's in it."""
-    if isinstance(annotation, str):
-        known = [namespace[name] for name in NAME.findall(annotation) if name in namespace]
-        return any(names_arrays(one, namespace) for one in known if not isinstance(one, str))
-    is_array = inspect.isclass(annotation) and issubclass(annotation, AbstractArray | AbstractDtype)
-    return is_array or any(names_arrays(one, namespace) for one in get_args(annotation))
+def known(hint: Any, namespace: dict[str, Any]) -> Any:
+    """Return what an annotation says; Any where it names what only the type checker imports, or a class to come."""
+    try:
+        return get_type_hints(SimpleNamespace(__annotations__={"it": hint}), namespace, include_extras=True)["it"]
+    except NameError:
+        return Any
+
+
+def names_arrays(hint: Any) -> bool:
+    """Tell whether an annotation has an array of jaxtyping's in it."""
+    is_array = inspect.isclass(hint) and issubclass(hint, AbstractArray)
+    return is_array or any(map(names_arrays, get_args(hint)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
@@ -10,18 +12,19 @@ from torch import Tensor
 
 from limner.schedule import Schedule
 from limner.types import Latents
-from tests.checking import names_arrays
+from tests.checking import known, names_arrays
 
-KNOWN = {"Latents": Latents, "Float": Float, "Tensor": Tensor, "FLOAT": "FLOAT"}
+KNOWN = {"Latents": Latents, "Float": Float, "Tensor": Tensor, "Literal": Literal}
 
 
 @pytest.mark.parametrize(
     ("annotation", "expected"),
     [("Latents | None", True), ("Float[Tensor, 'rows 3']", True), ("tuple[Latents, ...]", True), (Latents, True),
-     (list[Latents], True), ("Tensor", False), ("Literal['FLOAT']", False), (int, False), (None, False)],
+     (list[Latents], True), ("Tensor", False), ("Literal['Latents']", False), (int, False), (None, False),
+     ("NotYet | Latents", False)],
 )  # fmt: skip
 def test_arrays_are_seen_in_annotations(annotation: object, expected: bool) -> None:
-    assert names_arrays(annotation, KNOWN) is expected
+    assert names_arrays(known(annotation, KNOWN)) is expected
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_whitened_and_folded_back_the_unet_is_the_same(random_sd15: Path) -> Non
     torch.testing.assert_close(base(x_t, t, states[:2]).sample, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_each_named_part_counts_as_much_as_the_picture_whatever_its_size() -> None:
+def test_each_named_part_has_its_share_whatever_its_size() -> None:
     """The weights of a picture have a mean of 1: an even error costs the same with and without parts."""
     parts = torch.zeros(1, 3, 16, 16)
     parts[:, 0, 4:8, 4:8], parts[:, 1, 0, :4] = 1, 1  # the third is absent
@@ -104,8 +104,9 @@ def test_each_named_part_counts_as_much_as_the_picture_whatever_its_size() -> No
         float(unet.v_loss(Wrong(), unet.Batch(x_0, torch.zeros(1), parts=parts), alphas))  # pyright: ignore[reportArgumentType]
         for x_0 in (even, large, small)
     ]
-    of_picture = [1, 16 / 256, 4 / 256]
-    assert torch.allclose(torch.tensor(loss), torch.tensor([1, (1 + of_picture[1]) / 3, (1 + of_picture[2]) / 3]), atol=1e-3)
+    own = unet.PART_WEIGHT
+    expected = [1, *((area + own) / (1 + 2 * own) for area in (16 / 256, 4 / 256))]
+    assert torch.allclose(torch.tensor(loss), torch.tensor(expected), atol=1e-3)
 
 
 def test_the_xl_unet_learns_from_views_that_are_told_of(random_sd15: Path) -> None:
