@@ -140,7 +140,7 @@ def draw_picture(
 
 
 def _named_parts(spec: StyleSpec, options: dict[str, Any], image: Image.Image) -> np.ndarray:
-    """Return where a picture shows each part that captions name: uint8 (ROLES, CELLS, CELLS), 255 where it fills a cell.
+    """Return where a picture shows the parts that captions name: uint8 (ROLES, CELLS, CELLS), 255 in a full cell.
 
     The same picture is rendered without the part; what differs is the part's. A part that is absent is nowhere.
     """

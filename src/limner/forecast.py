@@ -111,6 +111,7 @@ def forecast(recipe: Recipe, checked: Checked, steps: int, at: Place, *, slots: 
     frozen = sketch(recipe.base, dtype=at.dtype, storage=recipe.base_storage, offload=recipe.offload)
     with tracing(at.device.type) as trace:
         drawn = tuple(_Run(trace, base, recipe, checked, steps, at, slots).compared())
+    frozen.is_shared = slots > 1
     with tracing(at.device.type) as trace:
         run = _Run(trace, frozen, recipe, checked, steps, at, slots)
         phases = (*run.phases(), *drawn)
@@ -280,7 +281,7 @@ class _Run:
 
     def _made(self, recipe: Recipe, examples: _Examples) -> Training:
         """Make a training; one that is to train with others is off the base."""
-        training = make_training(self.family, recipe, self.checked, examples, self.steps, alone=self.slots == 1)
+        training = make_training(self.family, recipe, self.checked, examples, self.steps)
         if self.slots > 1:
             training.adapter.detach()
         return training

@@ -12,12 +12,10 @@ from limner.train.loop import Slot, Training
 from limner.types import Source
 
 
-def make_training(
-    family: Family, recipe: Recipe, checked: Checked, source: Source, steps: int, *, alone: bool = True
-) -> Training:
+def make_training(family: Family, recipe: Recipe, checked: Checked, source: Source, steps: int) -> Training:
     """Attach the recipe's adapter and return its training: what a run does, and what a plan traces without weights.
 
-    `fast` is heeded, and so is `unload`; not `alone` are those that train with others on this base.
+    `fast` is heeded, and so is `unload`.
     """
     words = words_of(checked, recipe.pictures)
     adapter = recipe.adapter.attach(family, [SlotSettings(recipe.seed, words=words)])
@@ -27,7 +25,7 @@ def make_training(
     slot = Slot("subject", source, recipe.seed, steps, recipe.learning_rate, rates)
     training = Training(family, adapter, [slot], objective=recipe.objective, optimizer=recipe.optimizer,
                         accumulate=recipe.accumulate, ema=recipe.ema, teacher=recipe.prior.teacher)  # fmt: skip
-    if recipe.puts_aside(alone=alone):
+    if recipe.puts_aside(alone=not family.is_shared):
         family.put_aside("vae", *(() if adapter.learns_text else family.encoders))
     speed_up(training, recipe)
     return training

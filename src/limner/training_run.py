@@ -113,19 +113,15 @@ def made_ready(
     *,
     ranks: Ranks,
     accept_dataset_change: bool = False,
-    alone: bool = True,
 ) -> Iterator[Ready]:
-    """Cache, attach what learns, and bring it to where the run is; within this block its batches are fetched.
-
-    Not `alone` is a run that trains with others on this base.
-    """
+    """Cache, attach what learns, and bring it to where the run is; within this block its batches are fetched."""
     prepared = _prepare(folder, recipe, family, checked, class_pictures, watch, ranks)
     if not recipe.draws_while_training:
         family.begun_by = None  # it has begun the class pictures, and is in the way of the training
     held_out = _held_out(folder, recipe, family, checked)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:
-        training = make_training(family, recipe, checked, source, plan.steps, alone=alone)
+        training = make_training(family, recipe, checked, source, plan.steps)
         run = Ready(folder, recipe, family, training, plan, prepared, held_out)
         try:
             _bring_up(run, watch, ranks, accept_dataset_change=accept_dataset_change)

@@ -83,6 +83,7 @@ def train_together(waiting: Sequence[Waiting], *, slots: int, watch: Watch, boar
     first = next((one for one in waiting if one.recipe.draws_while_training or one.recipe.prior.active), waiting[0])
     started = time.perf_counter()
     family = load_for_training(first.recipe, watch, first.class_pictures)
+    family.is_shared = True
     for one in waiting:
         share = round((time.perf_counter() - started) / len(waiting), 3)
         one.folder.append_log("phase", name="load", seconds=share, peak_memory_gib=round(peak_memory_gib(), 3))
@@ -153,7 +154,7 @@ class _Hall:
             with family.whole():
                 run = opened.enter_context(
                     made_ready(one.folder, one.recipe, family, one.checked, one.class_pictures, watch, ranks=Ranks(),
-                               accept_dataset_change=one.accept_dataset_change, alone=False)
+                               accept_dataset_change=one.accept_dataset_change)
                 )  # fmt: skip
             run.training.adapter.detach()
             attendant = opened.enter_context(

@@ -64,6 +64,8 @@ class Family(ABC):
         """Number format in which the base computes."""
         if self.vae.dtype != self.dtype:  # float32 beside a half: pictures beyond the VAE's own size pass it in tiles
             self.vae.enable_tiling()
+        self.is_shared = False
+        """Whether several trainings are on it, so that one of them may need what another does not."""
         self.placeholders: dict[str, range] = {}
         """Words of prompts that stand for learned vectors, each with the numbers of its vectors; see `tokens`."""
         self.refiner: Family | None = None
