@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.watched import usage
 from limner.families.recognise import recognise
 
 METHODS: dict[str, list[str]] = {
@@ -121,19 +122,12 @@ def watch(process: subprocess.Popen[str], log: Path) -> dict[str, float]:
     """Return peaks of memory in GB (in all, anonymous, anonymous while it trains) and processor seconds per step."""
     anonymous = training = total = 0.0
     at_step: dict[int, float] = {}
-    while process.poll() is None:
-        try:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            break
-        rows = [line.split() for line in lines if line.startswith(("VmHWM", "RssAnon"))]
-        now = {row[0]: int(row[1]) / 1e6 for row in rows}
-        anonymous, total = max(anonymous, now.get("RssAnon:", 0.0)), max(total, now.get("VmHWM:", 0.0))
+    while process.poll() is None and (now := usage(process.pid)):
+        anonymous, total = max(anonymous, now.anonymous_gb), max(total, now.total_gb)
         steps = log.read_text().count('"event": "step"') if log.is_file() else 0
         if steps:
-            training = max(training, now.get("RssAnon:", 0.0))
-            at_step.setdefault(steps, (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK"))
+            training = max(training, now.anonymous_gb)
+            at_step.setdefault(steps, now.cpu_s)
         time.sleep(EVERY_S)
     if len(at_step) < 2:
         return {}

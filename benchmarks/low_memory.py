@@ -16,15 +16,14 @@ from typing import Any
 from benchmarks.full_size_training import measure
 from limner.families.recognise import recognise
 
-UNLOAD, CHECKPOINTING = "unload=true", "gradient_checkpointing=true"
-LEAN = (UNLOAD, CHECKPOINTING)
+LEAN = "gradient_checkpointing=true"
 RUNGS: dict[str, tuple[str, ...]] = {
+    "all parts stay": ("unload=false",),
     "as it is": (),
-    "unload": (UNLOAD,),
-    "checkpointing": LEAN,
-    "int8": (*LEAN, "base_storage=int8"),
-    "float8": (*LEAN, "base_storage=float8"),
-    "nf4": (*LEAN, "base_storage=nf4"),
+    "checkpointing": (LEAN,),
+    "int8": (LEAN, "base_storage=int8"),
+    "float8": (LEAN, "base_storage=float8"),
+    "nf4": (LEAN, "base_storage=nf4"),
 }
 """What is measured, by settings. Each stands on the rungs before it; of the storages one is taken."""
 
