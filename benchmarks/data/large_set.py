@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import signal
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from multiprocessing import get_context
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
@@ -43,16 +43,22 @@ def make_pictures(folder: Path, number: int) -> None:
         (place / f"{i:06d}.txt").write_text(f"picture {i % 50}", encoding="utf-8")
 
 
-def work(folder: Path, cache: Path, base: str, resolution_px: int) -> None:
+def work(folder: Path, cache: Path, base: str, resolution_px: int, killed_in: str = "", killed_at: int = 0) -> None:
     """Check and cache everything in one process, and print what that took as JSON.
 
-    A very small VAE stands in for the base's: what is measured is everything else.
+    A very small VAE stands in for the base's: what is measured is everything else. The process is killed (-9) where the
+    count `killed_in` comes to `killed_at`.
     """
     counts = {"decoded_to_check": 0, "encoded": 0}
     decode = look.decode_bytes
 
+    def count(what: str, more: int) -> None:
+        counts[what] += more
+        if what == killed_in and counts[what] >= killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def counting(*arguments: object, **named: object) -> object:
-        counts["decoded_to_check"] += "checked" not in counts
+        count("decoded_to_check", "checked" not in counts)
         return decode(*arguments, **named)  # pyright: ignore[reportArgumentType]
 
     look.decode_bytes = counting  # pyright: ignore[reportAttributeAccessIssue]
@@ -77,7 +83,7 @@ def work(folder: Path, cache: Path, base: str, resolution_px: int) -> None:
     encode = family.encode_pixels
 
     def encoding(pixels: torch.Tensor) -> torch.Tensor:
-        counts["encoded"] += len(pixels)
+        count("encoded", len(pixels))
         return encode(pixels)
 
     family.encode_pixels = encoding
@@ -123,10 +129,13 @@ def main() -> None:
         made_s = time.perf_counter() - begun
         said = Path(place) / "said"
         task = (said, folder, cache, given.base, given.resolution)
-        kept_looks = kill_when(task, lambda: looks_kept(cache), given.pictures // 3)
-        kept_entries = kill_when(task, lambda: entries_kept(cache), given.pictures // 3)
+        most = given.pictures * 2 // 3
+        work_apart(task, "decoded_to_check", most)
+        kept_looks = looks_kept(cache)
+        work_apart(task, "encoded", most)
+        kept_entries = entries_kept(cache)
         second = json.loads(said.read_text())
-        started(task).join()
+        work_apart(task)
         result = {"pictures": given.pictures, "made_s": round(made_s, 1)}
         result |= {"looks_kept_by_the_first_kill": kept_looks, "entries_kept_by_the_second_kill": kept_entries}
         result["decoded_by_the_second_run"] = second["decoded_to_check"]
@@ -146,32 +155,19 @@ def about() -> dict[str, object]:
     return {"date": date, "command": command, "machine": machine.hardware(), "versions": machine.versions()}
 
 
-def started(task: tuple[Path, Path, Path, str, int]) -> ForkProcess:
-    """Do the work in a process forked from this one, which has imported everything."""
-    process = get_context("fork").Process(target=told, args=task)
+def work_apart(task: tuple[Path, Path, Path, str, int], killed_in: str = "", killed_at: int = 0) -> None:
+    """Do the work in a process forked from this one, which has imported everything; it may be killed on its way."""
+    process = get_context("fork").Process(target=told, args=(*task, killed_in, killed_at))
     process.start()
-    return process
+    process.join()
+    if process.exitcode != (-signal.SIGKILL if killed_in else 0):
+        raise SystemExit(f"ended with exit code {process.exitcode}")
 
 
 def told(said: Path, *task: object) -> None:
     """Do the work, and write what it prints into a file."""
     with said.open("w", encoding="utf-8") as out, redirect_stdout(out):
         work(*task)  # pyright: ignore[reportArgumentType]
-
-
-def kill_when(task: tuple[Path, Path, Path, str, int], progress: Callable[[], int], enough: int) -> int:
-    """Do the work until `progress` says that enough is done, and kill it (-9) there; return what is left of it."""
-    process = started(task)
-    while True:
-        begun = time.perf_counter()
-        if progress() >= enough:
-            break
-        if process.exitcode is not None:
-            raise SystemExit(f"ended before it could be killed, with exit code {process.exitcode}")
-        time.sleep(max(0.05, 20 * (time.perf_counter() - begun)))  # counting must not slow down what is counted
-    process.kill()
-    process.join()
-    return progress()
 
 
 if __name__ == "__main__":
