@@ -15,7 +15,7 @@ from limner.watch import Watch
 
 DEMO_ARMS: dict[str, dict[str, Any]] = {
     "lora": {"prior.enabled": False},
-    "dreambooth": {"adapter.kind": "full", "learning_rate": 3e-4},
+    "dreambooth": {"adapter.kind": "full", "learning_rate": 6e-4, "adapter.text_encoder_learning_rate": 1e-4},
     "dreambooth-lora": {},
 }
 """The methods that the demo compares, as settings over its recipe."""
