@@ -33,6 +33,11 @@ def pytest_collection(session: pytest.Session) -> None:
         silence()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the demo, the longest by far: at the end the other workers would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Point LIMNER_CACHE to a folder that lives as long as the session."""
