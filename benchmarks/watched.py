@@ -130,6 +130,9 @@ def watch(
             now = usage(process.pid)
             if now:
                 _note(seen, now, time.perf_counter() - begun, found.of(printed))
+        now = usage(process.pid)  # it is not waited for yet: what it computed is still known
+        if now and log is not None:  # what it wrote there last, before it ended
+            _note(seen, now, time.perf_counter() - begun, found.of(_appended(log, read)[0]))
         _, status, used = os.wait4(process.pid, 0)
     except BaseException:
         process.kill()

@@ -21,9 +21,9 @@ from tests.unpacked import unpacked
 
 ERROR = {"int8": 0.01, "float8": 0.03, "nf4": 0.1}
 """How far a packed weight may be from the weight, as a share of its length; normally distributed numbers."""
-PREDICTION_ERROR = {"int8": 0.015, "float8": 0.04, "nf4": 0.14}
+PREDICTION_ERROR = {"int8": 0.02, "float8": 0.065, "nf4": 0.27}
 """How far the embedded base's prediction for noisy pictures may be from that of float32, as a share of its length;
-measured: 0.012, 0.033, 0.118, and 0.009 for bfloat16."""
+measured: 0.016, 0.053, 0.231, and 0.012 for bfloat16."""
 BITS = {"int8": 8, "float8": 8, "nf4": 4}
 FORMS = pytest.mark.parametrize("form", BITS)
 LAYERS = pytest.mark.parametrize(
