@@ -21,9 +21,9 @@ SHORT: dict[str, Any] = {
     "evaluation.images_per_prompt": 1, "evaluation.images_per_class_prompt": 1,
 }  # fmt: skip
 LEARNS: dict[str, dict[str, Any]] = {
-    "tiny-adapter": {"steps": 80, "learning_rate": 5e-3},
-    "textual-inversion": {"steps": 80, "learning_rate": 3e-2},
-    "pivotal": {"steps": 60, "learning_rate": 3e-3, "adapter.words.learning_rate": 2e-2},
+    "tiny-adapter": {"steps": 50, "learning_rate": 5e-3},
+    "textual-inversion": {"steps": 50, "learning_rate": 3e-2},
+    "pivotal": {"steps": 40, "learning_rate": 3e-3, "adapter.words.learning_rate": 2e-2},
 }
 """What each takes to learn within seconds on this base."""
 
