@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
-
-class _Acting(torch.autograd.Function):
-    """A convolution whose backward pass needs the weight and, of the input, only the shape."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.shape, ctx.geometry = x.shape, geometry
-        return F.conv2d(x, weight, bias, *geometry)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,), (weight,) = grads, ctx.saved_tensors
-        return conv2d_input(ctx.shape, weight, grad, *ctx.geometry), None, None, *(None for _ in ctx.geometry)
+from limner.families.storage import Acting, pack
 
 
 class Convolution(nn.Conv2d):
@@ -40,7 +23,7 @@ class Convolution(nn.Conv2d):
         if learns or casts or type(self.weight) is not nn.Parameter or not input.requires_grad:
             return super().forward(input)
         geometry = self.stride, self.padding, self.dilation, self.groups
-        return _Acting.apply(input, self.weight, self.bias, *geometry)
+        return Acting.apply(input, pack(self.weight, "as_computed"), self.bias, *geometry)
 
 
 def keep_no_inputs(module: nn.Module) -> None:

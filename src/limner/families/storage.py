@@ -142,7 +142,7 @@ class Stored(Tensor):
         if func in (F.linear, F.conv2d) and not kwargs and isinstance(args[1], Stored):
             x, weight, *rest = args
             rows = x if func is F.conv2d else x.reshape(-1, x.shape[-1])  # what is made of a view cannot be added to
-            out = _Acting.apply(rows, weight.packed, *rest)
+            out = Acting.apply(rows, weight.packed, *rest)
             return out if func is F.conv2d else out.view(*x.shape[:-1], -1)
         return torch._C._disabled_torch_function_impl(func, types, args, kwargs or {})  # pyright: ignore[reportPrivateUsage]
 
@@ -161,7 +161,7 @@ class Stored(Tensor):
         return func(*args, **kwargs)
 
 
-class _Acting(torch.autograd.Function):
+class Acting(torch.autograd.Function):
     """A frozen linear layer or convolution whose weight is unpacked in either direction, and kept in neither."""
 
     @staticmethod
