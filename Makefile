@@ -26,7 +26,7 @@ demo: setup  ## the whole length once, on the embedded base: pictures, training,
 	$(BIN)/limner demo $(if $(RUN),--run $(RUN))
 
 test: setup  ## all tests that need neither a GPU nor downloaded weights
-	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## style, spelling, import contract, types
 	$(BIN)/ruff check .

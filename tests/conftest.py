@@ -31,8 +31,10 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the demo, the longest by far: at the end the other workers would wait for it."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
+    """Begin with the longest files, the demo before all: at the end the other workers would wait for them."""
+    folders = ("pipeline", "contracts", "parity")
+    order = {folder: number for number, folder in enumerate(folders)}
+    items.sort(key=lambda item: (item.path.name != "test_demo.py", order.get(item.path.parent.name, len(folders))))
 
 
 @pytest.fixture(scope="session", autouse=True)

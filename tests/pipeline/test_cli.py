@@ -16,7 +16,7 @@ from tests.pipeline.conftest import Result
 
 PICTURES = ASSETS / "demo" / "critter"
 FAST = ("steps=4", "batch=2", "prior.count=3", "generation.num_inference_steps=3", "checkpoint.every_steps=2",
-        "evaluation.images_per_prompt=2", "evaluation.images_per_class_prompt=2")  # fmt: skip
+        "evaluation.images_per_prompt=1", "evaluation.images_per_class_prompt=1")  # fmt: skip
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

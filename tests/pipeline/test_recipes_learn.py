@@ -22,8 +22,8 @@ SHORT: dict[str, Any] = {
 }  # fmt: skip
 LEARNS: dict[str, dict[str, Any]] = {
     "tiny-adapter": {"steps": 50, "learning_rate": 5e-3},
-    "textual-inversion": {"steps": 50, "learning_rate": 3e-2},
-    "pivotal": {"steps": 40, "learning_rate": 3e-3, "adapter.words.learning_rate": 2e-2},
+    "textual-inversion": {"steps": 40, "learning_rate": 3e-2},
+    "pivotal": {"steps": 36, "learning_rate": 3e-3, "adapter.words.learning_rate": 2e-2},
 }
 """What each takes to learn within seconds on this base."""
 
