@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, no_type_check
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +185,7 @@ def keep(part: str, name: str, tensor: Tensor, form: BaseStorage, courier: Couri
     return Stored(packed.away(courier) if courier else packed)
 
 
+@no_type_check  # a plan asks it of every tensor that is made
 def pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return the tensors that have a weight's memory, on the device or on the host."""
     return tensor.packed.tensors if isinstance(tensor, Stored) else (tensor,)
