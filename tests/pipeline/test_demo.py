@@ -1,4 +1,4 @@
-"""The demo, less than a third as long: the subject is learned, its class stays, everything is where the last lines say."""
+"""The demo, a third as long: the subject is learned, its class stays, everything is where the last lines say."""
 
 from __future__ import annotations
 
