@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
     found["as alone"]["stopped"] = outcome(folder / "stopped" / "run") == alone
     found["left"] = [str(path) for path in folder.rglob(".*") if path.suffix in (".part", ".old")]
     chaos = Chaos(folder / "chaos", seed=3, steps=6, stages=("train",))
-    chaos.disturb(6, 4)
+    chaos.disturb(10, 5)
     found["chaos"] = {"kills": chaos.kills, "faults": chaos.faults}
     sys.stdout.write(json.dumps(found))
 

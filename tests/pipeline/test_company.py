@@ -130,15 +130,16 @@ def ends() -> dict[tuple[str, str, int], dict[str, Tensor]]:
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_each_ends_where_it_ends_alone(base: Family, name: str, n: int, ends: dict[Any, dict[str, Tensor]]) -> None:
     """Unequal ranks, rates, steps and numbers of pictures; shapes that differ from step to step; averages."""
-    spec, members = SPECS[name], [member(base, SPECS[name], i, steps=6) for i in range(n)]
+    spec, steps = SPECS[name], 6
+    members = [member(base, spec, i, steps=steps) for i in range(n)]
     untouched = base.encode_text(["a photo of a critter"]).hidden
     finish(list(members))
     assert torch.equal(base.encode_text(["a photo of a critter"]).hidden, untouched)
     assert base.placeholders == {}
     for i, one in enumerate(members):
-        assert one.index == 6 - i
+        assert one.index == steps - i
         if (base.kind, name, i) not in ends:
-            ends[base.kind, name, i] = alone(base, spec, i, steps=6)
+            ends[base.kind, name, i] = alone(base, spec, i, steps=steps)
         difference = apart(ends[base.kind, name, i], end_of(one))
         assert difference < 1e-5, f"{i} of {n}: {difference:g}"
         assert n > 1 or difference == 0, "one alone is bit for bit what it always is"
