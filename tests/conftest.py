@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folders = ("pipeline", "contracts", "parity")
     order = {folder: number for number, folder in enumerate(folders)}
     items.sort(key=lambda item: (item.path.name != "test_demo.py", order.get(item.path.parent.name, len(folders))))
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector leave alone what the libraries have made when they were imported: a million objects."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
