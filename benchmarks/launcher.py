@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import importlib
 import io
 import os
@@ -76,6 +77,7 @@ def warm_up() -> None:
     silence()  # first, as in a run
     for name in MODULES:
         importlib.import_module(name)
+    gc.freeze()  # a forked process looks through what it makes itself
 
 
 class Running:

@@ -1,12 +1,16 @@
-"""Device and number format: what a GPU can and cannot, told by what torch says of it."""
+"""Device and number format: what a GPU can and cannot, told by what torch says of it; when garbage is looked for."""
 
 from __future__ import annotations
+
+import gc
+from pathlib import Path
 
 import pytest
 import torch
 
 from limner.errors import UserError
-from limner.machine import Precision, place
+from limner.families.load import load
+from limner.machine import Precision, place, uncollected
 
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch, *, bf16: bool, count: int = 1) -> None:
@@ -44,6 +48,19 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(monkeypatch: pyt
         place("cuda:7", "auto")
     with pytest.raises(UserError, match="there is no such device"):
         place("cuda:first", "auto")
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_a_base_is_loaded_with_the_collector_as_it_was(random_base: Path, is_wanted: bool) -> None:
+    (gc.enable if is_wanted else gc.disable)()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+            load(str(random_base), dtype=torch.float32, device="cpu")
+            assert not gc.isenabled(), "one within another"
+        assert gc.isenabled() == is_wanted
+    finally:
+        gc.enable()
 
 
 def test_the_cpu_takes_float32_by_itself() -> None:

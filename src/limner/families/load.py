@@ -28,7 +28,7 @@ from limner.families.source import PARTS, files_of, missing_files
 from limner.families.storage import BaseStorage, keep
 from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
-from limner.machine import freed_at_once
+from limner.machine import freed_at_once, uncollected
 
 MEMBERS: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "sdxl-refiner": SDXL}
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
@@ -191,6 +191,7 @@ def _import_bitsandbytes() -> None:
         torch.compile = compiler
 
 
+@uncollected()
 def _modules(base: Recognised) -> dict[str, Any]:
     """Return the base's modules as their configurations describe them, without memory for weights."""
     silence()
