@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def load_base(
     model: Path | None = None,
     storage: BaseStorage = "as_computed",
     offload: bool = False,
+    unread: Collection[str] = (),
 ) -> Family:
     """Load the recipe's base, or a model that was made from it, and say how it computes."""
     at = machine.place(recipe.device, recipe.precision)
@@ -55,7 +56,7 @@ def load_base(
         if line:
             watch.say(line)
     with watch.phase("load"):
-        family = load(name, dtype=at.dtype, device=at.device, storage=storage, offload=offload)
+        family = load(name, dtype=at.dtype, device=at.device, storage=storage, offload=offload, unread=unread)
     stored = "" if storage == "as_computed" else f"; the frozen base is stored in {storage}"
     stored += "; its layers come from the host's memory each time that they act" if offload else ""
     watch.say(f"computes on {at.device} in {str(at.dtype).removeprefix('torch.')}; what learns is float32{stored}")

@@ -171,7 +171,7 @@ class _Run:
         validation, draws = self.recipe.validation, self.recipe.draws_while_training
         begun = bool(sampling.begun_by and (draws or prior.active))
         with self._together(begun):
-            yield Work("load", self.weights_bytes, 0, 0, 0)
+            yield Work("load", self.weights_bytes - self._aside_by_then(), 0, 0, 0)
             if self.recipe.distill.images:
                 yield self._drawn("pictures", sampling.batch, self.recipe.distill.images)
             if prior.active:
@@ -192,6 +192,16 @@ class _Run:
                 with self.family.whole():
                     yield self._drawn("validation", min(sampling.batch, at_once), times * at_once)
             yield self._save(trainings[0])
+
+    @property
+    def _encodes_first(self) -> bool:
+        """Tell whether pictures and captions are encoded before the UNet is read."""
+        return self.slots == 1 and self.recipe.encodes_first(class_pictures=False)
+
+    def _aside_by_then(self) -> int:
+        """Return the weights that are not needed any more when the UNet is read, the last of all."""
+        is_aside = self._encodes_first and self.recipe.puts_aside(alone=True)
+        return self.part_bytes["vae"] if is_aside else 0
 
     def _hold(self, module: nn.Module) -> None:
         """Count a module's weights as long as it is there."""
@@ -252,7 +262,9 @@ class _Run:
         entries = len(self.checked.examples) + (self.recipe.prior.count if self.recipe.prior.active else 0)
         entries *= 2 if self.recipe.pictures.flip else 1
         captions = len({example.caption for example in self.checked.examples})
-        return self._work("prepare", (pictures, ceil(entries / together)), (text, captions))
+        work = self._work("prepare", (pictures, ceil(entries / together)), (text, captions))
+        unread = self.part_bytes["unet"] if self._encodes_first else 0
+        return replace(work, weights_bytes=work.weights_bytes - unread)
 
     def _largest(self) -> tuple[Size, int]:
         """Return the shape and the number of pictures of the batch with most pixels."""

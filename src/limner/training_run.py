@@ -13,7 +13,7 @@ from limner.drawing import class_pictures as class_pictures_for
 from limner.drawing import follow_objective, load_base, preview
 from limner.errors import Unwritable
 from limner.families.family import Family
-from limner.families.load import fingerprints
+from limner.families.load import complete, fingerprints
 from limner.files import Need, default_cache, passing, require_room
 from limner.fitting import is_plenty
 from limner.generate.draw import check_resolution
@@ -74,11 +74,11 @@ def train_adapter(
 ) -> RunDir:
     """Load, cache, train and save: the part that a new and a resumed run share, and all of its processes."""
     with folder.timed("load"):
-        family = load_for_training(recipe, watch, class_pictures)
-        loaded = dict(family.identity)
+        family = load_for_training(recipe, watch, class_pictures, alone=True)
         beneath = _attach_beneath(folder, recipe, family, watch, ranks)
     with made_ready(folder, recipe, family, checked, class_pictures, watch, ranks=ranks,
                     accept_dataset_change=accept_dataset_change) as run:  # fmt: skip
+        loaded = dict(family.identity)
         if not run.is_done:
             if run.training.index == 0 and not (ranks.count == 1 and is_plenty(recipe, checked)):
                 with watch.phase("probe"), folder.timed("probe"):
@@ -93,10 +93,14 @@ def train_adapter(
     return folder
 
 
-def load_for_training(recipe: Recipe, watch: Watch, class_pictures: Path | None) -> Family:
-    """Load the recipe's base, and what draws together with it where something is drawn before or while it trains."""
+def load_for_training(recipe: Recipe, watch: Watch, class_pictures: Path | None, *, alone: bool = False) -> Family:
+    """Load the recipe's base, and what draws together with it where something is drawn before or while it trains.
+
+    Where nothing else is to train on it, and nothing is drawn before, the UNet is left until pictures are encoded.
+    """
     require_gpu(place(recipe.device, recipe.precision), recipe.offload)
-    family = load_base(recipe, watch, storage=recipe.base_storage, offload=recipe.offload)
+    unread = ("unet",) if alone and recipe.encodes_first(class_pictures is not None) else ()
+    family = load_base(recipe, watch, storage=recipe.base_storage, offload=recipe.offload, unread=unread)
     if recipe.generation.begun_by and (recipe.draws_while_training or (recipe.prior.active and not class_pictures)):
         load_partner(family, recipe, watch)
     return family
@@ -119,6 +123,10 @@ def made_ready(
     if not recipe.draws_while_training:
         family.begun_by = None  # it has begun the class pictures, and is in the way of the training
     held_out = _held_out(folder, recipe, family, checked)
+    if family.unread:
+        with watch.phase("load"), folder.timed("load"):
+            family.put_aside(*(["vae"] if recipe.puts_aside(alone=True) else []))
+            complete(family)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:
         training = make_training(family, recipe, checked, source, plan.steps)

@@ -13,10 +13,14 @@ from safetensors.torch import load_file
 from limner import run
 from limner.errors import UserError
 from limner.families.family import Family
-from limner.families.load import fingerprints, load
+from limner.families.load import complete, fingerprints, load
 from limner.families.source import ASSETS
+from limner.families.storage import BaseStorage
+from limner.prepare.check import Checked
+from limner.prepare.encode import prepare
+from limner.prepare.prepared import Prepared
 from limner.recipe import load_recipe
-from limner.rundir import RunDir
+from limner.rundir import RunDir, read_json
 from limner.train.trace import BLOCK_BYTES
 from tests.pipeline.test_plan import planned
 
@@ -80,15 +84,57 @@ def test_what_is_put_aside_has_no_memory_and_comes_back_bit_for_bit(family: Fami
         family.decode(torch.zeros(1, 4, 16, 16))
 
 
+@pytest.mark.parametrize("storage", ["as_computed", "nf4"])
+def test_a_part_that_was_left_unread_is_the_same_when_it_comes(random_base: Path, storage: BaseStorage) -> None:
+    named: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "storage": storage}
+    whole, later = load(str(random_base), **named), load(str(random_base), **named, unread=("unet",))
+    assert later.aside == later.unread == {"unet"}
+    assert later.identity.keys() == {"vae", "text"}
+    assert all(weight.is_meta for weight in later.unet.parameters())
+    later.encode_pixels(torch.zeros(1, 3, 64, 64))
+    later.put_aside("vae")
+    complete(later)
+    assert later.identity == whole.identity
+    assert later.aside == {"vae"}
+    assert [weight.requires_grad for weight in later.unet.parameters()].count(True) == 0
+    x_t, t = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    drawn = [family.predict(x_t, t, family.encode_text(["a", "b"])) for family in (whole, later)]
+    assert torch.equal(*drawn)
+    complete(later)
+    assert later.aside == {"vae"}, "nothing was left"
+
+
+@pytest.mark.parametrize(("more", "is_late"), [({}, True), ({"prior.enabled": True, "prior.count": 1}, False)])
+def test_the_unet_is_read_after_pictures_are_encoded_unless_it_draws_some(
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any], is_late: bool
+) -> None:
+    seen: list[frozenset[str]] = []
+
+    def watched(checked: Checked, family: Family, **named: Any) -> Prepared:
+        seen.append(family.unread)
+        return prepare(checked, family, **named)
+
+    monkeypatch.setattr("limner.training_run.prepare", watched)
+    folder = train(random_base, tmp_path / "run", "lora", **more)
+    assert seen == [frozenset({"unet"} if is_late else ())]
+    names = [row["name"] for row in folder.read_log("phase")]
+    assert names.count("load") == 1 + is_late
+    base = load(str(random_base), dtype=torch.float32, device="cpu")
+    assert read_json(folder.provenance)["base"]["identity"] == base.identity
+
+
 def test_files_that_changed_meanwhile_are_not_taken_for_the_base(random_base: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(random_base, tmp_path / "base"))
     family = load(str(base), dtype=torch.float32, device="cpu")
     family.put_aside("vae")
+    unread = load(str(base), dtype=torch.float32, device="cpu", unread=("unet",))
     file = next((base / "vae").glob("*.safetensors"))
     content = file.read_bytes()
     file.write_bytes(content[:-1] + b"x")
     with pytest.raises(UserError, match="its files have changed since it was loaded"), family.whole():
         pass
+    with pytest.raises(UserError, match="its files have changed since it was loaded"):
+        complete(unread)
     shutil.rmtree(base / "vae")
     with pytest.raises(UserError, match="its files have changed since it was loaded"), family.whole():
         pass
@@ -101,7 +147,10 @@ def test_the_plan_knows_what_is_put_aside(random_base: Path, recipe: str) -> Non
     sizes = {file.parent.name: in_blocks(file) for file in random_base.rglob("*.safetensors")}
     needed = sizes["unet"] + (0 if recipe == "lora" else sizes["text_encoder"])
     assert weights["train"] == weights["save"] == needed
-    assert weights["load"] == weights["preview"] == weights["draw"] == sum(sizes.values())
+    whole = sum(sizes.values())
+    assert weights["prepare"] == whole - sizes["unet"], "which is read after that, when the VAE is aside"
+    assert weights["load"] == whole - sizes["vae"]
+    assert weights["preview"] == weights["draw"] == whole
 
 
 def in_blocks(file: Path) -> int:

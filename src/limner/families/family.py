@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from limner.families.clip import Encoder
 from limner.families.frozen import keep_no_inputs
 from limner.families.recognise import size_step_px
 from limner.families.storage import BaseStorage, give
+from limner.families.weights import fill
 from limner.machine import return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
@@ -40,7 +41,7 @@ class Family(ABC):
     before_last: ClassVar[bool]
     """Which states of its text encoders the UNet sees; see `Encoder`."""
 
-    def __init__(self, name: str, components: Mapping[str, Any], read: ReadPart) -> None:
+    def __init__(self, name: str, components: Mapping[str, Any], read: ReadPart, unread: Collection[str] = ()) -> None:
         self.name = name
         """What the user called it: "tiny", a hub name, a path."""
         self.identity: dict[str, str] = {}
@@ -56,11 +57,11 @@ class Family(ABC):
             if part.startswith("text_encoder")
         }
         """The text encoders by the name they carry in folders and adapter files."""
-        self._read, self._aside = read, set[str]()
+        self._read, self._aside, self._unread = read, set(unread), set(unread)
         for module in self.parts.values():
             module.requires_grad_(False).eval()
         keep_no_inputs(self.unet)
-        self.dtype: torch.dtype = self.unet.dtype
+        self.dtype: torch.dtype = next(iter(self.encoders.values())).model.dtype
         """Number format in which the base computes."""
         if self.vae.dtype != self.dtype:  # float32 beside a half: pictures beyond the VAE's own size pass it in tiles
             self.vae.enable_tiling()
@@ -95,7 +96,7 @@ class Family(ABC):
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        return next(self.vae.parameters()).device
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -112,8 +113,13 @@ class Family(ABC):
         """The parts whose weights are not there at present."""
         return frozenset(self._aside)
 
+    @property
+    def unread(self) -> frozenset[str]:
+        """Those of them that were never there: `load` has left them for later."""
+        return frozenset(self._unread)
+
     def put_aside(self, *parts: str) -> None:
-        """Give back the memory of parts that are not needed for a while; `whole` brings them back."""
+        """Give back the memory of parts that are not needed for a while."""
         for part in parts:
             for weight in self.parts[part].parameters():
                 give(weight, None)
@@ -121,15 +127,24 @@ class Family(ABC):
         if parts:
             return_freed_memory()
 
+    def bring_back(self, *parts: str) -> None:
+        """Read parts that are not there from the base's files: again, or for the first time."""
+        for part in sorted(self.aside.intersection(parts)):
+            module, state = self.parts[part], dict(self._read(part))
+            if part in self._unread:
+                fill(module, state, where=f"base={self.name!r}: {part}")
+                module.requires_grad_(False).to(self.device)  # what is no weight too
+            else:
+                for name, weight in module.named_parameters():
+                    give(weight, state[name])
+            self._aside.discard(part)
+            self._unread.discard(part)
+
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """Within this block all parts are there: those that were put aside are read from the base's files again."""
+        """Within this block all parts are there."""
         aside = self.aside
-        for part in sorted(aside):
-            state = self._read(part)
-            for name, weight in self.parts[part].named_parameters():
-                give(weight, state[name])
-        self._aside.clear()
+        self.bring_back(*aside)
         try:
             yield
         finally:

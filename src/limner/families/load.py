@@ -7,7 +7,7 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -44,11 +44,13 @@ def load(
     device: torch.device | str,
     storage: BaseStorage = "as_computed",
     offload: bool = False,
+    unread: Collection[str] = (),
 ) -> Family:
     """Load the base called `name`, frozen, in eval mode, computing in `dtype` on `device`.
 
     Weights go one at a time from the file to where they stay, in the storage asked for: the peak is their own size and
-    one tensor. With `offload` those of linear layers and convolutions stay on the host.
+    one tensor. With `offload` those of linear layers and convolutions stay on the host. Parts that are named in
+    `unread` are aside until `complete` reads them.
 
     Raises:
         UserError: there is no such base, it is not complete, or it is of a family that is not supported.
@@ -66,10 +68,22 @@ def load(
                           keep=partial(keep, part, form=storage, courier=courier))  # fmt: skip
 
     with freed_at_once() if storage != "as_computed" else nullcontext():  # what is packed has been whole before
-        family = _family(base, modules, read, device)
+        family = _family(base, modules, read, device, unread)
         family.identity |= fingerprints(family)
     family.storage = storage
     return family
+
+
+def complete(family: Family) -> None:
+    """Read the parts of a base that `load` has left unread, if there are any.
+
+    Raises:
+        UserError: the base's files have changed meanwhile, or do not fit together.
+    """
+    if family.unread:
+        with freed_at_once() if family.storage != "as_computed" else nullcontext():
+            family.bring_back(*family.unread)
+            family.identity |= fingerprints(family, but=family.identity)
 
 
 def sketch(name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed", offload: bool = False) -> Family:
@@ -123,13 +137,13 @@ def native_resolution(name: str) -> int:
     return base.native_resolution_px
 
 
-def fingerprints(family: Family) -> dict[str, str]:
-    """Return the identity of a family's weights as they are now, of those that are not put aside."""
+def fingerprints(family: Family, *, but: Collection[str] = ()) -> dict[str, str]:
+    """Return the identity of a family's weights as they are now, of those that are there and not named in `but`."""
     parts = {"unet": ["unet"], "vae": ["vae"], "text": list(family.encoders)}
     return {
         name: _fingerprint(*(family.parts[part] for part in own))
         for name, own in parts.items()
-        if not family.aside.intersection(own)
+        if name not in but and not family.aside.intersection(own)
     }
 
 
@@ -147,13 +161,15 @@ def _fingerprint(*modules: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _family(base: Recognised, modules: dict[str, Any], read: ReadPart, device: torch.device | str) -> Family:
-    """Return the family around modules that get their weights from `read`."""
-    for part, module in modules.items():
-        fill(module, dict(read(part)), where=f"base={base.name!r}: {part}")
-        module.to(device)  # what is no weight: position ids
+def _family(
+    base: Recognised, modules: dict[str, Any], read: ReadPart, device: torch.device | str, unread: Collection[str] = ()
+) -> Family:
+    """Return the family around modules that get their weights from `read`, but those that are left unread."""
+    for part in (part for part in modules if part not in unread):
+        fill(modules[part], dict(read(part)), where=f"base={base.name!r}: {part}")
+        modules[part].to(device)  # what is no weight: position ids
     components = {**modules, **_tokenizers(base, modules), "scheduler": _scheduler(base)}
-    family = MEMBERS[base.family](base.name, components, read)
+    family = MEMBERS[base.family](base.name, components, read, unread)
     if base.zero_terminal_snr:
         family.set_schedule(zero_terminal_snr=True)
     return family

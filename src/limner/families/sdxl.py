@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,8 +20,8 @@ class SDXL(Family):
 
     before_last: ClassVar[bool] = True
 
-    def __init__(self, name: str, components: Mapping[str, Any], read: ReadPart) -> None:
-        super().__init__(name, components, read)
+    def __init__(self, name: str, components: Mapping[str, Any], read: ReadPart, unread: Collection[str] = ()) -> None:
+        super().__init__(name, components, read, unread)
         self.is_refiner = "text_encoder" not in components
         self.kind = "sdxl-refiner" if self.is_refiner else "sdxl"
 

@@ -159,6 +159,10 @@ class Recipe(Spec):
             return alone and not (self.draws_while_training or isinstance(self.adapter, Full))
         return self.unload
 
+    def encodes_first(self, class_pictures: bool) -> bool:
+        """Tell whether pictures are encoded before the UNet does anything; `class_pictures`: they need not be drawn."""
+        return (class_pictures or not self.prior.active) and self.distill.adapter is None
+
     @property
     def validation_requests(self) -> list[Request]:
         """Return every picture to draw at a validation; what is made for a class is left out where none is named."""
