@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from limner import run
 from limner.errors import UserError
@@ -102,6 +102,19 @@ def test_a_part_that_was_left_unread_is_the_same_when_it_comes(random_base: Path
     assert torch.equal(*drawn)
     complete(later)
     assert later.aside == {"vae"}, "nothing was left"
+
+
+def test_a_part_that_does_not_fit_is_refused_before_it_is_read(random_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(random_base, tmp_path / "base"))
+    file = next((base / "unet").glob("*.safetensors"))
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "conv_in.bias"}, file)
+    with pytest.raises(
+        UserError, match=r"unet: does not fit its configuration: 1 weights are missing"
+    ):
+        load(str(base), dtype=torch.float32, device="cpu", unread=("unet",))
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match="is not a readable .safetensors file"):
+        load(str(base), dtype=torch.float32, device="cpu", unread=("unet",))
 
 
 @pytest.mark.parametrize(("more", "is_late"), [({}, True), ({"prior.enabled": True, "prior.count": 1}, False)])

@@ -49,8 +49,8 @@ def load(
     """Load the base called `name`, frozen, in eval mode, computing in `dtype` on `device`.
 
     Weights go one at a time from the file to where they stay, in the storage asked for: the peak is their own size and
-    one tensor. With `offload` those of linear layers and convolutions stay on the host. Parts that are named in
-    `unread` are aside until `complete` reads them.
+    one tensor. With `offload` those of linear layers and convolutions stay on the host. Of parts that are named
+    in `unread` only names and shapes are read, until `complete` reads the weights.
 
     Raises:
         UserError: there is no such base, it is not complete, or it is of a family that is not supported.
@@ -165,9 +165,13 @@ def _family(
     base: Recognised, modules: dict[str, Any], read: ReadPart, device: torch.device | str, unread: Collection[str] = ()
 ) -> Family:
     """Return the family around modules that get their weights from `read`, but those that are left unread."""
-    for part in (part for part in modules if part not in unread):
-        fill(modules[part], dict(read(part)), where=f"base={base.name!r}: {part}")
-        modules[part].to(device)  # what is no weight: position ids
+    for part, module in modules.items():
+        if part in unread:  # at least its names and shapes are looked at
+            shapes = weights_of(base.path, base.family, part, module, dtype=torch.float32, device="meta")
+            fill(module, shapes, where=f"base={base.name!r}: {part}")
+        else:
+            fill(module, dict(read(part)), where=f"base={base.name!r}: {part}")
+            module.to(device)  # what is no weight: position ids
     components = {**modules, **_tokenizers(base, modules), "scheduler": _scheduler(base)}
     family = MEMBERS[base.family](base.name, components, read, unread)
     if base.zero_terminal_snr:
