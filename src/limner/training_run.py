@@ -75,10 +75,11 @@ def train_adapter(
     """Load, cache, train and save: the part that a new and a resumed run share, and all of its processes."""
     with folder.timed("load"):
         family = load_for_training(recipe, watch, class_pictures, alone=True)
+        loaded = dict(family.identity)
         beneath = _attach_beneath(folder, recipe, family, watch, ranks)
     with made_ready(folder, recipe, family, checked, class_pictures, watch, ranks=ranks,
                     accept_dataset_change=accept_dataset_change) as run:  # fmt: skip
-        loaded = dict(family.identity)
+        loaded = family.identity | loaded  # and what has been read since
         if not run.is_done:
             if run.training.index == 0 and not (ranks.count == 1 and is_plenty(recipe, checked)):
                 with watch.phase("probe"), folder.timed("probe"):

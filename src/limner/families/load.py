@@ -83,7 +83,7 @@ def complete(family: Family) -> None:
     if family.unread:
         with freed_at_once() if family.storage != "as_computed" else nullcontext():
             family.bring_back(*family.unread)
-            family.identity |= fingerprints(family, but=family.identity)
+            family.identity = fingerprints(family, known=family.identity)
 
 
 def sketch(name: str, *, dtype: torch.dtype, storage: BaseStorage = "as_computed", offload: bool = False) -> Family:
@@ -137,13 +137,14 @@ def native_resolution(name: str) -> int:
     return base.native_resolution_px
 
 
-def fingerprints(family: Family, *, but: Collection[str] = ()) -> dict[str, str]:
-    """Return the identity of a family's weights as they are now, of those that are there and not named in `but`."""
+def fingerprints(family: Family, *, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the identity of a family's weights as they are now, of those that are there; what is known is taken."""
+    known = known or {}
     parts = {"unet": ["unet"], "vae": ["vae"], "text": list(family.encoders)}
     return {
-        name: _fingerprint(*(family.parts[part] for part in own))
+        name: known.get(name) or _fingerprint(*(family.parts[part] for part in own))
         for name, own in parts.items()
-        if name not in but and not family.aside.intersection(own)
+        if name in known or not family.aside.intersection(own)
     }
 
 
