@@ -126,7 +126,8 @@ def made_ready(
     held_out = _held_out(folder, recipe, family, checked)
     if family.unread:
         with watch.phase("load"), folder.timed("load"):
-            family.put_aside(*(["vae"] if recipe.puts_aside(alone=True) else []))
+            if recipe.puts_aside(alone=True):
+                family.put_aside("vae")
             complete(family)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:
