@@ -1,59 +1,63 @@
-"""`limner` as two processes that share a run, forked from one that has imported everything.
+"""`limner` as two processes that share a run, forked from one that has imported everything, as torchrun starts them.
 
-`python -m tests.pipeline.two_ranks '[["train", ...], ...]'` runs one command line after the other, with the same
-environment that torchrun gives, and exits with 1 at the first that fails.
+`python -m tests.pipeline.two_ranks '[["train", ...], ...]'` runs one command line after the other and exits with 1 at
+the first that fails. The first is made to fail, by a second process that runs out of memory in its second step.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from itertools import count
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from benchmarks.launcher import warm_up
+from limner.errors import UserError
+
+AS_TORCHRUN = LaunchConfig(
+    min_nodes=1, max_nodes=1, nproc_per_node=2, max_restarts=0, monitor_interval=0.1,
+    rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork",
+)  # fmt: skip
 
 
 def main() -> None:
     """Import everything, then run each command line."""
     warm_up()
-    for words in json.loads(sys.argv[1]):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        ranks = [_fork(words, rank, port) for rank in range(2)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in ranks]
-        if any(codes):
-            sys.exit(f"{words}: {codes}")
-
-
-def _fork(words: Sequence[str], rank: int, port: int) -> int:
-    process = os.fork()
-    if process == 0:
-        _be_limner(words, rank, port)
-    return process
-
-
-def _be_limner(words: Sequence[str], rank: int, port: int) -> NoReturn:
-    code = 1
+    first, *others = json.loads(sys.argv[1])
     try:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-        sys.argv = ["limner", *words]
-        from limner.cli import main as limner
+        elastic_launch(AS_TORCHRUN, limner_out_of_memory)(first)
+    except ChildFailedError as failed:
+        print("failed:", sorted(failed.failures), file=sys.stderr)
+    else:
+        sys.exit("Neither process failed.")
+    for words in others:
+        elastic_launch(AS_TORCHRUN, limner)(words)
 
-        limner()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+
+def limner(words: Sequence[str]) -> None:
+    """Be `limner WORDS`."""
+    from limner.cli import main as command_line
+
+    sys.argv = ["limner", *words]
+    command_line()
+
+
+def limner_out_of_memory(words: Sequence[str]) -> None:
+    """Be `limner WORDS`, but the second of several processes runs out of memory in the second step that it takes."""
+    from limner.train.loop import Step, Training
+
+    step, taken = Training.step, count()
+
+    def fail(self: Training) -> Step:
+        if next(taken) == 1 and self.ranks.index == 1:
+            raise UserError("GPU 1: out of memory.", "Set fit=true.")
+        return step(self)
+
+    Training.step = fail  # type: ignore[method-assign]
+    limner(words)
 
 
 if __name__ == "__main__":
