@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-ROWS, PIXELS_PER_LATENT, TOKENS = 1, 8, 77
+ROWS, PIXELS_PER_LATENT, TOKENS, SIZES = 1, 8, 77, 6
 
 
 def main() -> None:
@@ -40,16 +40,23 @@ def bare_unet(base: str, dtype: torch.dtype) -> Any:
     return unet
 
 
-def batch(unet: Any, side: int) -> dict[str, torch.Tensor]:
-    """Return random inputs of the UNet's own shapes."""
-    draws = torch.Generator().manual_seed(0)
-    return {
-        "sample": torch.randn(ROWS, unet.config.in_channels, side, side, generator=draws).to(unet.dtype),
+def batch(unet: Any, side: int) -> dict[str, Any]:
+    """Return random inputs of the UNet's own shapes; SDXL's is told of a whole text and of sizes as well."""
+    draws, config = torch.Generator().manual_seed(0), unet.config
+    inputs = {
+        "sample": torch.randn(ROWS, config.in_channels, side, side, generator=draws).to(unet.dtype),
         "timestep": torch.randint(1000, (ROWS,), generator=draws),
-        "encoder_hidden_states": torch.randn(ROWS, TOKENS, unet.config.cross_attention_dim, generator=draws).to(
-            unet.dtype
-        ),
+        "encoder_hidden_states": torch.randn(ROWS, TOKENS, config.cross_attention_dim, generator=draws).to(unet.dtype),
     }
+    if config.addition_embed_type != "text_time":
+        return inputs
+    pixels = side * PIXELS_PER_LATENT
+    width = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+    told = {
+        "text_embeds": torch.randn(ROWS, width, generator=draws).to(unet.dtype),
+        "time_ids": torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]] * ROWS, dtype=unet.dtype),
+    }
+    return {**inputs, "added_cond_kwargs": told}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Limner beside the bare floor and other trainers: `python -m benchmarks.beside_peers --base FOLDER --out FILE ...`.
 
-FOLDER is what `python -m benchmarks.full_size make --family sd15 --out FOLDER` wrote, or your own SD 1.5. The peers are
-given as folders of their checkouts (`--diffusers DIR --sd-scripts DIR --onetrainer DIR`, each may be left out), with
-the Python that has what they require where it is another one (`--sd-scripts-python FILE`). In each round all train the
-same pictures on the CPU, one after the other, in a process of its own with empty caches, watched from outside (Linux);
-the order turns with the rounds. After each process FILE is written: the whole can be stopped and gone on with. On a
-machine that does other work at the same time the processor's seconds are the ones to read.
+FOLDER is what `python -m benchmarks.full_size make --family sd15 --out FOLDER` (or `--family sdxl`) wrote, or your own
+SD 1.5 or SDXL. The peers are given as folders of their checkouts (`--diffusers DIR --sd-scripts DIR --onetrainer DIR`,
+each may be left out), with the Python that has what they require where it is another one (`--sd-scripts-python FILE`).
+In each round all train the same pictures on the CPU, one after the other, in a process of its own with empty caches,
+watched from outside (Linux); the order turns with the rounds. After each process FILE is written: the whole can be
+stopped and gone on with. On a machine that does other work at the same time the processor's seconds are the ones to
+read.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _write(result: dict[str, Any], out: Path | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beside_peers", description=__doc__)
-    parser.add_argument("--base", type=Path, required=True, help="a diffusers folder of SD 1.5's architecture")
+    parser.add_argument("--base", type=Path, required=True, help="a diffusers folder of SD 1.5 or SDXL")
     for peer in ("diffusers", "sd-scripts", "onetrainer"):
         parser.add_argument(f"--{peer}", type=Path, metavar="DIR", help="its checkout")
         parser.add_argument(f"--{peer}-python", default=sys.executable, metavar="FILE", help="the Python that runs it")

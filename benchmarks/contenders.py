@@ -35,6 +35,16 @@ class Task:
     rank: int
     precision: str
 
+    @property
+    def is_xl(self) -> bool:
+        """Whether the base is of SDXL's architecture, not of SD 1.5's."""
+        return (self.base / "text_encoder_2").is_dir()
+
+    @property
+    def suffix(self) -> str:
+        """What diffusers' scripts for the base have at the end of their names."""
+        return "_sdxl" if self.is_xl else ""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -78,7 +88,7 @@ def floor(task: Task) -> Call:
 def diffusers_dreambooth(task: Task, checkout: Path, python: str) -> Call:
     """Return the call of diffusers' script for a subject."""
     command = [
-        python, str(checkout / "examples/dreambooth/train_dreambooth_lora.py"),
+        python, str(checkout / f"examples/dreambooth/train_dreambooth_lora{task.suffix}.py"),
         "--instance_data_dir", str(task.pictures), "--instance_prompt", CAPTION,
         *_diffusers(task), "--lr_warmup_steps", "0",
     ]  # fmt: skip
@@ -92,7 +102,7 @@ def diffusers_text_to_image(task: Task, checkout: Path, python: str) -> Call:
     rows = [{"file_name": file.name, "text": CAPTION} for file in sorted(data.iterdir())]
     (data / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     command = [
-        python, str(checkout / "examples/text_to_image/train_text_to_image_lora.py"),
+        python, str(checkout / f"examples/text_to_image/train_text_to_image_lora{task.suffix}.py"),
         "--train_data_dir", str(data), *_diffusers(task),
     ]  # fmt: skip
     return Call(command, bar("Steps"))
@@ -109,15 +119,18 @@ def _diffusers(task: Task) -> list[str]:
 
 
 def sd_scripts(task: Task, checkout: Path, python: str) -> Call:
-    """Return the call of kohya's trainer, with latents cached, which it does best."""
+    """Return the call of kohya's trainer, with latents (and SDXL's captions) cached, which it does best."""
     data, tokenizers = task.place / "data", task.place / "tokenizers"
     shutil.copytree(task.pictures, data / "1_sks thing")
     shutil.copytree(task.base / "tokenizer", tokenizers / "openai_clip-vit-large-patch14")
+    if task.is_xl:
+        shutil.copytree(task.base / "tokenizer_2", tokenizers / "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k")
     kept = {"bfloat16": "bf16", "float32": "float"}[task.precision]
     mixed = {"bfloat16": "bf16", "float32": "no"}[task.precision]
     side = str(task.resolution_px)
+    script = "sdxl_train_network.py" if task.is_xl else "train_network.py"
     command = [
-        python, str(checkout / "train_network.py"), "--pretrained_model_name_or_path", str(task.base),
+        python, str(checkout / script), "--pretrained_model_name_or_path", str(task.base),
         "--train_data_dir", str(data), "--resolution", f"{side},{side}", "--train_batch_size", "1",
         "--network_module", "networks.lora", "--network_dim", str(task.rank), "--network_alpha", str(task.rank),
         "--network_train_unet_only", "--learning_rate", RATE, "--lr_scheduler", "constant",
@@ -125,6 +138,7 @@ def sd_scripts(task: Task, checkout: Path, python: str) -> Call:
         "--output_dir", str(task.place / "out"), "--output_name", "lora", "--save_model_as", "safetensors",
         "--max_data_loader_n_workers", "0", "--no_half_vae", "--cache_latents", "--sdpa",
         "--mixed_precision", mixed, "--save_precision", kept, "--tokenizer_cache_dir", str(tokenizers),
+        *["--cache_text_encoder_outputs"] * task.is_xl,
     ]  # fmt: skip
     return Call(command, bar("steps"), cwd=checkout)
 
@@ -135,7 +149,8 @@ def onetrainer(task: Task, checkout: Path, python: str) -> Call:
     out = task.place / "out"
     frozen = {"train": False, "weight_dtype": dtype}
     settings = {
-        "__version": 11, "training_method": "LORA", "model_type": "STABLE_DIFFUSION_15",
+        "__version": 11, "training_method": "LORA",
+        "model_type": "STABLE_DIFFUSION_XL_10_BASE" if task.is_xl else "STABLE_DIFFUSION_15",
         "base_model_name": str(task.base), "workspace_dir": str(out / "workspace"), "cache_dir": str(out / "cache"),
         "tensorboard": False, "output_model_format": "KOHYA_LORA", "output_dtype": dtype,
         "output_model_destination": str(out / "lora.safetensors"), "latent_caching": True,
@@ -145,7 +160,7 @@ def onetrainer(task: Task, checkout: Path, python: str) -> Call:
         "epochs": -(-task.steps // task.number), "batch_size": 1, "train_device": "cpu", "temp_device": "cpu",
         "train_dtype": dtype, "weight_dtype": dtype, "resolution": str(task.resolution_px),
         "unet": {"train": True, "weight_dtype": dtype, "gradient_checkpointing": False},
-        "text_encoder": frozen, "vae": frozen,
+        "text_encoder": frozen, "text_encoder_2": frozen, "vae": frozen,
         "layer_filter": "attn1,attn2", "layer_filter_preset": "custom",
         "peft_type": "LORA", "lora_rank": task.rank, "lora_alpha": float(task.rank), "lora_weight_dtype": "FLOAT_32",
         "optimizer": {"__version": 0, "optimizer": "ADAMW"},
@@ -172,4 +187,4 @@ PEERS: dict[str, tuple[str, Peer]] = {
     "sd-scripts train_network": ("sd-scripts", sd_scripts),
     "OneTrainer": ("onetrainer", onetrainer),
 }
-"""By name: whose checkout it is in, and how it is called."""
+"""By name: whose checkout it is in, and how it is called; for SDXL, the script of that name that is for SDXL."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.bare_floor import bare_unet, batch
 from benchmarks.beside_peers import STANDIN, _begun, versions
 from benchmarks.contenders import PEERS, Task, bar
 from benchmarks.ratios import FLOOR, LIMNER, Run, least, musts, ratios, row_of, table
@@ -183,9 +184,10 @@ def test_what_is_measured_is_gone_on_with_if_it_is_the_same_task(tmp_path: Path)
         _begun({"steps": 4}, file)
 
 
-def test_the_peers_get_the_same_task(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_xl", [False, True])
+def test_the_peers_get_the_same_task(is_xl: bool, tmp_path: Path) -> None:
     pictures, base = tmp_path / "pictures", tmp_path / "base"
-    for folder in (pictures, base / "tokenizer"):
+    for folder in (pictures, base / "tokenizer", *[base / "tokenizer_2", base / "text_encoder_2"] * is_xl):
         folder.mkdir(parents=True)
     Image.new("RGB", (64, 64)).save(pictures / "0.png")
     for number, (_, peer) in enumerate(PEERS.values()):
@@ -196,6 +198,14 @@ def test_the_peers_get_the_same_task(tmp_path: Path) -> None:
         said = " ".join([*call.command, *(file.read_text() for file in place.glob("*.json"))])
         for asked in ("256", "0.0001" if "config.json" in said else "1e-4", str(base)):
             assert asked in said
+        assert ("sdxl" in said or "_XL_" in said) == is_xl
+
+
+@pytest.mark.parametrize("base", ["random_sd15", "random_xl"])
+def test_the_floor_is_the_unet_of_the_base(base: str, request: pytest.FixtureRequest) -> None:
+    unet = bare_unet(str(request.getfixturevalue(base)), torch.float32)
+    unet(**batch(unet, 8)).sample.square().mean().backward()
+    assert all(weight.grad is None for weight in unet.parameters())
 
 
 def test_the_stand_in_does_what_the_peers_ask_of_torchvision() -> None:
