@@ -1,4 +1,4 @@
-"""Types are checked at every call: by jaxtyping where a shape is named, by beartype alone, in a tenth of the time, else.
+"""Types are checked at every call: by jaxtyping where a shape is named, else by beartype alone, in a tenth of the time.
 
 jaxtyping's import hook asks `jaxtyping.jaxtyped` to wrap each function and dataclass of Limner: `use` puts ours there.
 """
