@@ -9,7 +9,7 @@ from typing import Any
 def make_random_base(folder: Path) -> Path:
     """Write a diffusers folder of a model with random weights, the same every time; return its path.
 
-    64-pixel pictures, 16 x 16 latents, v-prediction; its tokenizer is the embedded base's.
+    64-pixel pictures, 16 x 16 latents, v-prediction, two heads of attention; its tokenizer is the embedded base's.
     """
     import torch
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -27,7 +27,7 @@ def make_random_base(folder: Path) -> Path:
         )
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=8,
+        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, cross_attention_dim=32, attention_head_dim=2,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         norm_num_groups=8,
     )  # fmt: skip
