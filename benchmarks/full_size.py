@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import full_size_loading
+from limner.export.diffusers_folder import write_tokenizer
 from limner.families.load import load
 from limner.families.source import ASSETS
 from limner.families.tokenizer import CLIP, read_tokenizer
@@ -53,9 +54,8 @@ def make_without_weights(out: Path, family: str) -> None:
     shutil.copytree(ASSETS / family, out, dirs_exist_ok=True)
     for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
         if encoder in PARAMETERS[family] and not (out / name).is_dir():
-            read_tokenizer(str(CLIP), **({"pad_token": "!"} if name == "tokenizer_2" else {})).save_pretrained(
-                out / name
-            )
+            tokenizer = read_tokenizer(str(CLIP), **({"pad_token": "!"} if name == "tokenizer_2" else {}))
+            write_tokenizer(tokenizer, out / name)
 
 
 def part_shapes(family: str) -> dict[str, dict[str, tuple[int, ...]]]:

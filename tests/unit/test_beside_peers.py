@@ -223,6 +223,8 @@ todo = transforms.Compose([transforms.Resize(32, interpolation=transforms.Interp
 pixels = todo(image)
 assert pixels.shape == (3, 32, 32) and pixels[0].eq(1).all() and pixels[1].eq(-1).all()
 assert transforms.RandomCrop(16)(pixels).shape == (3, 16, 16)
+top, left, *size = transforms.RandomCrop(16).get_params(pixels, (16, 16))
+assert 0 <= top <= 16 and 0 <= left <= 16 and size == [16, 16]
 small = same.Resize((8, 12), antialias=True)(functional.pil_to_tensor(image).float())
 assert small.shape == (3, 8, 12) and torch.allclose(small[2], torch.tensor(128.0))
 assert v2.resize is functional.resize

@@ -43,7 +43,7 @@ def write_diffusers_folder(
             if isinstance(part, nn.Module):
                 _write_model(part, new / name, dtype, shard_gb)
             elif name.startswith("tokenizer"):
-                _write_tokenizer(part, new / name)
+                write_tokenizer(part, new / name)
         _write_config(scheduler, new / "scheduler" / "scheduler_config.json")
         _write_config(pipeline, new / "model_index.json")
         write_json(new / ABOUT, {**family.facts, **about})
@@ -92,7 +92,7 @@ def _write_shards(file: Path, weights: dict[str, torch.Tensor], shard_gb: float 
         write_json(file.with_name(f"{file.name}.index.json"), index)
 
 
-def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write the tokenizer as transformers 5 does, and the vocab.json and merges.txt that older programs read."""
     tokenizer.save_pretrained(folder)
     settings = read_json(folder / "tokenizer_config.json")

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from limner.errors import UserError
 from limner.families.clip import Encoder
-from limner.families.frozen import keep_no_inputs
+from limner.families.frozen import keep_less
 from limner.families.recognise import size_step_px
 from limner.families.storage import BaseStorage, give
 from limner.families.weights import fill
@@ -60,7 +60,7 @@ class Family(ABC):
         self._read, self._aside, self._unread = read, set(unread), set(unread)
         for module in self.parts.values():
             module.requires_grad_(False).eval()
-        keep_no_inputs(self.unet)
+        keep_less(self.unet)
         self.dtype: torch.dtype = next(iter(self.encoders.values())).model.dtype
         """Number format in which the base computes."""
         if self.vae.dtype != self.dtype:  # float32 beside a half: pictures beyond the VAE's own size pass it in tiles

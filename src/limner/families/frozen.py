@@ -1,33 +1,113 @@
-"""Convolutions that keep no input while their weights are frozen."""
+"""Layers of a frozen UNet that keep less for the backward pass: no input of a weight that does not learn, and nothing
+that is made again in less time than a hundredth of a step.
+
+Values and gradients are those of torch's and diffusers' own layers, bit for bit.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.families.storage import Acting, pack
+
+aten: Any = torch.ops.aten
 
 
 class Convolution(nn.Conv2d):
     """A convolution that keeps its input for the backward pass only where its weights learn.
 
-    torch's own keeps it always, for a gradient of the weight that nobody asked for. The values and the gradients are
-    the same, bit for bit.
+    torch's own keeps it always, for a gradient of the weight that nobody asked for.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input` (rows, channels, height, width)."""
         learns = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        device = "cpu" if input.is_meta else input.device.type  # autocast knows no "meta"
-        casts = torch.is_autocast_enabled(device)  # what is kept then is a copy, in another number format
-        if learns or casts or type(self.weight) is not nn.Parameter or not input.requires_grad:
+        if learns or _casts(input) or type(self.weight) is not nn.Parameter or not input.requires_grad:
             return super().forward(input)
         geometry = self.stride, self.padding, self.dilation, self.groups
         return Acting.apply(input, pack(self.weight, "as_computed"), self.bias, *geometry)
 
 
-def keep_no_inputs(module: nn.Module) -> None:
-    """Make the convolutions of a module `Convolution`s; nothing else of them changes."""
+class GroupNorm(nn.GroupNorm):
+    """A group norm that says what it was made of, so that a `SiLU` after it need not keep what comes out of it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (rows, channels, ...) normalised."""
+        out = super().forward(input)
+        if out.requires_grad and not (self.weight.requires_grad or _casts(input) or torch.compiler.is_compiling()):
+            out.normed_from = (self, input)  # type: ignore[attr-defined]
+        return out
+
+
+class SiLU(nn.SiLU):
+    """x * sigmoid(x); of a `GroupNorm`'s output it keeps nothing, and normalises again on the way back."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the activation of `input`."""
+        norm, x = getattr(input, "normed_from", (None, None))
+        return super().forward(input) if norm is None else _SiLUOfNorm.apply(input, x, norm)
+
+
+class _SiLUOfNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, normed: Tensor, x: Tensor, norm: nn.GroupNorm) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.norm = norm
+        return F.silu(normed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (x,), norm = ctx.saved_tensors, ctx.norm
+        normed = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return aten.silu_backward(grads[0], normed), None, None
+
+
+class GEGLU(nn.Module):
+    """value * gelu(gate), both projected from one input (arXiv:2002.05202): gelu(gate) is not kept, but made again."""
+
+    proj: nn.Linear
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return the gated values of `hidden_states` (rows, tokens, channels)."""
+        return _Gated.apply(self.proj(hidden_states))
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        value, gate = both.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (both,), (grad,) = ctx.saved_tensors, grads
+        value, gate = both.chunk(2, dim=-1)
+        back = torch.empty_like(both)
+        of_value, of_gate = back.chunk(2, dim=-1)
+        of_value.copy_(grad * F.gelu(gate))
+        of_gate.copy_(aten.gelu_backward(grad * value, gate))
+        return back
+
+
+def keep_less(module: nn.Module) -> None:
+    """Make what can be of a module's layers such that keep less; nothing else of them changes."""
     for layer in module.modules():
-        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
+        kind = type(layer)
+        if kind is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
             layer.__class__ = Convolution
+        elif kind is nn.GroupNorm:
+            layer.__class__ = GroupNorm
+        elif kind is nn.SiLU and not layer.inplace:
+            layer.__class__ = SiLU
+        elif f"{kind.__module__}.{kind.__name__}" == "diffusers.models.activations.GEGLU":
+            layer.__class__ = GEGLU
+
+
+def _casts(x: Tensor) -> bool:
+    """Say whether autocast is on, under which what is kept is a copy in another number format."""
+    return torch.is_autocast_enabled("cpu" if x.is_meta else x.device.type)  # it knows no "meta"

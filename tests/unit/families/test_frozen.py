@@ -1,12 +1,18 @@
-"""A frozen convolution is torch's own in all but what it keeps."""
+"""The layers of a frozen UNet are torch's and diffusers' own in all but what they keep."""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
-from limner.families.frozen import Convolution, keep_no_inputs
+from limner.families.frozen import Convolution, keep_less
 
 GEOMETRIES = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -17,18 +23,18 @@ GEOMETRIES = {
 
 
 def passes(layer: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, ...]]]:
-    """Return what a layer makes, the gradient of its input, and the shapes that it kept."""
-    x, kept = pixels.clone().requires_grad_(), list[tuple[int, ...]]()
+    """Return what a layer makes, the gradient of its input, and the shapes of all memory that it kept."""
+    x, kept = pixels.clone().requires_grad_(), dict[int, tuple[int, ...]]()
 
     def note(tensor: Tensor) -> Tensor:
-        kept.append(tuple(tensor.shape))
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tuple(tensor.shape))
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         out = layer(x)
     out.float().square().sum().backward()
     assert x.grad is not None
-    return out, x.grad, kept
+    return out, x.grad, list(kept.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -37,7 +43,7 @@ def test_frozen_it_gives_the_same_and_keeps_no_input(name: str, dtype: torch.dty
     layer = nn.Conv2d(4, 6, **GEOMETRIES[name]).to(dtype).requires_grad_(False)
     pixels = torch.randn(2, 4, 9, 9).to(dtype)
     out, grad, kept = passes(layer, pixels)
-    keep_no_inputs(layer)
+    keep_less(layer)
     assert type(layer) is Convolution
     again = passes(layer, pixels)
     assert torch.equal(out, again[0])
@@ -49,7 +55,7 @@ def test_frozen_it_gives_the_same_and_keeps_no_input(name: str, dtype: torch.dty
 @pytest.mark.parametrize("part", ["weight", "bias"])
 def test_what_learns_gets_its_gradient(part: str) -> None:
     layer = nn.Conv2d(4, 6, 3).requires_grad_(False)
-    keep_no_inputs(layer)
+    keep_less(layer)
     getattr(layer, part).requires_grad_(True)
     passes(layer, torch.randn(2, 4, 9, 9))
     learned = getattr(layer, part).grad
@@ -61,8 +67,91 @@ def test_under_autocast_it_computes_as_torch_does() -> None:
     layer, pixels = nn.Conv2d(4, 6, 3).requires_grad_(False), torch.randn(2, 4, 9, 9)
     with torch.autocast("cpu", torch.bfloat16):
         out, grad, _ = passes(layer, pixels)
-        keep_no_inputs(layer)
+        keep_less(layer)
         again = passes(layer, pixels)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, again[0])
     assert torch.equal(grad, again[1])
+
+
+def normed(**more: Any) -> nn.Sequential:
+    return nn.Sequential(nn.GroupNorm(2, 6, **more), nn.SiLU(), nn.Conv2d(6, 4, 3))
+
+
+CHEAP = {
+    "norm and activation": (normed, (2, 6, 9, 9), [(2, 6, 9, 9)] * 3, [(2, 6, 9, 9)]),
+    "gated unit": (lambda: GEGLU(6, 8), (2, 5, 6), [(2, 5, 8)] * 2, [(2, 5, 16)]),
+}
+"""By name: the layer, the shape of its input, and what it kept of activations and keeps."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CHEAP)
+def test_what_is_cheap_is_made_again(name: str, dtype: torch.dtype) -> None:
+    make, shape, before, after = CHEAP[name]
+    layer, x = make().to(dtype).requires_grad_(False), torch.randn(shape).to(dtype)
+    out, grad, kept = passes(layer, x)
+    keep_less(layer)
+    again = passes(layer, x)
+    assert torch.equal(out, again[0])
+    assert torch.equal(grad, again[1])
+    of_rows = [[one for one in shapes if one[0] == 2 and len(one) > 2] for shapes in (kept, again[2])]
+    assert of_rows == [before, after]
+
+
+def test_an_activation_after_something_else_is_torchs_own() -> None:
+    layer = nn.Sequential(nn.SiLU(), nn.GroupNorm(2, 6), nn.Identity()).requires_grad_(False)
+    out, grad, _ = passes(layer, torch.ones(2, 6, 4, 4))
+    keep_less(layer)
+    again = passes(layer, torch.ones(2, 6, 4, 4))
+    assert torch.equal(out, again[0])
+    assert torch.equal(grad, again[1])
+
+
+def test_a_norm_that_learns_gets_its_gradient() -> None:
+    layer = normed().requires_grad_(False)
+    layer[0].requires_grad_(True)
+    pixels = torch.randn(2, 6, 9, 9)
+    learned = []
+    for _ in range(2):
+        passes(layer, pixels)
+        learned.append((layer[0].weight.grad, layer[0].bias.grad))
+        layer.zero_grad()
+        keep_less(layer)
+    assert all(torch.equal(*pair) for pair in zip(*learned, strict=True))
+
+
+@pytest.mark.parametrize("layer", [normed(), nn.Sequential(GEGLU(6, 8))], ids=["norm", "gated"])
+def test_under_autocast_they_compute_as_they_did(layer: nn.Sequential) -> None:
+    layer.requires_grad_(False)
+    x = torch.randn(2, 6, 9, 9) if isinstance(layer[0], nn.GroupNorm) else torch.randn(2, 5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, grad, _ = passes(layer, x)
+        keep_less(layer)
+        again = passes(layer, x)
+    assert torch.equal(out, again[0])
+    assert torch.equal(grad, again[1])
+
+
+@pytest.mark.parametrize("base", ["random_sd15", "random_xl"])
+def test_a_whole_unet_gives_the_same_and_keeps_less(base: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(base)
+    unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    unet.requires_grad_(False)
+    rows, told = torch.randn(2, 4, 16, 16), {}
+    if unet.config.addition_embed_type:
+        told = {"added_cond_kwargs": {"text_embeds": torch.randn(2, 24), "time_ids": torch.ones(2, 6)}}
+    text, numbers = torch.randn(2, 7, unet.config.cross_attention_dim), list[int]()
+
+    class Predicting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return unet(x, 500, encoder_hidden_states=text, **told).sample
+
+    found = []
+    for _ in range(2):
+        out, grad, kept = passes(Predicting(), rows)
+        numbers.append(sum(map(math.prod, kept)))
+        found.append((out, grad))
+        keep_less(unet)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert numbers[1] < 0.7 * numbers[0]

@@ -64,10 +64,15 @@ class CenterCrop:
 class RandomCrop(CenterCrop):
     """Somewhere."""
 
-    def __call__(self, image: Any) -> Any:
-        spare = [have - want for have, want in zip(functional.size_of(image), self.size, strict=True)]
+    @staticmethod
+    def get_params(img: Any, output_size: Sequence[int]) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of a rectangle somewhere."""
+        spare = [have - want for have, want in zip(functional.size_of(img), output_size, strict=True)]
         top, left = (int(torch.randint(most + 1, (1,))) for most in spare)
-        return functional.crop(image, top, left, *self.size)
+        return top, left, output_size[0], output_size[1]
+
+    def __call__(self, image: Any) -> Any:
+        return functional.crop(image, *self.get_params(image, self.size))
 
 
 class RandomHorizontalFlip:
