@@ -200,8 +200,10 @@ class _Run:
 
     def _aside_by_then(self) -> int:
         """Return the weights that are not needed any more when the UNet is read, the last of all."""
-        is_aside = self._encodes_first and self.recipe.puts_aside(alone=True)
-        return self.part_bytes["vae"] if is_aside else 0
+        if not (self._encodes_first and self.recipe.puts_aside(alone=True)):
+            return 0
+        parts = ("vae", *(self.family.encoders if self.recipe.leaves_text_alone else ()))
+        return sum(self.part_bytes[part] for part in parts)
 
     def _hold(self, module: nn.Module) -> None:
         """Count a module's weights as long as it is there."""

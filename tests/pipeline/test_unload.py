@@ -134,6 +134,34 @@ def test_the_unet_is_read_after_pictures_are_encoded_unless_it_draws_some(
     assert read_json(folder.provenance)["base"]["identity"] == base.identity
 
 
+OF_TEXT = {
+    "lora": ({}, True),
+    "lora of text too": ({"adapter.text_encoder": True}, False),
+    "lora of named layers": ({"adapter.targets": ["text_encoder.*.q_proj", "*.to_q"]}, False),
+    "a method of peft": ({"adapter.kind": "peft", "adapter.method": "loha"}, True),
+    "words": ({"adapter.kind": "textual_inversion"}, False),
+    "all weights": ({"adapter.kind": "full", "adapter.targets": "all", "unload": True}, True),
+}
+"""By name: settings, and whether the text encoder is aside when the UNet is read."""
+
+
+@pytest.mark.parametrize("name", OF_TEXT)
+def test_a_text_encoder_that_surely_does_not_learn_is_aside_when_the_unet_is_read(
+    random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    more, is_aside = OF_TEXT[name]
+    seen: list[frozenset[str]] = []
+
+    def watched(family: Family) -> None:
+        seen.append(family.aside)
+        complete(family)
+
+    monkeypatch.setattr("limner.training_run.complete", watched)
+    folder = train(random_base, tmp_path / "run", "lora", steps=1, **more)
+    assert seen == [frozenset({"unet", "vae", *(["text_encoder"] if is_aside else [])})]
+    assert folder.read_log("step")
+
+
 def test_files_that_changed_meanwhile_are_not_taken_for_the_base(random_base: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(random_base, tmp_path / "base"))
     family = load(str(base), dtype=torch.float32, device="cpu")
@@ -159,8 +187,8 @@ def test_the_plan_knows_what_is_put_aside(random_base: Path, recipe: str) -> Non
     needed = sizes["unet"] + (0 if recipe == "lora" else sizes["text_encoder"])
     assert weights["train"] == weights["save"] == needed
     whole = sum(sizes.values())
-    assert weights["prepare"] == whole - sizes["unet"], "which is read after that, when the VAE is aside"
-    assert weights["load"] == whole - sizes["vae"]
+    assert weights["prepare"] == whole - sizes["unet"], "which is read after that, when what learns not is aside"
+    assert weights["load"] == needed
     assert weights["preview"] == weights["draw"] == whole
 
 

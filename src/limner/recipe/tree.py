@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from limner.adapters.full import Full
-from limner.adapters.lora import LoRA
+from limner.adapters.lora import TARGETS, LoRA
 from limner.adapters.peft import METHODS, Peft
 from limner.adapters.peft_layers import MOVES_BASE
 from limner.adapters.pivotal import Pivotal
@@ -162,6 +162,14 @@ class Recipe(Spec):
     def encodes_first(self, class_pictures: bool) -> bool:
         """Tell whether pictures are encoded before the UNet does anything; `class_pictures`: they need not be drawn."""
         return (class_pictures or not self.prior.active) and self.distill.adapter is None
+
+    @property
+    def leaves_text_alone(self) -> bool:
+        """Tell whether it is sure before anything is attached that no text encoder learns."""
+        own = self.adapter
+        if not isinstance(own, LoRA | Peft | Full) or own.text_encoder:
+            return False
+        return isinstance(own, Full) or (isinstance(own.targets, str) and own.targets in TARGETS)
 
     @property
     def validation_requests(self) -> list[Request]:
