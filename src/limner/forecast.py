@@ -202,7 +202,7 @@ class _Run:
         """Return the weights that are not needed any more when the UNet is read, the last of all."""
         if not (self._encodes_first and self.recipe.puts_aside(alone=True)):
             return 0
-        parts = ("vae", *(self.family.encoders if self.recipe.leaves_text_alone else ()))
+        parts = ("vae", *(() if self.recipe.may_need_text_encoders else self.family.encoders))
         return sum(self.part_bytes[part] for part in parts)
 
     def _hold(self, module: nn.Module) -> None:

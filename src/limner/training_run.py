@@ -127,7 +127,7 @@ def made_ready(
     if family.unread:
         with watch.phase("load"), folder.timed("load"):
             if recipe.puts_aside(alone=True):
-                family.put_aside("vae", *(family.encoders if recipe.leaves_text_alone else ()))
+                family.put_aside("vae", *(() if recipe.may_need_text_encoders else family.encoders))
             complete(family)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:

@@ -73,15 +73,16 @@ class GEGLU(nn.Module):
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the gated values of `hidden_states` (rows, tokens, channels)."""
-        return _Gated.apply(self.proj(hidden_states))
+        both = self.proj(hidden_states)
+        is_own = both.requires_grad and not torch.compiler.is_compiling()  # a compiler chooses what is made again
+        return _Gated.apply(both) if is_own else _gated(both)
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
-        value, gate = both.chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return _gated(both)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -92,6 +93,11 @@ class _Gated(torch.autograd.Function):
         of_value.copy_(grad * F.gelu(gate))
         of_gate.copy_(aten.gelu_backward(grad * value, gate))
         return back
+
+
+def _gated(both: Tensor) -> Tensor:
+    value, gate = both.chunk(2, dim=-1)
+    return value * F.gelu(gate)
 
 
 def keep_less(module: nn.Module) -> None:

@@ -164,12 +164,12 @@ class Recipe(Spec):
         return (class_pictures or not self.prior.active) and self.distill.adapter is None
 
     @property
-    def leaves_text_alone(self) -> bool:
-        """Tell whether it is sure before anything is attached that no text encoder learns."""
+    def may_need_text_encoders(self) -> bool:
+        """Tell whether text encoders may be asked for when captions are encoded: they learn, or the base teaches."""
         own = self.adapter
-        if not isinstance(own, LoRA | Peft | Full) or own.text_encoder:
-            return False
-        return isinstance(own, Full) or (isinstance(own.targets, str) and own.targets in TARGETS)
+        if self.objective.needs_base or not isinstance(own, LoRA | Peft | Full) or own.text_encoder:
+            return True
+        return not isinstance(own, Full) and not (isinstance(own.targets, str) and own.targets in TARGETS)
 
     @property
     def validation_requests(self) -> list[Request]:
