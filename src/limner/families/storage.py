@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 from torch.utils._pytree import tree_map_only
 
 from limner.families.courier import Courier
@@ -172,7 +171,14 @@ class Acting(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,), weight = grads, ctx.packed.plain()
-        back = conv2d_input(ctx.shape, weight, grad, *ctx.geometry) if ctx.geometry else grad @ weight
+        if not ctx.geometry:
+            return grad @ weight, None, None
+        stride, padding, dilation, groups = ctx.geometry
+        # Of the input only the shape is read; torch.nn.grad gives one number expanded to it, which would be copied out.
+        back, _, _ = aten.convolution_backward(
+            grad, grad.new_empty(ctx.shape), weight, None, stride, padding, dilation, False, [0, 0], groups,
+            [True, False, False],
+        )  # fmt: skip
         return back, None, None, *(None for _ in ctx.geometry)
 
 
