@@ -101,7 +101,9 @@ def _gated(both: Tensor) -> Tensor:
 
 
 def keep_less(module: nn.Module) -> None:
-    """Make what can be of a module's layers such that keep less; nothing else of them changes."""
+    """Make what can be of a UNet's layers such that keep less; nothing else of them changes."""
+    from diffusers.models import activations  # the UNet is diffusers' own, and has brought it
+
     for layer in module.modules():
         kind = type(layer)
         if kind is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
@@ -110,7 +112,7 @@ def keep_less(module: nn.Module) -> None:
             layer.__class__ = GroupNorm
         elif kind is nn.SiLU and not layer.inplace:
             layer.__class__ = SiLU
-        elif f"{kind.__module__}.{kind.__name__}" == "diffusers.models.activations.GEGLU":
+        elif kind is activations.GEGLU:
             layer.__class__ = GEGLU
 
 
