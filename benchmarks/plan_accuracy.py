@@ -90,16 +90,29 @@ def compare(case: str, pictures: Path, words: list[str]) -> list[dict[str, Any]]
         os.environ["LIMNER_CACHE"] = cache  # nothing is there already
         limner("train", str(pictures), *words, "--run", run)
         log = [json.loads(line) for line in Path(run, "log.jsonl").read_text().splitlines()]
-    measured = {row["name"]: row for row in log if row["event"] == "phase"}
-    peaks = {name: row["peak_memory_gib"] for name, row in measured.items()}
-    peaks["train"] = max(peaks["train"], peaks["probe"])
+    peaks, seconds = measured(log)
     if "preview" in planned and planned["preview"]["memory_gib"] > planned["train"]["memory_gib"]:
         planned["train"] |= {"memory_gib": planned["preview"]["memory_gib"]}  # they are drawn while it trains
     return [
-        a_row(case, phase, peaks[phase], measured[phase]["seconds"]) | against(planned[phase], peaks[phase])
+        a_row(case, phase, peaks[phase], seconds[phase]) | against(planned[phase], peaks[phase])
         for phase in PHASES
-        if phase in measured
+        if phase in peaks
     ]
+
+
+def measured(log: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the peak memory (GiB) and the seconds of every phase in a run's log.
+
+    A base may be read in two pieces, which are one phase of the plan; a step on trial is a part of the training.
+    """
+    peaks, seconds = dict[str, float](), dict[str, float]()
+    for row in log:
+        if row["event"] == "phase":
+            name = row["name"]
+            peaks[name] = max(peaks.get(name, 0), row["peak_memory_gib"])
+            seconds[name] = seconds.get(name, 0) + row["seconds"]
+    peaks["train"] = max(peaks["train"], peaks.pop("probe", 0))
+    return peaks, seconds
 
 
 def logged(pictures: Path) -> list[dict[str, Any]]:
