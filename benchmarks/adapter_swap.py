@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import platform
-import shutil
 import statistics
 import tempfile
 import time
@@ -21,14 +20,13 @@ from typing import Any
 import psutil
 import torch
 
+from benchmarks.full_size import make_without_weights
 from limner.adapter_set import AdapterSet
 from limner.adapters.lora import LoRA
 from limner.adapters.strength import Strength
 from limner.export.diffusers_lora import write_lora
 from limner.families.family import Family
 from limner.families.load import sketch
-from limner.families.source import ASSETS
-from limner.families.tokenizer import CLIP, read_tokenizer
 from limner.rundir import write_json
 
 TARGETS = "transformer"
@@ -80,9 +78,7 @@ def measure(family: Family, files: list[Path], swaps: int) -> dict[str, Any]:
 
 
 def _without_weights(name: str, folder: Path) -> Family:
-    shutil.copytree(ASSETS / name, folder)
-    for tokenizer in ("tokenizer", "tokenizer_2"):
-        read_tokenizer(str(CLIP)).save_pretrained(folder / tokenizer)
+    make_without_weights(folder, name)
     family = sketch(str(folder), dtype=torch.bfloat16)
     family.unet.to_empty(device="cpu")  # the system gives it pages when something is written there: never
     return family

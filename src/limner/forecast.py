@@ -16,7 +16,7 @@ from limner.families.family import Family, rows_together
 from limner.families.load import sketch
 from limner.families.recognise import is_refiner
 from limner.generate.draw import check_resolution, steps_around_handover
-from limner.learning import make_training
+from limner.learning import make_training, unneeded
 from limner.machine import Place, require_gpu
 from limner.pictures.fit import Size
 from limner.prepare.check import Checked
@@ -200,10 +200,8 @@ class _Run:
 
     def _aside_by_then(self) -> int:
         """Return the weights that are not needed any more when the UNet is read, the last of all."""
-        if not (self._encodes_first and self.recipe.puts_aside(alone=True)):
-            return 0
-        parts = ("vae", *(() if self.recipe.may_need_text_encoders else self.family.encoders))
-        return sum(self.part_bytes[part] for part in parts)
+        aside = unneeded(self.recipe, self.family) if self._encodes_first else ()
+        return sum(self.part_bytes[part] for part in aside)
 
     def _hold(self, module: nn.Module) -> None:
         """Count a module's weights as long as it is there."""

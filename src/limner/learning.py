@@ -29,3 +29,13 @@ def make_training(family: Family, recipe: Recipe, checked: Checked, source: Sour
         family.put_aside("vae", *(() if adapter.learns_text else family.encoders))
     speed_up(training, recipe)
     return training
+
+
+def unneeded(recipe: Recipe, family: Family) -> tuple[str, ...]:
+    """Return the parts that a run surely needs no more when pictures and captions are encoded, where they give way.
+
+    Known before anything is attached; `make_training` knows the rest.
+    """
+    if not recipe.puts_aside(alone=not family.is_shared):
+        return ()
+    return ("vae", *(() if recipe.may_need_text_encoders else family.encoders))

@@ -17,7 +17,7 @@ from limner.families.load import complete, fingerprints
 from limner.files import Need, default_cache, passing, require_room
 from limner.fitting import is_plenty
 from limner.generate.draw import check_resolution
-from limner.learning import make_training
+from limner.learning import make_training, unneeded
 from limner.machine import place, require_gpu
 from limner.planning import plan_run
 from limner.prepare.ahead import fetched_ahead
@@ -126,8 +126,7 @@ def made_ready(
     held_out = _held_out(folder, recipe, family, checked)
     if family.unread:
         with watch.phase("load"), folder.timed("load"):
-            if recipe.puts_aside(alone=True):
-                family.put_aside("vae", *(() if recipe.may_need_text_encoders else family.encoders))
+            family.put_aside(*unneeded(recipe, family))
             complete(family)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
     with fetched_ahead(prepared, recipe.pictures.workers) as source:

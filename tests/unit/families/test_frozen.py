@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
+from benchmarks.bare_floor import batch
 from limner.families.frozen import Convolution, keep_less
 
 GEOMETRIES = {
@@ -138,14 +139,12 @@ def test_a_whole_unet_gives_the_same_and_keeps_less(base: str, request: pytest.F
     folder: Path = request.getfixturevalue(base)
     unet: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
     unet.requires_grad_(False)
-    rows, told = torch.randn(2, 4, 16, 16), {}
-    if unet.config.addition_embed_type:
-        told = {"added_cond_kwargs": {"text_embeds": torch.randn(2, 24), "time_ids": torch.ones(2, 6)}}
-    text, numbers = torch.randn(2, 7, unet.config.cross_attention_dim), list[int]()
+    told, numbers = batch(unet, 16), list[int]()
+    rows = told.pop("sample")
 
     class Predicting(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return unet(x, 500, encoder_hidden_states=text, **told).sample
+            return unet(x, **told).sample
 
     found = []
     for _ in range(2):
