@@ -1,7 +1,8 @@
 """Layers of a frozen UNet that keep less for the backward pass: no input of a weight that does not learn, and nothing
 that is made again in less time than a hundredth of a step.
 
-Values and gradients are those of torch's and diffusers' own layers, bit for bit.
+Values and gradients are those of torch's and diffusers' own layers, bit for bit; but for the order of a sum where a
+convolution is a matrix product.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.families.convolution import convolve
 from limner.families.storage import Acting, pack
 
 aten: Any = torch.ops.aten
@@ -25,10 +27,12 @@ class Convolution(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input` (rows, channels, height, width)."""
-        learns = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        if learns or _casts(input) or type(self.weight) is not nn.Parameter or not input.requires_grad:
+        if _casts(input) or type(self.weight) is not nn.Parameter:
             return super().forward(input)
         geometry = self.stride, self.padding, self.dilation, self.groups
+        learns = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        if learns or not input.requires_grad:
+            return convolve(input, self.weight, self.bias, *geometry)  # type: ignore[arg-type]
         return Acting.apply(input, pack(self.weight, "as_computed"), self.bias, *geometry)
 
 

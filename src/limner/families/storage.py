@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from limner.families.convolution import convolve, convolve_back
 from limner.families.courier import Courier
 
 BaseStorage = Literal["as_computed", "int8", "float8", "nf4"]
@@ -166,19 +167,14 @@ class Acting(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Packed, bias: Tensor | None = None, *geometry: Any) -> Tensor:
         ctx.packed, ctx.shape, ctx.geometry = packed, x.shape, geometry
-        return (F.conv2d if geometry else F.linear)(x, packed.plain(), bias, *geometry)
+        return (convolve if geometry else F.linear)(x, packed.plain(), bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,), weight = grads, ctx.packed.plain()
         if not ctx.geometry:
             return grad @ weight, None, None
-        stride, padding, dilation, groups = ctx.geometry
-        # Of the input only the shape is read; torch.nn.grad gives one number expanded to it, which would be copied out.
-        back, _, _ = aten.convolution_backward(
-            grad, grad.new_empty(ctx.shape), weight, None, stride, padding, dilation, False, [0, 0], groups,
-            [True, False, False],
-        )  # fmt: skip
+        back = convolve_back(grad, ctx.shape, weight, *ctx.geometry)
         return back, None, None, *(None for _ in ctx.geometry)
 
 
