@@ -11,6 +11,7 @@ from limner.adapters.lora import LoRA, attach_lora
 from limner.adapters.lora_layer import LoRALayer
 from limner.errors import UserError
 from limner.families.family import Family
+from limner.families.frozen import keep_less
 
 
 def layer_of(target: nn.Linear | nn.Conv2d, ranks: list[int]) -> LoRALayer:
@@ -52,6 +53,34 @@ def test_one_slot_in_few_kernels_is_one_of_many(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(made[0], target(x) + 0.7 * x @ layer.delta_weight(0).T)
     torch.testing.assert_close(made[1], made[0])
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("ranks", "shape"), [([3], (2, 4096, 64)), ([3, 5], (4, 64, 64, 64))])
+def test_of_a_frozen_norm_it_keeps_nothing(ranks: list[int], shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    norm, target = nn.LayerNorm(64), nn.Linear(64, 32)
+    frozen = nn.Sequential(norm, target).to(dtype).requires_grad_(False)
+    layer, source = layer_of(target, ranks), torch.randn(shape).to(dtype).requires_grad_()
+    found, kept = list[list[Tensor]](), set[int]()
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.add(tensor.data_ptr())
+        return tensor
+
+    for _ in range(2):
+        layer.zero_grad()
+        source.grad = None
+        kept.clear()
+        x = norm(source)
+        out = target(x)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            added = layer(out, x, 0.7, None)
+        added.float().square().sum().backward()
+        found.append([added.detach(), source.grad, layer.A.grad, layer.B.grad])
+        assert (x.data_ptr() in kept) == (len(found) == 1)
+        keep_less(frozen)
+    assert x.normed_from == (norm, source)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 def test_padding_of_a_smaller_rank_stays_zero() -> None:

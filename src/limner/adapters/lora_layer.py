@@ -77,7 +77,7 @@ class LoRALayer(nn.Module):
         if self.geometry is not None or slot_of_block is not None or self.A.shape[0] > 1:
             return output + self._added(x, strength, slot_of_block)
         # One slot is what most runs are: as few kernels as can be.
-        hidden = F.linear(x, self.A[0].to(x.dtype)).flatten(0, -2)
+        hidden = _narrowed(x, self.A[0].to(x.dtype)).flatten(0, -2)
         scale = strength * self.alphas[0] / self.ranks[0]
         return torch.addmm(output.flatten(0, -2), hidden, self.B[0].to(x.dtype).T, alpha=scale).view_as(output)
 
@@ -94,8 +94,7 @@ class LoRALayer(nn.Module):
         return self._convolve(x, A, B, self.geometry)
 
     def _linear(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        rows = x.reshape(A.shape[0], -1, x.shape[-1])
-        added = torch.bmm(torch.bmm(rows, A.transpose(1, 2)), B.transpose(1, 2))
+        added = torch.bmm(_narrowed(x, A), B.transpose(1, 2))
         return added.view(*x.shape[:-1], B.shape[1])
 
     def _convolve(self, x: Tensor, A: Tensor, B: Tensor, geometry: dict[str, Any]) -> Tensor:
@@ -129,3 +128,36 @@ class LoRALayer(nn.Module):
         """Return alpha / rank * B A in float32, shaped like the layer's weight."""
         A, B = self.A[slot].float(), self.B[slot].float()
         return (B @ A.flatten(1) * self.scale[slot]).view(B.shape[0], *A.shape[1:])
+
+
+def _narrowed(x: Float[Tensor, "rows ... inputs"], A: Tensor) -> Tensor:
+    """Return x A^T: [rows, ..., rank] of one A, and [slots, ..., rank] of one for each slot.
+
+    Of the output of a frozen norm, which says that it is one, nothing is kept: it is normalised again on the way back.
+    """
+    norm, source = getattr(x, "normed_from", (None, None))
+    if norm is not None:
+        return _NarrowedNorm.apply(x, A, source, norm)
+    return _product(x, A)
+
+
+def _product(x: Tensor, A: Tensor) -> Tensor:
+    return F.linear(x, A) if A.ndim == 2 else torch.bmm(x.reshape(A.shape[0], -1, x.shape[-1]), A.transpose(1, 2))
+
+
+class _NarrowedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, A: Tensor, source: Tensor, norm: nn.LayerNorm) -> Tensor:
+        ctx.save_for_backward(A, source)
+        ctx.norm = norm
+        return _product(x, A)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (A, source), (grad,) = ctx.saved_tensors, grads
+        x = ctx.norm(source)
+        if A.ndim == 2:
+            grad_A = (x.flatten(0, -2).T @ grad.flatten(0, -2)).T
+        else:
+            grad_A = torch.bmm(x.reshape(A.shape[0], -1, x.shape[-1]).transpose(1, 2), grad).transpose(1, 2)
+        return (grad @ A).view(x.shape), grad_A, None, None

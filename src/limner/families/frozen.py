@@ -1,5 +1,5 @@
 """Layers of a frozen UNet that keep less for the backward pass: no input of a weight that does not learn, and nothing
-that is made again in less time than a hundredth of a step.
+that is made again in little time for what it takes.
 
 Values and gradients are those of torch's and diffusers' own layers, bit for bit; but for the order of a sum where a
 convolution is a matrix product.
@@ -12,11 +12,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limner.families.convolution import convolve
 from limner.families.storage import Acting, pack
 
 aten: Any = torch.ops.aten
+LARGE_BYTES = 2**20
+"""From this size on of what goes into them, gated units are projected again, and layers normalised for a LoRA."""
+NARROW = 640
+"""Up to so many channels a gated unit is projected again: what that takes grows with them, what it saves does not."""
 
 
 class Convolution(nn.Conv2d):
@@ -41,10 +46,24 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input` (rows, channels, ...) normalised."""
-        out = super().forward(input)
-        if out.requires_grad and not (self.weight.requires_grad or _casts(input) or torch.compiler.is_compiling()):
-            out.normed_from = (self, input)  # type: ignore[attr-defined]
-        return out
+        return _said(super().forward(input), self, input)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm that says what it was made of, so that a LoRA after it need not keep what comes out of it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` (rows, tokens, channels) normalised."""
+        normed = super().forward(input)
+        return _said(normed, self, input) if input.nbytes >= LARGE_BYTES else normed
+
+
+def _said(normed: Tensor, norm: nn.GroupNorm | nn.LayerNorm, made_of: Tensor) -> Tensor:
+    """Return what a frozen norm has made, which carries from then on how it is made again."""
+    learns = any(weight.requires_grad for weight in norm.parameters())
+    if normed.requires_grad and not (learns or _casts(made_of) or torch.compiler.is_compiling()):
+        normed.normed_from = (norm, made_of)  # type: ignore[attr-defined]
+    return normed
 
 
 class SiLU(nn.SiLU):
@@ -66,20 +85,31 @@ class _SiLUOfNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (x,), norm = ctx.saved_tensors, ctx.norm
-        normed = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        normed = nn.GroupNorm.forward(norm, x)
         return aten.silu_backward(grads[0], normed), None, None
 
 
 class GEGLU(nn.Module):
-    """value * gelu(gate), both projected from one input (arXiv:2002.05202): gelu(gate) is not kept, but made again."""
+    """value * gelu(gate), both projected from one input (arXiv:2002.05202).
+
+    What the activation gives is not kept, but made again; of a large and narrow input, what is projected neither.
+    """
 
     proj: nn.Linear
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the gated values of `hidden_states` (rows, tokens, channels)."""
-        both = self.proj(hidden_states)
-        is_own = both.requires_grad and not torch.compiler.is_compiling()  # a compiler chooses what is made again
-        return _Gated.apply(both) if is_own else _gated(both)
+        if torch.compiler.is_compiling():  # a compiler chooses by itself what is made again
+            return _gated(self.proj(hidden_states))
+        is_large = hidden_states.nbytes >= LARGE_BYTES and hidden_states.shape[-1] <= NARROW
+        if is_large and torch.is_grad_enabled():
+            norm, made_of = getattr(hidden_states, "normed_from", (None, hidden_states))
+            return checkpoint(self._made, made_of, norm, use_reentrant=False, preserve_rng_state=False)
+        return self._made(hidden_states, None)
+
+    def _made(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+        both = self.proj(x if norm is None else norm(x))
+        return _Gated.apply(both) if both.requires_grad else _gated(both)
 
 
 class _Gated(torch.autograd.Function):
@@ -114,6 +144,8 @@ def keep_less(module: nn.Module) -> None:
             layer.__class__ = Convolution
         elif kind is nn.GroupNorm:
             layer.__class__ = GroupNorm
+        elif kind is nn.LayerNorm:
+            layer.__class__ = LayerNorm
         elif kind is nn.SiLU and not layer.inplace:
             layer.__class__ = SiLU
         elif kind is activations.GEGLU:

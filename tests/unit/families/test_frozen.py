@@ -79,9 +79,18 @@ def normed(**more: Any) -> nn.Sequential:
     return nn.Sequential(nn.GroupNorm(2, 6, **more), nn.SiLU(), nn.Conv2d(6, 4, 3))
 
 
+def normed_gate() -> nn.Sequential:
+    return nn.Sequential(nn.LayerNorm(64), GEGLU(64, 8))
+
+
+LARGE = (2, 4096, 64)
+STATISTICS = [(2, 4096, 1)] * 2
 CHEAP = {
     "norm and activation": (normed, (2, 6, 9, 9), [(2, 6, 9, 9)] * 3, [(2, 6, 9, 9)]),
     "gated unit": (lambda: GEGLU(6, 8), (2, 5, 6), [(2, 5, 8)] * 2, [(2, 5, 16)]),
+    "wide gated unit": (lambda: GEGLU(641, 8), (2, 512, 641), [(2, 512, 8)] * 2, [(2, 512, 16)]),
+    "large gated unit": (lambda: GEGLU(64, 8), LARGE, [(2, 4096, 8)] * 2, [LARGE]),
+    "large gated unit of a norm": (normed_gate, LARGE, [LARGE, *STATISTICS, (2, 4096, 8), (2, 4096, 8)], [LARGE, *STATISTICS]),
 }
 """By name: the layer, the shape of its input, and what it kept of activations and keeps."""
 
