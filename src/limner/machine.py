@@ -28,8 +28,6 @@ COMPILERS = ("g++", "clang++", "c++")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
 """Settings of glibc's mallopt (malloc.h), in bytes: from which size on memory lies apart; what is given back."""
-LARGE_BYTES = 2**24
-"""A size at which bringing memory from the system takes less than a hundredth of what is done with it."""
 
 
 @functools.cache
@@ -153,26 +151,21 @@ def return_freed_memory() -> None:
         trim(0)
 
 
-def lay_large_apart(from_bytes: int = LARGE_BYTES) -> None:
-    """Have every piece of memory of that size lie apart, and go back to the system when it is freed (Linux, glibc).
+@contextmanager
+def freed_at_once() -> Iterator[None]:
+    """Within this block a large piece of memory goes back to the system as soon as it is freed (Linux, glibc).
 
-    Else what comes and goes beside what stays leaves holes between it, which stay as well. The library goes up to
-    32 MiB by itself, which is above the largest activations of SD 1.5 at 512 px.
+    Else many that come and go beside others that stay leave holes between these, which stay as well.
     """
     setting = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if setting:
-        setting(MMAP_THRESHOLD, from_bytes)
-        setting(TRIM_THRESHOLD, 2 * LARGE_BYTES)
-
-
-@contextmanager
-def freed_at_once() -> Iterator[None]:
-    """Within this block even small tensors' memory lies apart, and goes back to the system as soon as it is freed."""
-    lay_large_apart(2**20)
+        setting(MMAP_THRESHOLD, 2**20)
     try:
         yield
     finally:
-        lay_large_apart()
+        if setting:  # where the library would have come to by itself
+            setting(MMAP_THRESHOLD, 2**25)
+            setting(TRIM_THRESHOLD, 2**26)
 
 
 @contextmanager

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-FEW_PIXELS = 64
-"""Up to so many pixels of output in all rows, oneDNN spends most of its time on laying the weights out anew."""
-MANY_WEIGHTS = 2**20
-"""From so many weights on that takes longer than laying out the pixels, which a matrix product needs."""
+FEW_PIXELS = {2**20: 64, 2**24: 256}
+"""From so many weights on: up to so many pixels of output, in all rows, a matrix product is faster.
+
+oneDNN lays the weights out anew at every call, which few pixels do not repay; a product lays out the pixels.
+"""
 Sides = Sequence[int]
 aten: Any = torch.ops.aten
 
@@ -58,8 +59,9 @@ def _sides(shape: Sides, weight: Tensor, stride: Sides, padding: Sides, dilation
 
 
 def _is_better_a_product(weight: Tensor, rows: int, sides: Sides, groups: int) -> bool:
-    few = rows * sides[0] * sides[1] <= FEW_PIXELS and weight.numel() >= MANY_WEIGHTS
-    return few and groups == 1 and weight.device.type == "cpu"
+    pixels, weights = rows * sides[0] * sides[1], weight.numel()
+    is_better = any(weights >= many and pixels <= few for many, few in FEW_PIXELS.items())
+    return is_better and groups == 1 and weight.device.type == "cpu"
 
 
 def _beside(columns: Float[Tensor, "rows values pixels"]) -> Float[Tensor, "values all_pixels"]:

@@ -7,6 +7,7 @@ convolution is a matrix product.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -104,19 +105,22 @@ class GEGLU(nn.Module):
         is_large = hidden_states.nbytes >= LARGE_BYTES and hidden_states.shape[-1] <= NARROW
         if is_large and torch.is_grad_enabled():
             norm, made_of = getattr(hidden_states, "normed_from", (None, hidden_states))
-            return checkpoint(self._made, made_of, norm, use_reentrant=False, preserve_rng_state=False)
-        return self._made(hidden_states, None)
+            pieces = made_of.chunk(-(-made_of.nbytes // LARGE_BYTES), dim=-2)  # large ones leave holes when they go
+            return torch.cat([computed_twice(self._made, piece, norm, []) for piece in pieces], dim=-2)
+        return self._made(hidden_states, None, [])
 
-    def _made(self, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
-        both = self.proj(x if norm is None else norm(x))
-        return _Gated.apply(both) if both.requires_grad else _gated(both)
+    def _made(self, x: Tensor, norm: nn.LayerNorm | None, calls: list[None]) -> Tensor:
+        """Return the gated values of x; made again, on the way back, only what they are made of: nobody reads them."""
+        both = self.proj(x.contiguous() if norm is None else norm(x))  # of what is not, a bias is added apart
+        calls.append(None)
+        return _Gated.apply(both, len(calls) > 1) if both.requires_grad else _gated(both)
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
+    def forward(ctx: Any, both: Tensor, is_unread: bool) -> Tensor:
         ctx.save_for_backward(both)
-        return _gated(both)
+        return both.new_empty(()).expand(*both.shape[:-1], both.shape[-1] // 2) if is_unread else _gated(both)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -126,12 +130,17 @@ class _Gated(torch.autograd.Function):
         of_value, of_gate = back.chunk(2, dim=-1)
         of_value.copy_(grad * F.gelu(gate))
         of_gate.copy_(aten.gelu_backward(grad * value, gate))
-        return back
+        return back, None
 
 
 def _gated(both: Tensor) -> Tensor:
     value, gate = both.chunk(2, dim=-1)
     return value * F.gelu(gate)
+
+
+def computed_twice(make: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Return what is made of inputs, without keeping inner values; nothing in a UNet draws at random."""
+    return checkpoint(make, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def keep_less(module: nn.Module) -> None:

@@ -28,7 +28,7 @@ from limner.families.source import PARTS, files_of, missing_files
 from limner.families.storage import BaseStorage, keep
 from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
-from limner.machine import freed_at_once, lay_large_apart, uncollected
+from limner.machine import freed_at_once, uncollected
 
 MEMBERS: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "sdxl-refiner": SDXL}
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
@@ -60,7 +60,6 @@ def load(
     base = base if base.path.is_file() else _with_weights(base)
     modules, files = _modules(base), _files(base)
     courier = Courier(torch.device(device)) if offload else None
-    lay_large_apart()
 
     def read(part: str) -> dict[str, Tensor]:
         if _files(base) != files:
