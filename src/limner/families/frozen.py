@@ -33,7 +33,7 @@ class Convolution(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input` (rows, channels, height, width)."""
-        if _casts(input) or type(self.weight) is not nn.Parameter:
+        if torch.compiler.is_compiling() or _casts(input) or type(self.weight) is not nn.Parameter:
             return super().forward(input)
         geometry = self.stride, self.padding, self.dilation, self.groups
         learns = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
