@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from limner.errors import UserError
 from limner.families.clip import Encoder
-from limner.families.frozen import computed_twice, keep_less
+from limner.families.frozen import keep_less
 from limner.families.recognise import size_step_px
 from limner.families.storage import BaseStorage, give
 from limner.families.weights import fill
@@ -286,3 +287,8 @@ def refuse_pure_noise(name: str, prediction_type: str) -> None:
 def rows_together(size: tuple[int, int]) -> int:
     """Return how many pictures of a width and height pass a VAE together: small ones keep no processor busy alone."""
     return min(16, max(1, PIXELS_TOGETHER // (size[0] * size[1])))
+
+
+def computed_twice(module: nn.Module, *inputs: Any) -> Any:
+    """Return what a block makes of its inputs, without keeping its inner values; nothing in a UNet draws at random."""
+    return checkpoint(module.__call__, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -1,5 +1,5 @@
 """Layers of a frozen UNet that keep less for the backward pass: no input of a weight that does not learn, and nothing
-that is made again in little time for what it takes.
+that is made again in less time than a hundredth of a step.
 
 Values and gradients are those of torch's and diffusers' own layers, bit for bit; but for the order of a sum where a
 convolution is a matrix product.
@@ -7,22 +7,18 @@ convolution is a matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from limner.families.convolution import convolve
 from limner.families.storage import Acting, pack
 
 aten: Any = torch.ops.aten
 LARGE_BYTES = 2**20
-"""From this size on of what goes into them, gated units are projected again, and layers normalised for a LoRA."""
-NARROW = 640
-"""Up to so many channels a gated unit is projected again: what that takes grows with them, what it saves does not."""
+"""From this size on of what they read, layer norms are made again for a LoRA; of less, little would be saved."""
 
 
 class Convolution(nn.Conv2d):
@@ -91,36 +87,22 @@ class _SiLUOfNorm(torch.autograd.Function):
 
 
 class GEGLU(nn.Module):
-    """value * gelu(gate), both projected from one input (arXiv:2002.05202).
-
-    What the activation gives is not kept, but made again; of a large and narrow input, what is projected neither.
-    """
+    """value * gelu(gate), both projected from one input (arXiv:2002.05202): gelu(gate) is not kept, but made again."""
 
     proj: nn.Linear
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the gated values of `hidden_states` (rows, tokens, channels)."""
-        if torch.compiler.is_compiling():  # a compiler chooses by itself what is made again
-            return _gated(self.proj(hidden_states))
-        is_large = hidden_states.nbytes >= LARGE_BYTES and hidden_states.shape[-1] <= NARROW
-        if is_large and torch.is_grad_enabled():
-            norm, made_of = getattr(hidden_states, "normed_from", (None, hidden_states))
-            pieces = made_of.chunk(-(-made_of.nbytes // LARGE_BYTES), dim=-2)  # large ones leave holes when they go
-            return torch.cat([computed_twice(self._made, piece, norm, []) for piece in pieces], dim=-2)
-        return self._made(hidden_states, None, [])
-
-    def _made(self, x: Tensor, norm: nn.LayerNorm | None, calls: list[None]) -> Tensor:
-        """Return the gated values of x; made again, on the way back, only what they are made of: nobody reads them."""
-        both = self.proj(x.contiguous() if norm is None else norm(x))  # of what is not, a bias is added apart
-        calls.append(None)
-        return _Gated.apply(both, len(calls) > 1) if both.requires_grad else _gated(both)
+        both = self.proj(hidden_states)
+        is_own = both.requires_grad and not torch.compiler.is_compiling()  # a compiler chooses what is made again
+        return _Gated.apply(both) if is_own else _gated(both)
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, both: Tensor, is_unread: bool) -> Tensor:
+    def forward(ctx: Any, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
-        return both.new_empty(()).expand(*both.shape[:-1], both.shape[-1] // 2) if is_unread else _gated(both)
+        return _gated(both)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -130,17 +112,12 @@ class _Gated(torch.autograd.Function):
         of_value, of_gate = back.chunk(2, dim=-1)
         of_value.copy_(grad * F.gelu(gate))
         of_gate.copy_(aten.gelu_backward(grad * value, gate))
-        return back, None
+        return back
 
 
 def _gated(both: Tensor) -> Tensor:
     value, gate = both.chunk(2, dim=-1)
     return value * F.gelu(gate)
-
-
-def computed_twice(make: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Return what is made of inputs, without keeping inner values; nothing in a UNet draws at random."""
-    return checkpoint(make, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def keep_less(module: nn.Module) -> None:
