@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ FEW_PIXELS = {2**20: 64, 2**24: 256}
 
 oneDNN lays the weights out anew at every call, which few pixels do not repay; a product lays out the pixels.
 """
-Sides = Sequence[int]
+Sides = tuple[int, ...]
 aten: Any = torch.ops.aten
 
 
@@ -26,8 +25,8 @@ def convolve(
     """Return a convolution, as `torch.nn.functional.conv2d` gives it but for the order of its sums."""
     sides = _sides(x.shape, weight, stride, padding, dilation)
     if not _is_better_a_product(weight, x.shape[0], sides, groups):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)  # pyright: ignore[reportArgumentType]
-    columns = _beside(F.unfold(x, weight.shape[2:], dilation, padding, stride))  # pyright: ignore[reportArgumentType]
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    columns = _beside(F.unfold(x, weight.shape[2:], dilation, padding, stride))
     matrix = weight.flatten(1)
     out = matrix @ columns if bias is None else torch.addmm(bias[:, None], matrix, columns)
     return _apart(out, x.shape[0]).reshape(x.shape[0], -1, *sides).contiguous()
@@ -47,7 +46,7 @@ def convolve_back(
         )[0]  # fmt: skip
     columns = _apart(weight.flatten(1).T @ _beside(grad.flatten(2)), grad.shape[0])
     # pixels that several columns share are summed in float32, as a convolution sums them
-    return F.fold(columns.float(), shape[2:], weight.shape[2:], dilation, padding, stride).to(grad.dtype)  # pyright: ignore[reportArgumentType]
+    return F.fold(columns.float(), shape[2:], weight.shape[2:], dilation, padding, stride).to(grad.dtype)
 
 
 def _sides(shape: Sides, weight: Tensor, stride: Sides, padding: Sides, dilation: Sides) -> tuple[int, ...]:
