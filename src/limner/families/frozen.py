@@ -81,9 +81,8 @@ class _SiLUOfNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x,), norm = ctx.saved_tensors, ctx.norm
-        normed = nn.GroupNorm.forward(norm, x)
-        return aten.silu_backward(grads[0], normed), None, None
+        (x,) = ctx.saved_tensors
+        return aten.silu_backward(grads[0], ctx.norm(x)), None, None
 
 
 class GEGLU(nn.Module):
