@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from limner.errors import UserError
+from limner.families.attention import attend_faster
 from limner.families.clip import Encoder
 from limner.families.frozen import keep_less
 from limner.families.recognise import size_step_px
@@ -61,6 +62,8 @@ class Family(ABC):
         for module in self.parts.values():
             module.requires_grad_(False).eval()
         keep_less(self.unet)
+        for module in (self.unet, self.vae):
+            attend_faster(module)
         self.dtype: torch.dtype = next(iter(self.encoders.values())).model.dtype
         """Number format in which the base computes."""
         if self.vae.dtype != self.dtype:  # float32 beside a half: pictures beyond the VAE's own size pass it in tiles
