@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_a_base_is_loaded_with_the_collector_as_it_was(random_base: Path, is_wan
         assert gc.isenabled() == is_wanted
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("given", "machine", "kept"), [(None, "x86_64", "1"), (None, "aarch64", None), ("7", "x86_64", "7")]
+)
+def test_few_kernels_are_kept_where_that_costs_nothing(
+    given: str | None, machine: str, kept: str | None, random_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", given or "")
+    if given is None:
+        monkeypatch.delenv("LRU_CACHE_CAPACITY")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    load(str(random_base), dtype=torch.float32, device="cpu")
+    assert os.environ.get("LRU_CACHE_CAPACITY") == kept
 
 
 def test_the_cpu_takes_float32_by_itself() -> None:

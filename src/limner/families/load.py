@@ -28,7 +28,7 @@ from limner.families.source import PARTS, files_of, missing_files
 from limner.families.storage import BaseStorage, keep
 from limner.families.tokenizer import tokenizer_of
 from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
-from limner.machine import freed_at_once, uncollected
+from limner.machine import freed_at_once, keep_few_kernels, uncollected
 
 MEMBERS: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "sdxl-refiner": SDXL}
 VOLATILE = ("dtype", "torch_dtype", "architectures", "transformers_version")
@@ -219,6 +219,7 @@ def _import_bitsandbytes() -> None:
 def _modules(base: Recognised) -> dict[str, Any]:
     """Return the base's modules as their configurations describe them, without memory for weights."""
     silence()
+    keep_few_kernels()
     from accelerate import init_empty_weights
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection

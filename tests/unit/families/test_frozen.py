@@ -13,7 +13,7 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from benchmarks.bare_floor import batch
-from limner.families.frozen import Convolution, keep_less
+from limner.families.frozen import LARGE_BYTES, Convolution, keep_less
 
 GEOMETRIES = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -82,6 +82,7 @@ def normed(**more: Any) -> nn.Sequential:
 CHEAP = {
     "norm and activation": (normed, (2, 6, 9, 9), [(2, 6, 9, 9)] * 3, [(2, 6, 9, 9)]),
     "gated unit": (lambda: GEGLU(6, 8), (2, 5, 6), [(2, 5, 8)] * 2, [(2, 5, 16)]),
+    "wide gated unit": (lambda: GEGLU(641, 8), (2, 512, 641), [(2, 512, 8)] * 2, [(2, 512, 16)]),
 }
 """By name: the layer, the shape of its input, and what it kept of activations and keeps."""
 
@@ -98,6 +99,49 @@ def test_what_is_cheap_is_made_again(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(grad, again[1])
     of_rows = [[one for one in shapes if one[0] == 2 and len(one) > 2] for shapes in (kept, again[2])]
     assert of_rows == [before, after]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_a_large_gated_unit_is_projected_again_in_pieces(is_normed: bool, dtype: torch.dtype) -> None:
+    layer = nn.Sequential(nn.LayerNorm(64) if is_normed else nn.Identity(), GEGLU(64, 8))
+    layer.to(dtype).requires_grad_(False)
+    x = torch.randn(2, 8192, 64).to(dtype)
+    assert x.nbytes >= 2 * LARGE_BYTES
+    out, grad, kept = passes(layer, x)
+    keep_less(layer)
+    sizes, again = list[torch.Size](), passes(layer, x)
+    proj = layer[1].proj
+    project = proj.forward
+    proj.forward = lambda piece: sizes.append(piece.shape) or project(piece)
+    passes(layer, x)
+    assert torch.equal(out, again[0])
+    torch.testing.assert_close(again[1], grad)  # the sums of a product of many rows have another order
+    assert {shape[-1] for shape in kept} > {8}
+    assert not {shape[-1] for shape in again[2]} & {8, 16}
+    pieces = x.nbytes // LARGE_BYTES
+    assert sizes == [torch.Size([2, 8192 // pieces, 64])] * 2 * pieces
+
+
+def test_of_a_large_gated_unit_what_learns_gets_its_gradient() -> None:
+    layer, x, learned = GEGLU(64, 8), torch.randn(2, 8192, 64), list[Tensor]()
+    for _ in range(2):
+        layer.zero_grad()
+        layer(x).square().sum().backward()
+        assert layer.proj.weight.grad is not None
+        learned.append(layer.proj.weight.grad)
+        keep_less(layer)
+    assert torch.equal(*learned)
+
+
+def test_of_a_large_gated_unit_what_is_hooked_to_it_gets_its_gradient() -> None:
+    """A LoRA adds its own to the projection by a hook."""
+    layer, x, learns = GEGLU(64, 8).requires_grad_(False), torch.randn(2, 8192, 64), torch.zeros(16, requires_grad=True)
+    keep_less(layer)
+    layer.proj.register_forward_hook(lambda *args: args[2] + learns)
+    passes(layer, x)
+    assert learns.grad is not None
+    assert learns.grad.abs().sum() > 0
 
 
 def test_an_activation_after_something_else_is_torchs_own() -> None:
