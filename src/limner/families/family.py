@@ -20,7 +20,7 @@ from limner.families.frozen import keep_less
 from limner.families.recognise import size_step_px
 from limner.families.storage import BaseStorage, give
 from limner.families.weights import fill
-from limner.machine import return_freed_memory
+from limner.machine import freed_for_reuse, return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 
@@ -223,7 +223,8 @@ class Family(ABC):
     @torch.no_grad()
     def encode_pixels(self, pixels: Pixels) -> Moments:
         """Return mean and standard deviation of the VAE's posterior, float32, on the CPU; `pixels` in [-1, 1]."""
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        with freed_for_reuse():
+            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         return torch.stack([posterior.mean, posterior.std], dim=1).float().cpu()
 
     def scale_latents(self, latents: Latents) -> Latents:
