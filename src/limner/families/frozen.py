@@ -107,11 +107,12 @@ class GEGLU(nn.Module):
         return _Gated.apply(both) if is_own else _gated(both)
 
 
-def _is_projected_again(x: Tensor, proj: nn.Linear) -> bool:
+def _is_projected_again(x: Tensor, proj: nn.Module) -> bool:
     """Say whether a projection of x is too large to be kept, and depends on nothing that learns but x."""
     is_large = x.device.type == "cpu" and x.nbytes >= 2 * LARGE_BYTES and x.shape[-1] <= NARROW
-    is_plain = type(proj.weight) is nn.Parameter and not (proj.weight.requires_grad or proj._forward_hooks)
-    return is_large and is_plain and x.requires_grad and not (_casts(x) or torch.compiler.is_compiling())
+    is_plain = type(proj) is nn.Linear and type(proj.weight) is nn.Parameter and not proj._forward_hooks
+    learns = any(weight.requires_grad for weight in proj.parameters())
+    return is_large and is_plain and x.requires_grad and not (learns or _casts(x) or torch.compiler.is_compiling())
 
 
 class _Gated(torch.autograd.Function):

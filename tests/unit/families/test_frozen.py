@@ -134,11 +134,25 @@ def test_of_a_large_gated_unit_what_learns_gets_its_gradient() -> None:
     assert torch.equal(*learned)
 
 
-def test_of_a_large_gated_unit_what_is_hooked_to_it_gets_its_gradient() -> None:
-    """A LoRA adds its own to the projection by a hook."""
+class Wrapping(nn.Linear):
+    """A layer around another, whose weights it shows, as peft's are."""
+
+    def __init__(self, layer: nn.Linear, learns: Tensor) -> None:
+        super().__init__(layer.in_features, layer.out_features)
+        self.weight, self.bias, self.learns = layer.weight, layer.bias, learns
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.learns
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True], ids=["by a hook", "around it"])
+def test_of_a_large_gated_unit_what_is_attached_gets_its_gradient(is_wrapped: bool) -> None:
     layer, x, learns = GEGLU(64, 8).requires_grad_(False), torch.randn(2, 8192, 64), torch.zeros(16, requires_grad=True)
     keep_less(layer)
-    layer.proj.register_forward_hook(lambda *args: args[2] + learns)
+    if is_wrapped:
+        layer.proj = Wrapping(layer.proj, learns)
+    else:
+        layer.proj.register_forward_hook(lambda *args: args[2] + learns)
     passes(layer, x)
     assert learns.grad is not None
     assert learns.grad.abs().sum() > 0
