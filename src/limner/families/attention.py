@@ -49,7 +49,7 @@ class Processor:
     ) -> Tensor:
         """Return states (rows, tokens, channels) or pixels (rows, channels, height, width) after attention."""
         special = (*args, *kwargs.values(), attn.spatial_norm, attn.norm_cross or None, attn.norm_q, attn.norm_k)
-        if any(thing is not None for thing in special):  # masks and the like
+        if torch.compiler.is_compiling() or any(thing is not None for thing in special):  # masks and the like
             return self.own(attn, hidden_states, encoder_hidden_states, *args, **kwargs)
         x = hidden_states.flatten(2).transpose(1, 2) if hidden_states.ndim == 4 else hidden_states
         if attn.group_norm is not None:
@@ -84,7 +84,6 @@ def _is_ours(query: Tensor, key: Tensor) -> bool:
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
         and min(query.shape[2], key.shape[2]) >= MANY_TOKENS
-        and not torch.compiler.is_compiling()
         and _multiplies_bfloat16()
     )
 

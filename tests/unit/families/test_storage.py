@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 
@@ -203,3 +204,15 @@ def test_weights_are_packed_one_by_one_as_they_are_read(random_base: Path, part:
 
     weights_of(random_base, "sd15", part, module, dtype=torch.float32, device="cpu", keep=spy)
     assert len(whole) > 5
+
+
+def test_a_vaes_encoder_has_its_channels_innermost_and_gives_what_diffusers_gives(random_base: Path) -> None:
+    """And its decoder has not: there a picture is bit for bit diffusers'."""
+    vae = load(str(random_base), dtype=torch.float32, device="cpu").vae
+    theirs = AutoencoderKL.from_pretrained(random_base, subfolder="vae").eval()
+    pixels, latents = normal(1, 3, 32, 32), normal(1, vae.config.latent_channels, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(vae.encode(pixels).latent_dist.mean, theirs.encode(pixels).latent_dist.mean)
+        assert torch.equal(vae.decode(latents).sample, theirs.decode(latents).sample)
+    assert vae.encoder.conv_out.weight.is_contiguous(memory_format=torch.channels_last)
+    assert vae.decoder.conv_in.weight.is_contiguous()
