@@ -178,13 +178,17 @@ def freed_for_reuse() -> Iterator[None]:
 def _allocating(settings: Mapping[int, int]) -> Iterator[None]:
     """Within this block the C library allocates by these settings, where they are its own."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+
+    def allocate(settings: Mapping[int, int]) -> None:
+        for setting, value in settings.items():
+            if mallopt:
+                mallopt(setting, value)
+
+    allocate(settings)
     try:
-        for setting, value in settings.items() if mallopt else ():
-            mallopt(setting, value)
         yield
     finally:
-        for setting, value in AS_EVER.items() if mallopt else ():
-            mallopt(setting, value)
+        allocate(AS_EVER)
 
 
 def keep_few_kernels() -> None:

@@ -110,7 +110,7 @@ class GEGLU(nn.Module):
 def _is_projected_again(x: Tensor, proj: nn.Module) -> bool:
     """Say whether a projection of x is too large to be kept, and depends on nothing that learns but x."""
     is_large = x.device.type == "cpu" and x.nbytes >= 2 * LARGE_BYTES and x.shape[-1] <= NARROW
-    is_plain = type(proj) is nn.Linear and type(proj.weight) is nn.Parameter and not proj._forward_hooks
+    is_plain = type(proj) is nn.Linear and type(proj.weight) is nn.Parameter and not vars(proj)["_forward_hooks"]
     learns = any(weight.requires_grad for weight in proj.parameters())
     return is_large and is_plain and x.requires_grad and not (learns or _casts(x) or torch.compiler.is_compiling())
 

@@ -181,8 +181,8 @@ class Acting(torch.autograd.Function):
 def keep(part: str, name: str, tensor: Tensor, form: BaseStorage, courier: Courier | None = None) -> Tensor:
     """Return a weight of a part ("unet", "vae", "text_encoder" ...) as it is to be held while the base is frozen.
 
-    On a CPU the kernels of a VAE's encoder lie with their channels innermost, and take a sixth less time so. Those of its
-    decoder lie as ever, so that a picture is bit for bit diffusers'.
+    On a CPU the kernels of a VAE's encoder lie with their channels innermost, and take a sixth less time so; those of
+    its decoder lie as ever, so that a picture is bit for bit diffusers'.
     """
     if part == "vae":
         innermost = name.startswith("encoder.") and tensor.ndim == 4 and tensor.device.type == "cpu"
