@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from typing import Any
@@ -115,10 +115,10 @@ def take_steps(
     watch: Watch,
     *,
     held_out: Prepared | None = None,
-) -> None:
+) -> Generator[None]:
     """Consume the training loop: log, checkpoint, preview, validate, and stop at Ctrl-C after the step in hand.
 
-    Of several processes the first does all that; the others train, and stop where it stops.
+    Of several processes the first does all that; the others train, and stop where it stops. Yields after each step.
 
     Raises:
         Interrupted: Ctrl-C; the checkpoint and the adapter of this step are saved.
@@ -136,6 +136,7 @@ def take_steps(
                     attendant.stop("Ctrl-C or SIGTERM")
                 if attendant.see_to():
                     break
+                yield
             attendant.finish()
         except Guarded as guarded:
             raise attendant.last_good(guarded) from None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from limner.families.load import complete, fingerprints
 from limner.files import Need, default_cache, passing, require_room
 from limner.fitting import is_plenty
 from limner.generate.draw import check_resolution
+from limner.interrupt import stoppable
 from limner.learning import make_training, unneeded
-from limner.machine import place, require_gpu
+from limner.machine import place, require_gpu, return_freed_memory
 from limner.planning import plan_run
 from limner.prepare.ahead import fetched_ahead
 from limner.prepare.check import Checked
-from limner.prepare.encode import prepare
+from limner.prepare.encode import Portion, prepare
 from limner.prepare.plan import Plan
 from limner.prepare.prepared import Prepared
 from limner.prepare.save import save_pictures
@@ -81,17 +83,37 @@ def train_adapter(
                     accept_dataset_change=accept_dataset_change) as run:  # fmt: skip
         loaded = family.identity | loaded  # and what has been read since
         if not run.is_done:
-            if run.training.index == 0 and not (ranks.count == 1 and is_plenty(recipe, checked)):
+            is_early = run.prepared.encode_rest is not None
+            if run.training.index == 0 and not (is_early or (ranks.count == 1 and is_plenty(recipe, checked))):
                 with watch.phase("probe"), folder.timed("probe"):
                     _probe(run)
-            with watch.phase("train"), folder.timed("train"):
-                take_steps(folder, recipe, family, run.training, run.plan, watch, held_out=run.held_out)
+            _train(run, watch)
     finish(run, watch)
     ranks.wait()
     for adapter in (run.training.adapter, *reversed(beneath)):
         adapter.detach()
     check_frozen(family, loaded)
     return folder
+
+
+def _train(run: Ready, watch: Watch) -> None:
+    """Take the steps; pictures that the first one does not need are encoded after it."""
+    folder, prepared = run.folder, run.prepared
+    steps = take_steps(folder, run.recipe, run.family, run.training, run.plan, watch, held_out=run.held_out)
+    with closing(steps):
+        if prepared.encode_rest and run.training.index == 0:
+            with watch.phase("train"), folder.timed("train"):
+                next(steps, None)
+        if prepared.encode_rest:
+            with watch.phase("prepare"), folder.timed("prepare"), stoppable():
+                return_freed_memory()  # the step's: the encoding's lies beside the UNet now
+                aside = run.family.aside.intersection(("vae",))
+                run.family.bring_back(*aside)
+                for note in prepared.encode_rest(watch.progress):
+                    watch.say(note)
+                run.family.put_aside(*aside)
+        with watch.phase("train"), folder.timed("train"):
+            deque(steps, maxlen=0)
 
 
 def load_for_training(recipe: Recipe, watch: Watch, class_pictures: Path | None, *, alone: bool = False) -> Family:
@@ -129,7 +151,8 @@ def made_ready(
             family.put_aside(*unneeded(recipe, family))
             complete(family)
     plan = plan_run(recipe, checked, prepared.num_prior_examples, watch)
-    with fetched_ahead(prepared, recipe.pictures.workers) as source:
+    begin = recipe.accumulate if prepared.encode_rest else 0
+    with fetched_ahead(prepared, recipe.pictures.workers, begin=begin) as source:
         training = make_training(family, recipe, checked, source, plan.steps)
         run = Ready(folder, recipe, family, training, plan, prepared, held_out)
         try:
@@ -181,9 +204,12 @@ def _prepare(
         with ranks.first_then_others():
             prior = class_pictures_for(folder, recipe, family, class_pictures, resolution_px, watch)
     follow_objective(family, recipe)
+    portion = Portion(ranks.index, ranks.count)
+    if family.unread and ranks.count == 1 and is_plenty(recipe, checked):
+        portion = Portion(batches=recipe.accumulate, seed=recipe.seed)
     with watch.phase("prepare"), folder.timed("prepare"):
         prepared = prepare(checked, family, spec=recipe.pictures, cache=default_cache(), prior=prior,
-                           batch=recipe.batch, share=(ranks.index, ranks.count), progress=watch.progress)  # fmt: skip
+                           batch=recipe.batch, portion=portion, progress=watch.progress)  # fmt: skip
         if folder.writes:
             save_pictures(checked, recipe.pictures, folder.pictures, batch=recipe.batch)
             for kept, place in ((prior, folder.class_pictures), (checked.held_out, folder.held_out)):

@@ -33,7 +33,7 @@ from limner.objectives import Denoising
 from limner.pictures.spec import Pictures, Prior
 from limner.prepare.ahead import fetched_ahead
 from limner.prepare.check import check_class_pictures, check_pictures
-from limner.prepare.encode import prepare
+from limner.prepare.encode import Portion, prepare
 from limner.prepare.prepared import Prepared
 from limner.ranks import Ranks, joined
 from limner.train.average import Ema
@@ -88,11 +88,11 @@ class Noted:
         return batch
 
 
-def prepared(family: Family, pictures: Path, share: tuple[int, int] = (0, 1)) -> Prepared:
+def prepared(family: Family, pictures: Path, portion: Portion | None = None) -> Prepared:
     """Return the examples of a folder with `subject` and `class` in it, two of each a batch, shuffled and mirrored."""
     own = check_pictures(pictures / "subject", SPEC, resolution_px=32)
     prior = check_class_pictures(pictures / "class", SPEC, Prior(enabled=True, weight=0.5), resolution_px=32)
-    return prepare(own, family, spec=SPEC, cache=default_cache(), batch=2, prior=prior, share=share)
+    return prepare(own, family, spec=SPEC, cache=default_cache(), batch=2, prior=prior, portion=portion)
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def take_all(rank: int, base: str, pictures: str, out: str) -> None:
     torch.set_num_threads(1)
     family = load(base, dtype=torch.float32, device="cpu")
     with joined() as ranks:
-        prepared(family, Path(pictures), share=(ranks.index, ranks.count))
+        prepared(family, Path(pictures), portion=Portion(ranks.index, ranks.count))
         ranks.wait()
         data = prepared(family, Path(pictures))
         for name in CASES:

@@ -20,7 +20,7 @@ from limner.families.frozen import keep_less
 from limner.families.recognise import size_step_px
 from limner.families.storage import BaseStorage, give
 from limner.families.weights import fill
-from limner.machine import freed_for_reuse, return_freed_memory
+from limner.machine import return_freed_memory
 from limner.schedule import PredictionType, Schedule
 from limner.types import Conditioning, Latents, Moments, Pixels, Timesteps
 
@@ -64,6 +64,9 @@ class Family(ABC):
         keep_less(self.unet)
         for module in (self.unet, self.vae):
             attend_faster(module)
+        for layer in self.vae.modules():
+            if type(layer) is nn.SiLU:
+                layer.inplace = True  # what it reads has just been normalised, and nobody reads it again
         self.dtype: torch.dtype = next(iter(self.encoders.values())).model.dtype
         """Number format in which the base computes."""
         if self.vae.dtype != self.dtype:  # float32 beside a half: pictures beyond the VAE's own size pass it in tiles
@@ -223,8 +226,7 @@ class Family(ABC):
     @torch.no_grad()
     def encode_pixels(self, pixels: Pixels) -> Moments:
         """Return mean and standard deviation of the VAE's posterior, float32, on the CPU; `pixels` in [-1, 1]."""
-        with freed_for_reuse():
-            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         return torch.stack([posterior.mean, posterior.std], dim=1).float().cpu()
 
     def scale_latents(self, latents: Latents) -> Latents:

@@ -27,7 +27,7 @@ from limner.families.single_file import Keep, read_part
 from limner.families.source import PARTS, files_of, missing_files
 from limner.families.storage import BaseStorage, keep
 from limner.families.tokenizer import tokenizer_of
-from limner.families.weights import UNUSED, fill, read_header, read_tensors, weights_files
+from limner.families.weights import UNUSED, fill, read_header, read_tensors, require_fit, weights_files
 from limner.machine import freed_at_once, keep_few_kernels, uncollected
 
 MEMBERS: dict[str, type[Family]] = {"sd15": SD15, "sdxl": SDXL, "sdxl-refiner": SDXL}
@@ -172,7 +172,7 @@ def _family(
     for part, module in modules.items():
         if part in unread:  # at least its names and shapes are looked at
             shapes = weights_of(base.path, base.family, part, module, dtype=torch.float32, device="meta")
-            fill(module, shapes, where=f"base={base.name!r}: {part}")
+            require_fit(module, shapes, where=f"base={base.name!r}: {part}")
         else:
             fill(module, dict(read(part)), where=f"base={base.name!r}: {part}")
             module.to(device)  # what is no weight: position ids

@@ -168,6 +168,16 @@ def fill(module: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
     Raises:
         UserError: a weight is missing, has another shape, or has no place in the module.
     """
+    require_fit(module, state, where=where)
+    module.load_state_dict(state, assign=True)
+
+
+def require_fit(module: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
+    """Refuse weights that do not fit a module name by name and shape by shape.
+
+    Raises:
+        UserError: a weight is missing, has another shape, or has no place in the module.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     missing, strange = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
@@ -180,7 +190,6 @@ def fill(module: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
             f"{where}: does not fit its configuration: {'; '.join(problems)}.",
             "The model is not complete or not what its configuration says: get it again.",
         )
-    module.load_state_dict(state, assign=True)
 
 
 def _read_pickled(path: Path, *, device: str) -> dict[str, Tensor]:

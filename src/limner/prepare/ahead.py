@@ -36,14 +36,17 @@ def work_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
 
 
 @contextmanager
-def fetched_ahead(source: Source, workers: int) -> Iterator[Source]:
-    """Within this block, have the coming batches of `source` fetched by threads; none of them outlives the block."""
+def fetched_ahead(source: Source, workers: int, *, begin: int = 0) -> Iterator[Source]:
+    """Within this block, have the coming batches of `source` fetched by threads; none of them outlives the block.
+
+    Batches before number `begin` are fetched when they are asked for, and none ahead of them.
+    """
     if workers == 0:
         yield source
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
     try:
-        yield _Ahead(source, pool, workers)
+        yield _Ahead(source, pool, workers, begin)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -51,12 +54,14 @@ def fetched_ahead(source: Source, workers: int) -> Iterator[Source]:
 class _Ahead:
     """A source that begins to fetch the next batches when one is asked for."""
 
-    def __init__(self, source: Source, pool: ThreadPoolExecutor, depth: int) -> None:
-        self._source, self._pool, self._depth = source, pool, depth
+    def __init__(self, source: Source, pool: ThreadPoolExecutor, depth: int, begin: int) -> None:
+        self._source, self._pool, self._depth, self._begin = source, pool, depth, begin
         self._coming: dict[tuple[int, int], Future[Batch]] = {}
 
     def batch(self, step: int, *, seed: int) -> Batch:
         """Return a batch; what goes wrong in fetching it is raised here and not before."""
+        if step < self._begin:
+            return self._source.batch(step, seed=seed)
         wanted = [(number, seed) for number in range(step, step + self._depth + 1)]
         for key in self._coming.keys() - wanted:
             self._coming.pop(key).cancel()

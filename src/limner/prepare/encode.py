@@ -16,6 +16,7 @@ from torch import Tensor
 from limner.errors import UserError
 from limner.families.family import Family, rows_together
 from limner.files import Need, require_room
+from limner.machine import freed_for_reuse
 from limner.pictures.cache import ROOM, Cache, key_of
 from limner.pictures.captions import tags_shuffled
 from limner.pictures.decode import reduction
@@ -66,6 +67,19 @@ def to_weights(mask: Image.Image, pixels_per_latent: int) -> Float[Tensor, "1 he
     return torch.from_numpy(array).unsqueeze(0).div_(255)
 
 
+@dataclass(frozen=True)
+class Portion:
+    """What is encoded at once."""
+
+    number: int = 0
+    of: int = 1
+    """Of so many shares the one of that number: every `of`-th picture and caption."""
+    batches: int | None = None
+    """Pictures of so many first batches; None for all."""
+    seed: int = 0
+    """That of the batches."""
+
+
 def prepare(
     checked: Checked,
     family: Family,
@@ -74,13 +88,13 @@ def prepare(
     cache: Path,
     batch: int,
     prior: Checked | None = None,
-    share: tuple[int, int] = (0, 1),
+    portion: Portion | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """Encode what the cache does not hold yet and return the examples, ready to be drawn in batches.
 
-    With `share` (i, n) only every n-th picture and caption is encoded, beginning with number i: n processes that have
-    each done their share find everything in the cache.
+    With a `portion` less is encoded than is missing: n processes that have each done their share find everything in the
+    cache, and what the first batches do not need, `encode_rest` of what is returned does.
 
     Pictures are encoded in batches of a size that depends on their shape alone, captions one at a time, so that an
     entry depends on its key alone and never on what happened to be rebuilt beside it. Class pictures are cropped to
@@ -101,20 +115,37 @@ def prepare(
     jobs = [_Job(r.name, e, encoder.missing(r, tensors)) for e, r in zip(checked.examples, rows, strict=True)]
     for example, row in zip(class_examples, prior_rows, strict=True):
         jobs.append(_Job(f"prior/{row.name}", example, encoder.missing(row, tensors)))
-    own = slice(share[0], None, share[1])
+    portion = portion or Portion()
+    own = slice(portion.number, None, portion.of)
     missing_texts = [text for text in sorted(texts)[own] if tensors.find(encoder.text_key(text)) is None]
     size = encoder.bytes_of([variant for job in jobs[own] for variant in job.variants], len(missing_texts))
     require_room([Need(cache, size, "moments and captions")], str(cache), ROOM)
-    _encode(encoder, [job for job in jobs[own] if job.variants], missing_texts, tensors, progress)
-    return Prepared(
+    prepared = Prepared(
         rows=rows,
         prior_rows=prior_rows,
         order=checked.order(batch),
         tensors=tensors,
         text_keys={text: encoder.text_key(text) for text in texts},
         caption_dropout=spec.caption_dropout,
-        notes=(_tell(store, jobs), *encoder.notes, *_long_captions(family, checked.examples)),
     )
+    now, later = [job for job in jobs[own] if job.variants], list[_Job]()
+    if portion.batches is not None:
+        numbers = range(portion.batches)
+        wanted = {key for number in numbers for key in prepared.moments_of(number, seed=portion.seed)}
+        later = [job for job in now if wanted.isdisjoint(variant.key for variant in job.variants)]
+        now = [job for job in now if job not in later]
+    with freed_for_reuse():
+        _encode(encoder, now, missing_texts, tensors, progress)
+    prepared.notes = (_tell(store, jobs), *encoder.notes, *_long_captions(family, checked.examples))
+
+    def encode_rest(progress: Progress | None) -> list[str]:
+        encoder.notes.clear()
+        _encode(encoder, later, [], tensors, progress)
+        prepared.encode_rest = None
+        return encoder.notes
+
+    prepared.encode_rest = encode_rest if later else None
+    return prepared
 
 
 def _captions_of(example: Example, spec: Pictures) -> tuple[str, ...]:

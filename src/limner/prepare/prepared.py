@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from limner.errors import UserError
 from limner.pictures.cache import Cache
 from limner.pictures.fit import Fit
+from limner.prepare.check import Progress
 from limner.prepare.order import Order, permutation, uniform
 from limner.types import Batch, Conditioning
 
@@ -92,7 +93,6 @@ class Prepared:
         tensors: Tensors,
         text_keys: Mapping[str, str],
         caption_dropout: float,
-        notes: tuple[str, ...],
     ) -> None:
         self._rows = rows
         self._prior_rows = prior_rows
@@ -100,8 +100,10 @@ class Prepared:
         self._tensors = tensors
         self._text_keys = text_keys
         self._caption_dropout = caption_dropout
-        self.notes = notes
+        self.notes: tuple[str, ...] = ()
         """Lines to print: what was reused and rebuilt."""
+        self.encode_rest: Callable[[Progress | None], Sequence[str]] | None = None
+        """Encodes the pictures that the first batches did not need, and returns lines to print; None when all are."""
         self.num_examples = len({row.name for row in rows})
         """How many pictures of the subject there are; class pictures and repeats not counted."""
         self.num_prior_examples = len(prior_rows)
@@ -117,25 +119,33 @@ class Prepared:
 
     def batch(self, step: int, *, seed: int) -> Batch:
         """Return the batch of a step: instance rows, then as many class rows when there is a prior."""
-        indices, before = self._order.rows(step, seed)
-        chosen = [self._rows[i] for i in indices]
-        (shape,) = chosen[0].keys
-        chosen += [self._prior_row(before + i, seed) for i in range(len(indices) if self._prior_rows else 0)]
+        chosen, shape, num_own = self._drawn(step, seed)
         captions = [self._caption(row, seed, step, place) for place, row in enumerate(chosen)]
-        entries = []
-        for place, row in enumerate(chosen):
-            mirrored = uniform(seed, "flip", step, place) < 0.5
-            entries.append(self._tensors[row.keys[shape][-1 if mirrored else 0]])
+        entries = [self._tensors[key] for key in self.moments_of(step, seed=seed)]
         conditionings = [self._conditioning(c, row, shape) for c, row in zip(captions, chosen, strict=True)]
         return Batch(
             ids=tuple(row.name for row in chosen),
             moments=torch.stack([entry["moments"] for entry in entries]),
             conditioning=Conditioning.cat(conditionings),
             weight=torch.tensor([row.weight for row in chosen]),
-            is_prior=tuple(place >= len(indices) for place in range(len(chosen))),
+            is_prior=tuple(place >= num_own for place in range(len(chosen))),
             mask=_masks(entries),
             captions=tuple(captions),
         )
+
+    def moments_of(self, step: int, *, seed: int) -> list[str]:
+        """Return the cache keys of the moments in the batch of a step, row by row."""
+        chosen, shape, _ = self._drawn(step, seed)
+        mirrored = [uniform(seed, "flip", step, place) < 0.5 for place in range(len(chosen))]
+        return [row.keys[shape][-1 if flip else 0] for row, flip in zip(chosen, mirrored, strict=True)]
+
+    def _drawn(self, step: int, seed: int) -> tuple[list[Row], Shape, int]:
+        """Return the rows of a step's batch, their shape, and how many are of the subject; those come first."""
+        indices, before = self._order.rows(step, seed)
+        own = [self._rows[i] for i in indices]
+        (shape,) = own[0].keys
+        prior = [self._prior_row(before + i, seed) for i in range(len(indices) if self._prior_rows else 0)]
+        return own + prior, shape, len(own)
 
     def largest_batch(self, batches: int, *, seed: int) -> int:
         """Return the number of the first batch with most pixels, of the first epoch and the first `batches`."""

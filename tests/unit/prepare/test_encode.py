@@ -11,7 +11,7 @@ from limner.errors import UserError
 from limner.pictures.decode import decode
 from limner.pictures.spec import Pictures, Prior
 from limner.prepare.check import check_class_pictures, check_pictures
-from limner.prepare.encode import prepare, to_pixels
+from limner.prepare.encode import Portion, prepare, to_pixels
 from limner.prepare.save import save_pictures
 from limner.rundir import read_json
 from tests.unit.prepare.conftest import SmallFamily, picture
@@ -314,3 +314,27 @@ def test_a_cache_without_room_is_found_before_anything_is_encoded(make_folder, s
     assert small.pixels_encoded == before
     monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=int(1.1 * real)))
     prepare(checked, small, spec=SPEC, cache=tmp_path / "d", batch=1)
+
+
+def test_the_first_batches_come_first_and_the_rest_is_the_same(make_folder, small, tmp_path):
+    """What `encode_rest` does afterwards is what would have been done before, entry by entry."""
+    spec = SPEC.model_copy(update={"flip": True})
+    checked = check_pictures(make_folder(5), spec, resolution_px=32)
+    whole = prepare(checked, small, spec=spec, cache=tmp_path / "whole", batch=1)
+    early = prepare(checked, small, spec=spec, cache=tmp_path / "early", batch=1, portion=Portion(batches=2, seed=4))
+    assert early.fingerprint == whole.fingerprint
+    for step in range(2):
+        assert torch.equal(early.batch(step, seed=4).moments, whole.batch(step, seed=4).moments)
+    with pytest.raises(UserError, match="gone"):
+        early.batch(2, seed=4)
+    done: list[tuple[int, int]] = []
+    assert early.encode_rest is not None
+    assert early.encode_rest(lambda *progress: done.append(progress)) == []
+    assert done == [(number, 6) for number in range(1, 7)], "of five pictures three, as they are and mirrored"
+    assert early.encode_rest is None
+    for step in range(2, 10):
+        a, b = early.batch(step, seed=4), whole.batch(step, seed=4)
+        assert a.ids == b.ids
+        assert torch.equal(a.moments, b.moments)
+    again = prepare(checked, small, spec=spec, cache=tmp_path / "early", batch=1, portion=Portion(batches=1, seed=4))
+    assert again.encode_rest is None, "all is in the cache"
