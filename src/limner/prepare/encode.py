@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,23 +128,11 @@ def prepare(
         text_keys={text: encoder.text_key(text) for text in texts},
         caption_dropout=spec.caption_dropout,
     )
-    now, later = [job for job in jobs[own] if job.variants], list[_Job]()
-    if portion.batches is not None:
-        numbers = range(portion.batches)
-        wanted = {key for number in numbers for key in prepared.moments_of(number, seed=portion.seed)}
-        later = [job for job in now if wanted.isdisjoint(variant.key for variant in job.variants)]
-        now = [job for job in now if job not in later]
+    now, later = _parted([job for job in jobs[own] if job.variants], prepared, portion)
     with freed_for_reuse():
         _encode(encoder, now, missing_texts, tensors, progress)
     prepared.notes = (_tell(store, jobs), *encoder.notes, *_long_captions(family, checked.examples))
-
-    def encode_rest(progress: Progress | None) -> list[str]:
-        encoder.notes.clear()
-        _encode(encoder, later, [], tensors, progress)
-        prepared.encode_rest = None
-        return encoder.notes
-
-    prepared.encode_rest = encode_rest if later else None
+    prepared.encode_rest = _encoding(encoder, later, prepared) if later else None
     return prepared
 
 
@@ -163,6 +151,30 @@ class _Job:
     name: str
     example: Example
     variants: list[_Variant]
+
+
+def _parted(jobs: Sequence[_Job], prepared: Prepared, portion: Portion) -> tuple[list[_Job], list[_Job]]:
+    """Return the pictures that the portion's batches need, and the others."""
+    if portion.batches is None:
+        return list(jobs), []
+    numbers = range(portion.batches)
+    wanted = {key for number in numbers for key in prepared.moments_of(number, seed=portion.seed)}
+    now, later = list[_Job](), list[_Job]()
+    for job in jobs:
+        (later if wanted.isdisjoint(variant.key for variant in job.variants) else now).append(job)
+    return now, later
+
+
+def _encoding(encoder: _Encoder, jobs: list[_Job], prepared: Prepared) -> Callable[[Progress | None], list[str]]:
+    """Return what encodes pictures later; they are all then."""
+
+    def encode_rest(progress: Progress | None) -> list[str]:
+        encoder.notes.clear()
+        _encode(encoder, jobs, [], prepared.tensors, progress)
+        prepared.encode_rest = None
+        return encoder.notes
+
+    return encode_rest
 
 
 def _encode(encoder: _Encoder, jobs: list[_Job], texts: list[str], tensors: Tensors, progress: Progress | None) -> None:

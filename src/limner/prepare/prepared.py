@@ -97,7 +97,7 @@ class Prepared:
         self._rows = rows
         self._prior_rows = prior_rows
         self._order = order
-        self._tensors = tensors
+        self.tensors = tensors
         self._text_keys = text_keys
         self._caption_dropout = caption_dropout
         self.notes: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ class Prepared:
         """Return the batch of a step: instance rows, then as many class rows when there is a prior."""
         chosen, shape, num_own = self._drawn(step, seed)
         captions = [self._caption(row, seed, step, place) for place, row in enumerate(chosen)]
-        entries = [self._tensors[key] for key in self.moments_of(step, seed=seed)]
+        entries = [self.tensors[key] for key in _moments(chosen, shape, step, seed)]
         conditionings = [self._conditioning(c, row, shape) for c, row in zip(captions, chosen, strict=True)]
         return Batch(
             ids=tuple(row.name for row in chosen),
@@ -136,8 +136,7 @@ class Prepared:
     def moments_of(self, step: int, *, seed: int) -> list[str]:
         """Return the cache keys of the moments in the batch of a step, row by row."""
         chosen, shape, _ = self._drawn(step, seed)
-        mirrored = [uniform(seed, "flip", step, place) < 0.5 for place in range(len(chosen))]
-        return [row.keys[shape][-1 if flip else 0] for row, flip in zip(chosen, mirrored, strict=True)]
+        return _moments(chosen, shape, step, seed)
 
     def _drawn(self, step: int, seed: int) -> tuple[list[Row], Shape, int]:
         """Return the rows of a step's batch, their shape, and how many are of the subject; those come first."""
@@ -169,7 +168,7 @@ class Prepared:
         return self._prior_rows[permutation(len(self._prior_rows), seed, "prior", turn)[index]]
 
     def _conditioning(self, caption: str, row: Row, shape: Shape) -> Conditioning:
-        entry = self._tensors[self._text_keys[caption]]
+        entry = self.tensors[self._text_keys[caption]]
         time_ids = entry.get("time_ids")
         if time_ids is not None:
             time_ids = _own_time_ids(time_ids, row.size, row.fits[shape])
@@ -187,6 +186,12 @@ class Prepared:
             "caption_dropout": self._caption_dropout,
         }
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _moments(rows: Sequence[Row], shape: Shape, step: int, seed: int) -> list[str]:
+    """Return the cache keys of the moments of a batch's rows, each as it is or mirrored."""
+    mirrored = [uniform(seed, "flip", step, place) < 0.5 for place in range(len(rows))]
+    return [row.keys[shape][-1 if flip else 0] for row, flip in zip(rows, mirrored, strict=True)]
 
 
 def _masks(entries: Sequence[Mapping[str, Tensor]]) -> Float[Tensor, "batch 1 height width"] | None:
