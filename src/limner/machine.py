@@ -29,8 +29,8 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD = -4, -3, -1
 """Settings of glibc's mallopt (malloc.h): how many pieces of memory lie apart; from which size on, and from how much on
 free memory is given back, in bytes."""
-AS_EVER = {MMAP_MAX: 2**16, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**26}
-"""Where the library would have come to by itself."""
+AS_EVER = {MMAP_MAX: 2**16, MMAP_THRESHOLD: 2**25, TRIM_THRESHOLD: 2**30}
+"""What stands else: where the library would have come to, but that what a step frees is kept for the next one."""
 
 
 @functools.cache
