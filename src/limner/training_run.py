@@ -107,11 +107,10 @@ def _train(run: Ready, watch: Watch) -> None:
         if prepared.encode_rest:
             with watch.phase("prepare"), folder.timed("prepare"), stoppable():
                 return_freed_memory()  # the step's: the encoding's lies beside the UNet now
-                aside = run.family.aside.intersection(("vae",))
-                run.family.bring_back(*aside)
-                for note in prepared.encode_rest(watch.progress):
+                with run.family.whole("vae"):
+                    notes = prepared.encode_rest(watch.progress)
+                for note in notes:
                     watch.say(note)
-                run.family.put_aside(*aside)
         with watch.phase("train"), folder.timed("train"):
             deque(steps, maxlen=0)
 

@@ -147,9 +147,9 @@ class Family(ABC):
             self._unread.discard(part)
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
-        """Within this block all parts are there."""
-        aside = self.aside
+    def whole(self, *parts: str) -> Iterator[None]:
+        """Within this block all parts are there, or those that are named."""
+        aside = self.aside.intersection(parts) if parts else self.aside
         self.bring_back(*aside)
         try:
             yield
