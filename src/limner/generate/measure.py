@@ -82,10 +82,10 @@ class Session:
         costs: dict[Pair, float] = {}
         for number, batch in enumerate(batches if possible else ()):
             least, count = Pair(batch, possible[0]), len(self.painters)
+            before = {steps: costs[Pair(batches[number - 1], steps)] for steps in possible if number}
             larger = batch / batches[number - 1]
-            before = {steps: costs[Pair(batches[number - 1], steps)] * larger for steps in possible if number}
-            if before and before[least.steps] / count > PROBE * self.asked.seconds:
-                costs |= {Pair(batch, steps): cost for steps, cost in before.items()}
+            if before and before[least.steps] * larger / count > PROBE * self.asked.seconds:
+                costs |= {Pair(batch, steps): cost * larger for steps, cost in before.items()}
                 continue
             try:
                 drawn = self._try(
@@ -100,7 +100,8 @@ class Session:
             progress(number + 1, len(batches))
             for steps in possible:
                 round_s = sum(one.seconds + one.denoise * (steps / least.steps - 1) for one in drawn)
-                costs[Pair(batch, steps)] = round_s * count / len(drawn)
+                # more pictures never take less: what disturbs one draw must not leave the smaller batch out
+                costs[Pair(batch, steps)] = max(round_s * count / len(drawn), before.get(steps, 0.0))
         self.spent_s = time.perf_counter() - started
         self.rounds, too_long = fitting(costs, self.asked.seconds, self.spent_s)
         self.left_out |= too_long

@@ -15,7 +15,7 @@ from limner.families.load import load
 from limner.generate.clock import Clock
 from limner.generate.draw import Sampling, draw_batch, requests_for
 from limner.generate.measure import LEAST_ROUNDS, MOST_ROUNDS, Measuring, Painter, Session, fitting
-from limner.metrics.inference import Pair
+from limner.metrics.inference import Pair, Taken
 
 REQUESTS = requests_for("subject", [("a red robot", "a red robot")], range(3))
 
@@ -57,7 +57,7 @@ def test_all_draw_in_every_round_and_no_time_is_left_out(family: Family) -> None
     assert seen == list(range(1, len(seen) + 1))
     assert Pair(1, 1) in measured.rounds
     assert measured.rounds.keys() | measured.left_out.keys() == {Pair(b, s) for b in (1, 2) for s in (1, 2)}
-    for pair in measured.rounds:
+    for pair in measured.rounds.keys() - measured.left_out.keys():
         rows = [measured.taken[name, pair] for name in ("base", "unmerged")]
         assert len(rows[0]) == len(rows[1]) >= 1
         for one in (*rows[0], *rows[1]):
@@ -90,6 +90,14 @@ def test_a_batch_that_memory_does_not_hold_is_left_out(family: Family, monkeypat
     measured.warm_up(silent)
     assert measured.rounds.keys() == {Pair(1, 1)}
     assert measured.left_out == dict.fromkeys([Pair(2, 1), Pair(3, 1)], "did not fit into memory")
+
+
+def test_a_disturbed_draw_does_not_leave_the_smaller_batch_out(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = session(family, seconds=0.5, inference_steps=[1, 2], batches=[1, 2])
+    monkeypatch.setattr(measured, "_draw", lambda _, pair: Taken(0.04 / pair.batch, 0.0, 0.02 / pair.batch, 0.0, None))
+    measured.warm_up(silent)
+    assert next(iter(measured.rounds)) == Pair(1, 1)
+    assert {pair.batch for pair in measured.rounds} == {1}
 
 
 def test_a_stop_leaves_what_was_measured(family: Family) -> None:
