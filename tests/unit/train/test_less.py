@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,26 @@ def test_no_pass_looks_at_a_value(family: Family, adapter: LoRA | Full) -> None:
     run = attached(family, adapter)
     passed(run)
     assert float(run.updates[0].clip()) > 0
+    run.adapter.detach()
+
+
+@pytest.mark.parametrize("adapter", [LoRA(rank=2), Full()], ids=["LoRA", "full"])
+def test_a_step_leaves_no_tensor_to_the_garbage_collector(family: Family, adapter: LoRA | Full) -> None:
+    """Which the command line lets look but rarely."""
+    run = attached(family, adapter)
+    passed(run)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        passed(run)
+        gc.collect()
+        left = [one for one in gc.garbage if isinstance(one, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []
     run.adapter.detach()
 
 
