@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from limner.adapters.full import Full
 from limner.drawing import follow_objective
 from limner.families.family import Family, rows_together
+from limner.families.frozen import stand_for
 from limner.families.load import sketch
 from limner.families.recognise import is_refiner
 from limner.generate.draw import check_resolution, steps_around_handover
@@ -109,6 +110,7 @@ def forecast(recipe: Recipe, checked: Checked, steps: int, at: Place, *, slots: 
     require_gpu(at, recipe.offload)
     base = sketch(recipe.base, dtype=at.dtype)
     frozen = sketch(recipe.base, dtype=at.dtype, storage=recipe.base_storage, offload=recipe.offload)
+    stand_for(frozen.unet, at.device.type)
     with tracing(at.device.type) as trace:
         drawn = tuple(_Run(trace, base, recipe, checked, steps, at, slots).compared())
     frozen.is_shared = slots > 1

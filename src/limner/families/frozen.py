@@ -96,20 +96,23 @@ class GEGLU(nn.Module):
     """
 
     proj: nn.Linear
+    stands_for: str = "meta"
+    """The kind of device whose way a unit without memory goes."""
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return the gated values of `hidden_states` (rows, tokens, channels)."""
         norm, made_of = getattr(hidden_states, "normed_from", (None, hidden_states))
-        if _is_projected_again(hidden_states, self.proj):
+        if _is_projected_again(hidden_states, self.proj, self.stands_for):
             return _Projected.apply(hidden_states, made_of.detach(), norm, self.proj)
         both = self.proj(hidden_states)
         is_own = both.requires_grad and not torch.compiler.is_compiling()
         return _Gated.apply(both) if is_own else _gated(both)
 
 
-def _is_projected_again(x: Tensor, proj: nn.Module) -> bool:
+def _is_projected_again(x: Tensor, proj: nn.Module, stands_for: str) -> bool:
     """Say whether a projection of x is too large to be kept, and depends on nothing that learns but x."""
-    is_large = x.device.type == "cpu" and x.nbytes >= LARGE_BYTES and x.shape[-1] <= NARROW
+    device = stands_for if x.is_meta else x.device.type
+    is_large = device == "cpu" and x.nbytes >= LARGE_BYTES and x.shape[-1] <= NARROW
     is_plain = type(proj) is nn.Linear and type(proj.weight) is nn.Parameter and not vars(proj)["_forward_hooks"]
     learns = any(weight.requires_grad for weight in proj.parameters())
     return is_large and is_plain and x.requires_grad and not (learns or _casts(x) or torch.compiler.is_compiling())
@@ -180,6 +183,13 @@ def keep_less(module: nn.Module) -> None:
             layer.__class__ = SiLU
         elif kind is activations.GEGLU:
             layer.__class__ = GEGLU
+
+
+def stand_for(module: nn.Module, device: str) -> None:
+    """Have a UNet without memory keep what it would on a device: "cpu", "cuda"."""
+    for layer in module.modules():
+        if isinstance(layer, GEGLU):
+            layer.stands_for = device
 
 
 def _casts(x: Tensor) -> bool:

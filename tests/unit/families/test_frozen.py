@@ -13,7 +13,7 @@ from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from benchmarks.bare_floor import batch
-from limner.families.frozen import LARGE_BYTES, Convolution, keep_less
+from limner.families.frozen import LARGE_BYTES, Convolution, keep_less, stand_for
 
 GEOMETRIES = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -156,6 +156,17 @@ def test_of_a_large_gated_unit_what_is_attached_gets_its_gradient(is_wrapped: bo
     passes(layer, x)
     assert learns.grad is not None
     assert learns.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("device", "width"), [("cpu", 64), ("cuda", 16)])
+def test_without_memory_a_large_gated_unit_keeps_what_it_would_on_the_device(device: str, width: int) -> None:
+    layer = nn.Sequential(GEGLU(64, 8)).to("meta").requires_grad_(False)
+    keep_less(layer)
+    stand_for(layer, device)
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        layer(torch.empty(2, 8192, 64, device="meta", requires_grad=True))
+    assert [shape for shape in kept if shape[0] == 2] == [(2, 8192, width)]  # the weight beside it
 
 
 def test_an_activation_after_something_else_is_torchs_own() -> None:

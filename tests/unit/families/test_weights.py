@@ -84,6 +84,16 @@ def test_tensors_are_copies_in_the_wanted_dtype(
             assert tensor.untyped_storage().nbytes() == tensor.nbytes, "a view of the whole file"
 
 
+def test_from_float16_to_bfloat16_every_value_is_rounded_as_by_torch(tmp_path: Path) -> None:
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    tensors = {"many": every.repeat(3)[:-1].view(5, -1), "one": every[15361].clone(), "none": every[:0].clone()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    read = dict(read_tensors(tmp_path / "model.safetensors", list(tensors), dtype=torch.bfloat16, device="cpu"))
+    for name, tensor in tensors.items():
+        assert read[name].shape == tensor.shape
+        torch.testing.assert_close(read[name], tensor.to(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
+
+
 def test_full_precision_goes_before_a_variant_and_safetensors_before_pickles() -> None:
     stem = "diffusion_pytorch_model"
     order = [f"{stem}.safetensors", f"{stem}.safetensors.index.json", f"{stem}.fp16.safetensors", f"{stem}.bin"]
