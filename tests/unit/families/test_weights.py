@@ -86,7 +86,7 @@ def test_tensors_are_copies_in_the_wanted_dtype(
 
 def test_from_float16_to_bfloat16_every_value_is_rounded_as_by_torch(tmp_path: Path) -> None:
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
-    tensors = {"many": every.repeat(3)[:-1].view(5, -1), "one": every[15361].clone(), "none": every[:0].clone()}
+    tensors = {"many": every.repeat(3)[:-3].view(5, -1), "one": every[15361].clone(), "none": every[:0].clone()}
     save_file(tensors, tmp_path / "model.safetensors")
     read = dict(read_tensors(tmp_path / "model.safetensors", list(tensors), dtype=torch.bfloat16, device="cpu"))
     for name, tensor in tensors.items():
