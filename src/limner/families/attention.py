@@ -1,8 +1,9 @@
-"""Attention over many tokens on a CPU in bfloat16, as matrix products of bfloat16, in half the time of torch's kernel.
+"""Attention on a CPU in bfloat16, as matrix products of bfloat16, in half the time of torch's kernel and less.
 
 torch's fused kernel multiplies bfloat16 at the speed of float32, since it needs the scores in float32: rounded to
 bfloat16 a score of 10 is wrong by .03, and its weight by 3 %. Here what is rounded is a score's distance from where the
-weights of its query lie, which the product itself takes off: it is small where a weight is large.
+weights of its query lie, which the product itself takes off: it is small where a weight is large. Of few tokens only
+the way back is ours, over all heads at once; few scores can be had in float32.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 MANY_TOKENS = 512
 """From so many queries and keys on torch's kernel is slower."""
+FEW_SCORES = 2**16
+"""A head's. Up to so many torch's way back is slower, which takes one head after the other."""
 AT_ONCE = 2**20
 """Scores that are computed together: what a processor's cache holds."""
 FAR = 4.0
@@ -33,8 +36,12 @@ def attend(
     value: Float[Tensor, "rows heads keys width"],
 ) -> Float[Tensor, "rows heads tokens width"]:
     """Return softmax(query key^T / sqrt(width)) value (arXiv:1706.03762, equation 1)."""
-    if _is_ours(query, key):
-        return _Attention.apply(query, key, value)
+    queries, keys = query.shape[2], key.shape[2]
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and _multiplies_bfloat16():
+        if min(queries, keys) >= MANY_TOKENS:
+            return _Attention.apply(query, key, value)
+        if queries * keys <= FEW_SCORES:
+            return _BackAtOnce.apply(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
 
 
@@ -79,15 +86,6 @@ def attend_faster(module: nn.Module) -> None:
             layer.processor = Processor(layer.processor)
 
 
-def _is_ours(query: Tensor, key: Tensor) -> bool:
-    return (
-        query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
-        and min(query.shape[2], key.shape[2]) >= MANY_TOKENS
-        and _multiplies_bfloat16()
-    )
-
-
 @functools.cache
 def _multiplies_bfloat16() -> bool:
     """Say whether this processor multiplies bfloat16 faster than float32; with AMX, torch's kernel does so itself."""
@@ -116,6 +114,28 @@ class _Attention(torch.autograd.Function):
             for whole, of_head in zip(back, found, strict=True):
                 whole[head] = of_head
         return back
+
+
+class _BackAtOnce(torch.autograd.Function):
+    """torch's kernel, and its gradients by the formulas at `_back_through_head`, of scores and dO V^T in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out, log_sum = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+        ctx.save_for_backward(query, key, value, out, log_sum)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        query, key, value, _, _ = ctx.saved_tensors
+        grad, q, k, v, out, log_sum = (x.flatten(0, 1) for x in (*grads, *ctx.saved_tensors))
+        scale = q.shape[2] ** -0.5
+        with torch.autocast("cpu", enabled=False):
+            own = (grad.float() * out.float()).sum(2, keepdim=True)
+            weights = torch.baddbmm(log_sum[:, :, None], q.float(), k.float().mT, beta=-1, alpha=scale).exp_()
+            of_scores = torch.baddbmm(own, grad.float(), v.float().mT, beta=-1).mul_(weights).mul_(scale).to(q)
+            back = of_scores @ k, of_scores.mT @ q, weights.to(q).mT @ grad
+        return tuple(x.view_as(like) for x, like in zip(back, (query, key, value), strict=True))
 
 
 def _of_head(

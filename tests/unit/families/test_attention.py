@@ -63,6 +63,22 @@ def test_close_to_float64_as_torchs_own_is(tokens: int, keys: int, spread: float
 
 
 @pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("spread", [0.3, 1.7, 4.0])
+@pytest.mark.parametrize(("tokens", "keys"), [(256, 256), (64, 77), (16, 9)])
+def test_of_few_tokens_the_way_back_is_as_exact_as_torchs(tokens: int, keys: int, spread: float) -> None:
+    inputs = [heads(n, spread, seed, rows=2) for seed, n in enumerate((tokens, keys, keys))]
+    true = seen_and_gradients(F.scaled_dot_product_attention, inputs, torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        own = seen_and_gradients(attend, inputs, torch.bfloat16)
+    torchs = seen_and_gradients(F.scaled_dot_product_attention, inputs, torch.bfloat16)
+    same_bits(own[0], torchs[0])
+    assert not all(torch.equal(*pair) for pair in zip(own, torchs, strict=True)), "it is our own"
+    for ours, theirs, exact in zip(own, torchs, true, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert error(ours, exact) < 1.1 * error(theirs, exact)
+
+
+@pytest.mark.usefixtures("everywhere")
 def test_a_key_that_draws_all_queries_is_found() -> None:
     """A score far from all others, which mean and variance tell nothing of."""
     query, key, value = (heads(1024, 1.0, seed) for seed in range(3))
@@ -94,7 +110,7 @@ def test_rows_do_not_see_each_other() -> None:
 @pytest.mark.parametrize(
     ("tokens", "dtype"),
     [(MANY_TOKENS, torch.float32), (MANY_TOKENS - 1, torch.bfloat16)],
-    ids=["float32", "few tokens"],
+    ids=["float32", "some tokens"],
 )
 def test_else_it_is_torchs(tokens: int, dtype: torch.dtype) -> None:
     query, key, value = (heads(tokens, 1.0, seed).to(dtype) for seed in range(3))
