@@ -127,15 +127,15 @@ class _BackAtOnce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        query, key, value, _, _ = ctx.saved_tensors
-        grad, q, k, v, out, log_sum = (x.flatten(0, 1) for x in (*grads, *ctx.saved_tensors))
+        saved = ctx.saved_tensors  # may be asked for once, where they are made again
+        grad, q, k, v, out, log_sum = (x.flatten(0, 1) for x in (*grads, *saved))
         scale = q.shape[2] ** -0.5
         with torch.autocast("cpu", enabled=False):
             own = (grad.float() * out.float()).sum(2, keepdim=True)
             weights = torch.baddbmm(log_sum[:, :, None], q.float(), k.float().mT, beta=-1, alpha=scale).exp_()
             of_scores = torch.baddbmm(own, grad.float(), v.float().mT, beta=-1).mul_(weights).mul_(scale).to(q)
             back = of_scores @ k, of_scores.mT @ q, weights.to(q).mT @ grad
-        return tuple(x.view_as(like) for x, like in zip(back, (query, key, value), strict=True))
+        return tuple(x.view_as(like) for x, like in zip(back, saved[:3], strict=True))
 
 
 def _of_head(

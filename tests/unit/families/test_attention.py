@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from limner.families import attention
 from limner.families.attention import MANY_TOKENS, Processor, attend, attend_faster
@@ -76,6 +78,15 @@ def test_of_few_tokens_the_way_back_is_as_exact_as_torchs(tokens: int, keys: int
     for ours, theirs, exact in zip(own, torchs, true, strict=True):
         assert ours.dtype == torch.bfloat16
         assert error(ours, exact) < 1.1 * error(theirs, exact)
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("tokens", [MANY_TOKENS, 64])
+def test_what_it_keeps_can_be_made_again(tokens: int) -> None:
+    inputs = [heads(tokens, 1.0, seed) for seed in range(3)]
+    again = partial(checkpoint, attend, use_reentrant=False)
+    kept, made = (seen_and_gradients(way, inputs, torch.bfloat16) for way in (attend, again))
+    assert all(torch.equal(*pair) for pair in zip(kept, made, strict=True))
 
 
 @pytest.mark.usefixtures("everywhere")
