@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 DENSE_RANKS = 64
 """Up to this many stacked ranks one dense convolution beats a grouped one."""
+POINTWISE = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+"""Geometry of a convolution that, with a kernel of one pixel, is a matrix product."""
 
 
 class LoRALayer(nn.Module):
@@ -45,6 +47,8 @@ class LoRALayer(nn.Module):
         self.A, self.B = (nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes)
         scale = [alpha / rank for alpha, rank in zip(alphas, ranks, strict=True)]
         self.register_buffer("scale", torch.tensor(scale, device=device))
+        self.common_scale = scale[0] if len({*scale}) == 1 else None
+        """What `scale` is in every slot, if it is the same."""
         self.geometry: dict[str, Any] | None = None
         if isinstance(target, nn.Conv2d):
             self.geometry = {"stride": target.stride, "padding": target.padding, "dilation": target.dilation}
@@ -74,39 +78,38 @@ class LoRALayer(nn.Module):
 
     def forward(self, output: Tensor, x: Tensor, strength: float, slot_of_block: Tensor | None) -> Tensor:
         """Return the output that the target gives for rows `x` with what the slots add to it, in its dtype."""
-        if self.geometry is not None or slot_of_block is not None or self.A.shape[0] > 1:
-            return output + self._added(x, strength, slot_of_block)
-        # One slot is what most runs are: as few kernels as can be.
-        hidden = _narrowed(x, self.A[0].to(x.dtype)).flatten(0, -2)
-        scale = strength * self.alphas[0] / self.ranks[0]
-        return torch.addmm(output.flatten(0, -2), hidden, self.B[0].to(x.dtype).T, alpha=scale).view_as(output)
-
-    def _added(self, x: Tensor, strength: float, slot_of_block: Tensor | None) -> Tensor:
-        A, B, scale = self.A, self.B, self.scale * strength
+        if slot_of_block is None and self.A.shape[0] == 1:
+            return self._of_one(output, x, strength)
+        A, B, scale = self.A, self.B, self.scale
         if slot_of_block is not None:
             A, B, scale = A[slot_of_block], B[slot_of_block], scale[slot_of_block]
-        slots = A.shape[0]
-        if x.shape[0] % slots:
-            raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {slots} slots")
-        A, B = A.to(x.dtype), (B * scale.view(-1, 1, 1)).to(x.dtype)
+        if x.shape[0] % A.shape[0]:
+            raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {A.shape[0]} slots")
+        A, B = A.to(x.dtype), B.to(x.dtype)
+        factor = strength * self.common_scale if self.common_scale else (strength * scale).to(x.dtype).view(-1, 1, 1)
         if self.geometry is None:
-            return self._linear(x, A, B)
-        return self._convolve(x, A, B, self.geometry)
+            hidden = _scaled(_narrowed(x, A), factor)
+            return torch.baddbmm(output.reshape(len(A), -1, B.shape[1]), hidden, B.mT).view_as(output)
+        hidden = self._convolved(x, A, self.geometry).flatten(3)
+        return output + (_scaled(B, factor)[:, None] @ hidden).reshape(output.shape)
 
-    def _linear(self, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-        added = torch.bmm(_narrowed(x, A), B.transpose(1, 2))
-        return added.view(*x.shape[:-1], B.shape[1])
+    def _of_one(self, output: Tensor, x: Tensor, strength: float) -> Tensor:
+        """Return the same for one slot, which is what most runs are: in as few kernels as can be."""
+        A, B, scale = self.A[0].to(x.dtype), self.B[0].to(x.dtype), strength * self.alphas[0] / self.ranks[0]
+        if self.geometry is not None:
+            return output + F.conv2d(F.conv2d(x, A, **self.geometry), (B * scale)[:, :, None, None])
+        hidden = _narrowed(x, A).flatten(0, -2)
+        return torch.addmm(output.flatten(0, -2), hidden, B.T, alpha=scale).view_as(output)
 
-    def _convolve(self, x: Tensor, A: Tensor, B: Tensor, geometry: dict[str, Any]) -> Tensor:
+    def _convolved(
+        self, x: Tensor, A: Tensor, geometry: dict[str, Any]
+    ) -> Float[Tensor, "slots rows rank height width"]:
+        """Return each row's pixels convolved with its own slot's A."""
         slots, rank = A.shape[:2]
-        if slots == 1:
-            hidden = F.conv2d(x, A[0], **geometry)
-            return F.conv2d(hidden, B[0, :, :, None, None])
-        dense = slots * rank <= DENSE_RANKS
-        hidden = (self._dense if dense else self._grouped)(x, A, geometry)
-        height, width = hidden.shape[-2:]
-        added = torch.matmul(B[:, None], hidden.flatten(3))
-        return added.reshape(x.shape[0], B.shape[1], height, width)
+        if A.shape[3:] == (1, 1) and geometry == POINTWISE:
+            own = A.flatten(2)[:, None] @ x.unflatten(0, (slots, -1)).flatten(3)
+            return own.unflatten(3, x.shape[2:])
+        return (self._dense if slots * rank <= DENSE_RANKS else self._grouped)(x, A, geometry)
 
     def _dense(self, x: Tensor, A: Tensor, geometry: dict[str, Any]) -> Float[Tensor, "slots rows rank height width"]:
         """Convolve every row with every slot's A at once, then keep each row's own slot."""
@@ -128,6 +131,10 @@ class LoRALayer(nn.Module):
         """Return alpha / rank * B A in float32, shaped like the layer's weight."""
         A, B = self.A[slot].float(), self.B[slot].float()
         return (B @ A.flatten(1) * self.scale[slot]).view(B.shape[0], *A.shape[1:])
+
+
+def _scaled(x: Tensor, factor: float | Tensor) -> Tensor:
+    return x if isinstance(factor, float) and factor == 1 else x * factor
 
 
 def _narrowed(x: Float[Tensor, "rows ... inputs"], A: Tensor) -> Tensor:
