@@ -22,12 +22,14 @@ from torch import Tensor
 from benchmarks.about import about
 from benchmarks.bare_floor import batch
 from limner.families import attention
+from limner.families.attention import MANY_TOKENS
 from limner.families.load import load
 from limner.rundir import write_json
 
 SHAPES = {
     "SD 1.5 at 512 px": (4096, 8, 40), "SD 1.5 at 512 px, level 2": (1024, 8, 80), "SD 1.5 at 256 px": (1024, 8, 40),
     "SDXL at 1024 px": (4096, 10, 64), "SDXL at 1024 px, level 2": (1024, 20, 64), "VAE at 512 px": (4096, 1, 512),
+    "SD 1.5 at 256 px, level 2": (256, 8, 80), "SDXL at 256 px": (256, 10, 64), "SDXL at 256 px, level 2": (64, 20, 64),
 }  # fmt: skip
 """Tokens, heads and width of a head."""
 SPREADS = (1.0, 1.7, 2.5)
@@ -61,7 +63,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
         grad = torch.randn(inputs[0].shape, generator=draws).bfloat16()
         times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
         seen: dict[str, list[Tensor]] = {}
-        for _ in range(rounds):  # in turn, so that a busy moment hits both
+        for _ in range(rounds * max(1, MANY_TOKENS // tokens)):  # in turn, so that a busy moment hits both
             for arm, attend in ARMS.items():
                 seen[arm], taken = passed(attend, inputs, grad)
                 times[arm].append(taken)
@@ -69,11 +71,11 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
             F.scaled_dot_product_attention, [x[:, :, :1].double() for x in inputs], grad[:, :, :1].double()
         )
         for arm in ARMS:
-            forward, backward = (round(1000 * min(part), 1) for part in zip(*times[arm], strict=True))
+            forward, backward = (round(1000 * min(part), 2) for part in zip(*times[arm], strict=True))
             errors = [error(mine[:, :, :1], true) for mine, true in zip(seen[arm], exact, strict=True)]
             rows.append({"shape": name, "spread": spread, "arm": arm, "forward_ms": forward, "backward_ms": backward,
                          "errors": errors})  # fmt: skip
-            print(f"{name:<32}{spread:<5}{arm:<8}{forward:8.1f} + {backward:5.1f} ms  {errors}", flush=True)
+            print(f"{name:<32}{spread:<5}{arm:<8}{forward:8.2f} + {backward:6.2f} ms  {errors}", flush=True)
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,8 @@ from limner.families.family import Family
 from limner.families.frozen import keep_less
 
 
-def layer_of(target: nn.Linear | nn.Conv2d, ranks: list[int]) -> LoRALayer:
-    layer = LoRALayer(target, ranks, [float(2 * r) for r in ranks])
+def layer_of(target: nn.Linear | nn.Conv2d, ranks: list[int], alphas: list[float] | None = None) -> LoRALayer:
+    layer = LoRALayer(target, ranks, alphas or [float(2 * r) for r in ranks])
     draws = torch.Generator().manual_seed(0)
     for slot in range(len(ranks)):
         layer.initialise(slot, draws)
@@ -53,6 +55,31 @@ def test_one_slot_in_few_kernels_is_one_of_many(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(made[0], target(x) + 0.7 * x @ layer.delta_weight(0).T)
     torch.testing.assert_close(made[1], made[0])
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("alphas", [[2.0, 3.0], [1.0, 1.5], [1.0, 5.0]], ids=["of 1", "one scale", "of their own"])
+@pytest.mark.parametrize("blocks", [None, [1, 0, 1]], ids=["every slot", "blocks of slots"])
+@pytest.mark.parametrize("kernel", [0, 1, 3], ids=["linear", "one pixel", "three pixels"])
+def test_each_row_gets_what_its_own_slot_adds(kernel: int, blocks: list[int] | None, alphas: list[float]) -> None:
+    target = nn.Conv2d(6, 5, kernel, padding=kernel // 2) if kernel else nn.Linear(6, 5)
+    layer = layer_of(target.requires_grad_(False), [2, 3], alphas)
+    slots = blocks or [0, 1]
+    x = torch.randn(2 * len(slots), *((6, 4, 7) if kernel else (9, 6)))
+    deltas = [layer.delta_weight(slot).requires_grad_() for slot in range(2)]
+    apply = partial(nn.functional.conv2d, padding=kernel // 2) if kernel else nn.functional.linear
+    expected = target(x) + torch.cat(
+        [0.7 * apply(rows, deltas[slot]) for rows, slot in zip(x.split(2), slots, strict=True)]
+    )
+    added = layer(target(x), x, 0.7, torch.tensor(blocks) if blocks else None)
+    torch.testing.assert_close(added, expected)
+    for out in (added, expected):
+        out.sin().sum().backward()
+    for slot, rank in enumerate(layer.ranks):
+        A, B, whole = layer.A[slot, :rank].flatten(1), layer.B[slot, :, :rank], deltas[slot].grad
+        assert whole is not None
+        scale = alphas[slot] / rank
+        torch.testing.assert_close(layer.A.grad[slot, :rank].flatten(1), scale * B.T @ whole.flatten(1))
+        torch.testing.assert_close(layer.B.grad[slot, :, :rank], scale * whole.flatten(1) @ A.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
