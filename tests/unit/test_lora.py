@@ -65,7 +65,7 @@ def test_each_row_gets_what_its_own_slot_adds(kernel: int, blocks: list[int] | N
     layer = layer_of(target.requires_grad_(False), [2, 3], alphas)
     slots = blocks or [0, 1]
     x = torch.randn(2 * len(slots), *((6, 4, 7) if kernel else (9, 6)))
-    deltas = [layer.delta_weight(slot).requires_grad_() for slot in range(2)]
+    deltas = [layer.delta_weight(slot).detach().requires_grad_() for slot in range(2)]
     apply = partial(nn.functional.conv2d, padding=kernel // 2) if kernel else nn.functional.linear
     expected = target(x) + torch.cat(
         [0.7 * apply(rows, deltas[slot]) for rows, slot in zip(x.split(2), slots, strict=True)]
