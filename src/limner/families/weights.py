@@ -155,7 +155,7 @@ def _copied(tensor: Tensor, dtype: torch.dtype, device: torch.device | str) -> T
     if (tensor.dtype, dtype, torch.device(device).type) != (torch.float16, torch.bfloat16, "cpu"):
         return tensor.to(device=device, dtype=dtype, copy=True)
     copy, size = torch.empty(tensor.shape, dtype=dtype), PIECE * torch.get_num_threads()
-    between = torch.empty(min(size, tensor.numel()))
+    between = torch.empty(min(size, tensor.numel()), dtype=torch.float32)
     for source, target in zip(tensor.reshape(-1).split(size), copy.view(-1).split(size), strict=True):
         target.copy_(between[: source.numel()].copy_(source))
     return copy
