@@ -242,9 +242,8 @@ def place(device: str, precision: Precision, *, must_be_here: bool = True) -> Pl
     if precision == "float16" and chosen.type == "cpu":
         raise UserError("precision='float16': the CPU has no fast float16.", "Use float32 or bfloat16.")
     is_gpu = chosen.type == "cuda"
-    bf16 = is_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = is_gpu and (not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False))
     if precision == "auto":
-        bf16 = bf16 or (is_gpu and not torch.cuda.is_available())
         return Place(chosen, torch.bfloat16 if bf16 else torch.float32)
     if precision == "bfloat16" and is_gpu and not bf16:
         return Place(

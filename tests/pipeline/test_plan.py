@@ -331,6 +331,8 @@ def test_a_gpu_that_is_not_here_is_planned_for(pictures: Path, random_base: Path
         assert run.plan(pictures, settings={**settings, "fit": True}).facts["fits"] is None
         with pytest.raises(UserError, match="torch finds no CUDA GPU"):
             place("cuda", "auto")
+        asked = place("cuda", "bfloat16", must_be_here=False)
+        assert (asked.dtype, asked.note) == (torch.bfloat16, "")
 
 
 CAPPED = """
