@@ -134,7 +134,7 @@ class LoRALayer(nn.Module):
 
 
 def _scaled(x: Tensor, factor: float | Tensor) -> Tensor:
-    return x if isinstance(factor, float) and factor == 1 else x * factor
+    return x if isinstance(factor, float) and factor == 1.0 else x * factor
 
 
 def _narrowed(x: Float[Tensor, "rows ... inputs"], A: Tensor) -> Tensor:
