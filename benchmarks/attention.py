@@ -22,7 +22,6 @@ from torch import Tensor
 from benchmarks.about import about
 from benchmarks.bare_floor import batch
 from limner.families import attention
-from limner.families.attention import MANY_TOKENS
 from limner.families.load import load
 from limner.rundir import write_json
 
@@ -63,7 +62,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
         grad = torch.randn(inputs[0].shape, generator=draws).bfloat16()
         times: dict[str, list[tuple[float, float]]] = {arm: [] for arm in ARMS}
         seen: dict[str, list[Tensor]] = {}
-        for _ in range(rounds * max(1, MANY_TOKENS // tokens)):  # in turn, so that a busy moment hits both
+        for _ in range(rounds * max(1, attention.MANY_TOKENS // tokens)):  # in turn, so that a busy moment hits both
             for arm, attend in ARMS.items():
                 seen[arm], taken = passed(attend, inputs, grad)
                 times[arm].append(taken)

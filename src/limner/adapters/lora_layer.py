@@ -85,19 +85,23 @@ class LoRALayer(nn.Module):
             A, B, scale = A[slot_of_block], B[slot_of_block], scale[slot_of_block]
         if x.shape[0] % A.shape[0]:
             raise ValueError(f"a batch of {x.shape[0]} rows cannot be split over {A.shape[0]} slots")
+        if self.common_scale is None:
+            B = B * scale.view(-1, 1, 1)
+        else:
+            strength = strength * self.common_scale
         A, B = A.to(x.dtype), B.to(x.dtype)
-        factor = strength * self.common_scale if self.common_scale else (strength * scale).to(x.dtype).view(-1, 1, 1)
         if self.geometry is None:
-            hidden = _scaled(_narrowed(x, A), factor)
-            return torch.baddbmm(output.reshape(len(A), -1, B.shape[1]), hidden, B.mT).view_as(output)
+            whole = output.reshape(len(A), -1, B.shape[1])
+            return torch.baddbmm(whole, _narrowed(x, A), B.mT, alpha=strength).view_as(output)
         hidden = self._convolved(x, A, self.geometry).flatten(3)
-        return output + (_scaled(B, factor)[:, None] @ hidden).reshape(output.shape)
+        return torch.add(output, (B[:, None] @ hidden).reshape(output.shape), alpha=strength)
 
     def _of_one(self, output: Tensor, x: Tensor, strength: float) -> Tensor:
         """Return the same for one slot, which is what most runs are: in as few kernels as can be."""
         A, B, scale = self.A[0].to(x.dtype), self.B[0].to(x.dtype), strength * self.alphas[0] / self.ranks[0]
         if self.geometry is not None:
-            return output + F.conv2d(F.conv2d(x, A, **self.geometry), (B * scale)[:, :, None, None])
+            added = F.conv2d(F.conv2d(x, A, **self.geometry), B[:, :, None, None])
+            return torch.add(output, added, alpha=scale)
         hidden = _narrowed(x, A).flatten(0, -2)
         return torch.addmm(output.flatten(0, -2), hidden, B.T, alpha=scale).view_as(output)
 
@@ -131,10 +135,6 @@ class LoRALayer(nn.Module):
         """Return alpha / rank * B A in float32, shaped like the layer's weight."""
         A, B = self.A[slot].float(), self.B[slot].float()
         return (B @ A.flatten(1) * self.scale[slot]).view(B.shape[0], *A.shape[1:])
-
-
-def _scaled(x: Tensor, factor: float | Tensor) -> Tensor:
-    return x if isinstance(factor, float) and factor == 1.0 else x * factor
 
 
 def _narrowed(x: Float[Tensor, "rows ... inputs"], A: Tensor) -> Tensor:
